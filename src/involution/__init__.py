@@ -1,0 +1,8 @@
+"""Involution, the operator that inverts convolution (Li et al., CVPR 2021, arXiv 2103.06255)."""
+
+from .extension import show_config
+from .module import Involution2d
+from .ops import involution2d
+
+
+__all__ = ["Involution2d", "involution2d", "show_config"]

@@ -1,0 +1,39 @@
+"""Compiles the operator ahead of time, for images and clusters: `python -m involution.build [cpu] [cuda]`.
+
+Without arguments it builds for the CPU, and for CUDA where there is a GPU or `TORCH_CUDA_ARCH_LIST` names the
+architectures. Exits with 1, and the reason, where something cannot be built.
+"""
+
+import argparse
+import logging
+import os
+import sys
+
+import torch
+
+from . import extension
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m involution.build", description=__doc__.splitlines()[0])
+    parser.add_argument("devices", nargs="*", metavar="DEVICE", help="cpu, cuda (default: what this machine has)")
+    devices = parser.parse_args().devices
+    if unknown := set(devices) - {"cpu", "cuda"}:
+        parser.error(f"DEVICE is {', '.join(sorted(unknown))}, expected cpu or cuda")
+    if not devices:
+        with_cuda = torch.cuda.is_available() or os.environ.get("TORCH_CUDA_ARCH_LIST")
+        devices = ["cpu", "cuda"] if with_cuda else ["cpu"]
+
+    logging.basicConfig(format="%(message)s")
+    failed = False
+    for device_type in devices:
+        try:
+            print(f"{device_type}: {extension.build(device_type)}")
+        except RuntimeError as error:
+            failed = True
+            print(f"{device_type}: {error}", file=sys.stderr)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+// Registers the CUDA kernels. Only c10's headers for stream and device guard: ATen/cuda/CUDAContext.h needs parts of
+// the toolkit (cuSPARSE, cuSOLVER ...) that many machines lack.
+
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+#define STRIP(...) __VA_ARGS__
+#define LAUNCH(kernel, blocks, threads, ...)                                                   \
+  do {                                                                                         \
+    (STRIP kernel)<<<(blocks), (threads), 0, c10::cuda::getCurrentCUDAStream()>>>(__VA_ARGS__); \
+    C10_CUDA_KERNEL_LAUNCH_CHECK();                                                            \
+  } while (false)
+
+#include "involution2d_kernels.cuh"
+
+namespace {
+
+template <typename... Arguments>
+at::Tensor on_device_of(at::Tensor (*f)(const at::Tensor&, const at::Tensor&, Arguments...), const at::Tensor& a,
+                        const at::Tensor& b, Arguments... arguments) {
+  const c10::cuda::CUDAGuard guard(a.device());
+  return f(a, b, arguments...);
+}
+
+at::Tensor involution2d(const at::Tensor& input, const at::Tensor& kernel, at::IntArrayRef stride, at::IntArrayRef padding,
+                        at::IntArrayRef dilation) {
+  return on_device_of(involution::forward, input, kernel, stride, padding, dilation);
+}
+
+at::Tensor involution2d_input_grad(const at::Tensor& grad_output, const at::Tensor& kernel, at::IntArrayRef input_size,
+                                   at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
+  return on_device_of(involution::input_grad, grad_output, kernel, input_size, stride, padding, dilation);
+}
+
+at::Tensor involution2d_kernel_grad(const at::Tensor& grad_output, const at::Tensor& input, int64_t groups,
+                                    at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
+                                    at::IntArrayRef dilation) {
+  return on_device_of(involution::kernel_grad, grad_output, input, groups, kernel_size, stride, padding, dilation);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(involution, CUDA, m) {
+  m.impl("involution2d", &involution2d);
+  m.impl("involution2d_input_grad", &involution2d_input_grad);
+  m.impl("involution2d_kernel_grad", &involution2d_kernel_grad);
+}

@@ -1,0 +1,84 @@
+"""The involution layer."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .ops import involution2d
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+class Involution2d(nn.Module):
+    """Involution with the kernel generated from the pixel that it is centred on (arXiv 2103.06255, section 3).
+
+    The kernel generation is average pooling by the stride (if any) -> 1x1 convolution to `channels /
+    reduction_ratio` without bias -> BatchNorm -> ReLU -> 1x1 convolution to `Kh * Kw * groups` with bias; no softmax.
+    The defaults are the paper's. A drop-in replacement for a convolution of equal numbers of input and output
+    channels and "same" padding: the output is `ceil(H / stride) x ceil(W / stride)` for every size of input.
+
+    Args:
+        channels: channels of input and output, divisible by `group_channels` and `reduction_ratio`.
+        kernel_size: one number or (Kh, Kw), odd or even. An even kernel reaches one pixel further right and down.
+        stride: one number or (vertical, horizontal).
+        dilation: one number or a pair.
+        group_channels: channels that share a kernel.
+        reduction_ratio: channels over hidden channels of the kernel generation.
+
+    Shape:
+        input (B, channels, H, W) -> output (B, channels, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | Sequence[int] = 7,
+        stride: int | Sequence[int] = 1,
+        dilation: int | Sequence[int] = 1,
+        group_channels: int = 16,
+        reduction_ratio: int = 4,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, divisor in (("group_channels", group_channels), ("reduction_ratio", reduction_ratio)):
+            if divisor < 1 or channels % divisor != 0:
+                raise ValueError(f"Involution2d: {name} is {divisor}, expected a divisor of channels = {channels}")
+        self.channels = channels
+        self.kernel_size = _pair(kernel_size)
+        self.stride = _pair(stride)
+        self.dilation = _pair(dilation)
+        self.group_channels = group_channels
+        self.reduction_ratio = reduction_ratio
+        self.groups = channels // group_channels
+
+        factory = {"device": device, "dtype": dtype}
+        self.reduce = nn.Sequential(
+            nn.Conv2d(channels, channels // reduction_ratio, 1, bias=False, **factory),
+            nn.BatchNorm2d(channels // reduction_ratio, **factory),
+            nn.ReLU(),
+        )
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        self.span = nn.Conv2d(channels // reduction_ratio, taps * self.groups, 1, **factory)
+
+    def forward(self, input: Tensor) -> Tensor:
+        kernel = self.span(self.reduce(self._pool(input))).unflatten(1, (self.groups, *self.kernel_size))
+        span = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size)]
+        if span[0] % 2 or span[1] % 2:
+            input = F.pad(input, (0, span[1] % 2, 0, span[0] % 2))
+        return involution2d(input, kernel, self.stride, [s // 2 for s in span], self.dilation)
+
+    def _pool(self, input: Tensor) -> Tensor:
+        # ceil_mode: the last window of an odd size averages the pixels that exist, so that there is a kernel for
+        # every output pixel; where the stride divides the size it changes nothing.
+        return input if self.stride == (1, 1) else F.avg_pool2d(input, self.stride, ceil_mode=True)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}, "
+            f"group_channels={self.group_channels}, reduction_ratio={self.reduction_ratio}"
+        )

@@ -1,0 +1,41 @@
+"""Involution in plain PyTorch: the definition that the compiled kernels are tested against.
+
+It also runs wherever nothing could be compiled. Its memory grows with the unfolded input, `Kh * Kw` times the input.
+Values of 16 bits are multiplied and summed in float32.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _unfold(input: Tensor, groups: int, kernel_size, output_size, stride, padding, dilation) -> Tensor:
+    """(B, C, H, W) -> (B, G, C/G, Kh, Kw, H', W'), in the accumulation dtype."""
+    columns = F.unfold(input.to(_accumulation_dtype(input.dtype)), kernel_size, dilation, padding, stride)
+    return columns.view(input.shape[0], groups, input.shape[1] // groups, *kernel_size, *output_size)
+
+
+def involution2d(input: Tensor, kernel: Tensor, stride, padding, dilation) -> Tensor:
+    """Sums kernel * unfolded input over the window (paper, equation 4): (B, C, H', W')."""
+    groups, kernel_size, output_size = kernel.shape[1], kernel.shape[2:4], kernel.shape[4:]
+    columns = _unfold(input, groups, kernel_size, output_size, stride, padding, dilation)
+    return (kernel.unsqueeze(2) * columns).sum((3, 4)).flatten(1, 2).to(input.dtype)
+
+
+def involution2d_input_grad(grad_output: Tensor, kernel: Tensor, input_size, stride, padding, dilation) -> Tensor:
+    """The adjoint of `involution2d` in its input: (B, C, H, W) with `input_size` = (H, W)."""
+    grad = grad_output.to(_accumulation_dtype(grad_output.dtype)).unflatten(1, (kernel.shape[1], -1))
+    columns = (kernel.unsqueeze(2) * grad[:, :, :, None, None]).flatten(5).flatten(1, 4)
+    return F.fold(columns, input_size, kernel.shape[2:4], dilation, padding, stride).to(grad_output.dtype)
+
+
+def involution2d_kernel_grad(
+    grad_output: Tensor, input: Tensor, groups: int, kernel_size, stride, padding, dilation
+) -> Tensor:
+    """The adjoint of `involution2d` in its kernel: (B, G, Kh, Kw, H', W')."""
+    columns = _unfold(input, groups, kernel_size, grad_output.shape[2:], stride, padding, dilation)
+    return (grad_output.unflatten(1, (groups, -1))[:, :, :, None, None] * columns).sum(2).to(input.dtype)
