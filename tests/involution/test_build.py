@@ -1,0 +1,116 @@
+"""Compilation at first use, in processes of their own with a cache of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+# Adds up an involution whose kernel and input are all ones: every output is the number of taps inside of the image.
+USE = """
+import logging, warnings
+logging.basicConfig(format="%(message)s")
+import torch, involution
+output = involution.involution2d(torch.ones(1, 16, 4, 5), torch.ones(1, 1, 3, 3, 4, 5))
+output = involution.involution2d(output, torch.ones(1, 1, 1, 1, 4, 5))
+assert output[0, 0].tolist() == [[4, 6, 6, 6, 4], [6, 9, 9, 9, 6], [6, 9, 9, 9, 6], [4, 6, 6, 6, 4]], output
+print(involution.show_config())
+"""
+
+
+def start(code: str, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[str, str]:
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    return output, errors
+
+
+def test_four_processes_compile_once_after_a_fifth_was_killed(tmp_path):
+    environment = {"TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    victim = start(USE, **environment)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("involution_cpu_*/build.ninja")):  # the compiler is about to run, or running
+        assert victim.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(victim.pid, signal.SIGKILL)
+    victim.communicate()
+
+    results = [finish(process) for process in [start(USE, **environment) for _ in range(4)]]
+    errors = "".join(error for _, error in results)
+    assert errors.count("Compiling the involution operator for cpu") == 1
+    assert errors.count("Compiled the involution operator for cpu in") == 1
+    assert all("cpu: compiled (" in output for output, _ in results)
+    assert "RuntimeWarning" not in errors
+
+    # What was compiled is used without ninja or a compiler, as on the nodes of a cluster.
+    output, errors = finish(start(USE, **environment, PATH="/nonexistent", CXX="missing-compiler"))
+    assert "cpu: compiled (" in output and "RuntimeWarning" not in errors
+
+
+@pytest.mark.parametrize(
+    "environment, reason, cure",
+    [
+        ({"PATH": "/nonexistent"}, "no C++ compiler", "Install g++"),
+        ({"CXX": "missing-compiler"}, "'missing-compiler' is not on PATH", "set CXX"),
+        ({"CXX": "false"}, "compilation failed", "build.log"),
+        ({"TORCH_EXTENSIONS_DIR": "/dev/null/cache"}, "cannot be written", "Set TORCH_EXTENSIONS_DIR"),
+    ],
+)
+def test_without_compiled_kernels_one_warning_and_right_results(environment, reason, cure, tmp_path):
+    output, errors = finish(start(USE, **{"TORCH_EXTENSIONS_DIR": str(tmp_path), **environment}))
+    assert errors.count("RuntimeWarning") == 1
+    assert reason in errors and cure in errors
+    assert "cpu: plain PyTorch, because" in output and reason in output
+
+
+def test_gradients_without_compiled_kernels():
+    code = """
+import torch, involution
+torch.manual_seed(0)
+for memory_format in (torch.contiguous_format, torch.channels_last):
+    input = torch.randn(2, 4, 5, 6, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    kernel = torch.randn(2, 18, 3, 6, dtype=torch.float64).to(memory_format=memory_format).unflatten(1, (2, 3, 3))
+    kernel.requires_grad_()
+    arguments = ((2, 1), (1, 1), (1, 1))
+    assert torch.autograd.gradcheck(involution.involution2d, (input, kernel, *arguments))
+    assert torch.autograd.gradgradcheck(involution.involution2d, (input, kernel, *arguments))
+    torch.library.opcheck(torch.ops.involution.involution2d, (input, kernel, *map(list, arguments)))
+    output = involution.involution2d(input, kernel, *arguments)
+    assert output.is_contiguous(memory_format=memory_format)
+assert not torch._C._dispatch_has_kernel_for_dispatch_key("involution::involution2d", "CPU")
+"""
+    finish(start(code, PATH="/nonexistent", TORCH_EXTENSIONS_DIR="/dev/null/cache"))
+
+
+def test_importing_compiles_nothing(tmp_path):
+    finish(start("import involution; involution.show_config()", TORCH_EXTENSIONS_DIR=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reloaded_module_registers_nothing_twice():
+    finish(start("import importlib, involution; importlib.reload(involution.ops); importlib.reload(involution)" + USE))
+
+
+def test_build_ahead_of_time_says_what_it_made_or_why_not():
+    command = [sys.executable, "-m", "involution.build"]
+    made = subprocess.run([*command, "cpu"], capture_output=True, text=True)
+    assert made.returncode == 0 and made.stdout.startswith("cpu: ") and made.stdout.strip().endswith(".so")
+    environment = {**os.environ, "PATH": "/nonexistent", "TORCH_CUDA_ARCH_LIST": "7.5", "CUDA_HOME": "/nonexistent"}
+    environment["TORCH_EXTENSIONS_DIR"] = os.devnull + "/cache"
+    failed = subprocess.run([*command, "cuda"], capture_output=True, text=True, env=environment)
+    assert failed.returncode == 1 and "cuda: " in failed.stderr and "Set TORCH_EXTENSIONS_DIR" in failed.stderr
+    unknown = subprocess.run([*command, "tpu"], capture_output=True, text=True)
+    assert unknown.returncode == 2 and "tpu" in unknown.stderr

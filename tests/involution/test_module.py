@@ -1,0 +1,88 @@
+"""`Involution2d`, the layer."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from involution import Involution2d
+
+
+def pixel_by_pixel(layer: Involution2d, image: torch.Tensor, i: int, j: int) -> torch.Tensor:
+    """One output pixel of an odd kernel by the paper's equations 4 and 6: phi of the (pooled) pixel, then the sum."""
+    (sh, sw), (dh, dw), (kh, kw) = layer.stride, layer.dilation, layer.kernel_size
+    pooled = image[:, i * sh : (i + 1) * sh, j * sw : (j + 1) * sw].mean((1, 2))
+    convolution, norm, _ = layer.reduce
+    hidden = convolution.weight[:, :, 0, 0] @ pooled
+    hidden = (hidden - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
+    taps = layer.span.weight[:, :, 0, 0] @ hidden.relu() + layer.span.bias
+    taps = taps.view(layer.groups, kh, kw)
+    output = torch.zeros(layer.channels, dtype=image.dtype)
+    for c in range(layer.channels):
+        for u in range(kh):
+            for v in range(kw):
+                y, x = i * sh + (u - kh // 2) * dh, j * sw + (v - kw // 2) * dw
+                if 0 <= y < image.shape[1] and 0 <= x < image.shape[2]:
+                    output[c] += taps[c // layer.group_channels, u, v] * image[c, y, x]
+    return output
+
+
+@pytest.mark.parametrize("stride", [1, 2, (3, 1)])
+@pytest.mark.parametrize("kernel_size, dilation", [(7, 1), (3, 2), ((1, 5), (1, 2))])
+@pytest.mark.parametrize("size", [(8, 8), (9, 11), (1, 2)])
+def test_matches_the_paper_pixel_by_pixel(kernel_size, stride, dilation, size):
+    torch.manual_seed(0)
+    layer = Involution2d(8, kernel_size, stride, dilation, group_channels=4, reduction_ratio=2, dtype=torch.float64)
+    layer.reduce[1].running_mean.normal_()
+    layer.reduce[1].running_var.uniform_(0.5, 2)
+    layer.eval()
+    input = torch.randn(2, 8, *size, dtype=torch.float64)
+    with torch.no_grad():
+        output = layer(input)
+        assert output.shape[2:] == (-(-size[0] // layer.stride[0]), -(-size[1] // layer.stride[1]))
+        for b, i, j in ((0, 0, 0), (1, output.shape[2] - 1, output.shape[3] - 1), (1, 0, output.shape[3] // 2)):
+            torch.testing.assert_close(output[b, :, i, j], pixel_by_pixel(layer, input[b], i, j))
+
+
+@pytest.mark.parametrize("kernel_size, dilation, stride", [(2, 1, 1), ((4, 3), 1, 2), (4, (3, 1), (1, 3))])
+def test_even_kernels_reach_one_further_right_and_down(kernel_size, dilation, stride):
+    """As the convolution with padding="same", which is what a layer with a constant kernel is."""
+    layer = Involution2d(16, kernel_size, stride, dilation, dtype=torch.float64)
+    torch.nn.init.zeros_(layer.span.weight)
+    input = torch.randn(1, 16, 9, 7, dtype=torch.float64)
+    weight = layer.span.bias.view(1, 1, *layer.kernel_size).expand(16, -1, -1, -1)
+    expected = F.conv2d(input, weight, padding="same", dilation=dilation, groups=16)
+    torch.testing.assert_close(layer(input), expected[:, :, :: layer.stride[0], :: layer.stride[1]])
+
+
+def test_parameters_of_the_paper():
+    """C=64, K=7, r=4, 16 channels a group: 64*16 + BatchNorm 2*16 + (16 + 1) * 49 * 4."""
+    layer = Involution2d(64)
+    assert sum(p.numel() for p in layer.parameters()) == 64 * 16 + 32 + 17 * 196
+    assert (layer.kernel_size, layer.group_channels, layer.reduction_ratio) == ((7, 7), 16, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_trains_under_compile_and_autocast(dtype):
+    torch.manual_seed(0)
+    layer = Involution2d(16, 3).to(memory_format=torch.channels_last)
+    compiled = torch.compile(layer, fullgraph=True)
+    input = torch.randn(2, 16, 6, 5).to(memory_format=torch.channels_last)
+    grads = []
+    for module in (layer, compiled):
+        layer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            output = module(input)
+        assert output.dtype == dtype
+        output.float().square().sum().backward()
+        grads.append([p.grad.clone() for p in layer.parameters()])
+    tolerance = 5e-2 if dtype == torch.bfloat16 else 1e-5
+    for eager, fused in zip(*grads):
+        torch.testing.assert_close(eager, fused, rtol=0, atol=tolerance * max(g.abs().max() for g in grads[0]))
+
+
+@pytest.mark.parametrize(
+    "arguments, words", [({"group_channels": 5}, "group_channels is 5"), ({"reduction_ratio": 3}, "3")]
+)
+def test_impossible_sizes_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        Involution2d(16, **arguments)
