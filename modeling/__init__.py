@@ -1,0 +1,44 @@
+"""RedNet for Transformers. Importing this registers the model type `rednet` with the Auto classes."""
+
+from importlib.metadata import version
+
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    ConvNextImageProcessorPil,
+)
+from transformers.utils import is_torchvision_available
+
+from .configuration_rednet import RedNetConfig
+from .modeling_rednet import RedNetBackbone, RedNetForImageClassification, RedNetModel, RedNetPreTrainedModel
+from .profile import count_macs, count_parameters
+
+
+__version__ = version("rednet")
+
+AutoConfig.register("rednet", RedNetConfig)
+AutoModel.register(RedNetConfig, RedNetModel)
+AutoModelForImageClassification.register(RedNetConfig, RedNetForImageClassification)
+AutoBackbone.register(RedNetConfig, RedNetBackbone)
+
+# RedNet has the preprocessing of ConvNeXt at 224: resize to 256, centre crop. Without torchvision, PIL does it.
+_image_processors = {"pil": ConvNextImageProcessorPil}
+if is_torchvision_available():
+    from transformers import ConvNextImageProcessor
+
+    _image_processors["torchvision"] = ConvNextImageProcessor
+AutoImageProcessor.register(RedNetConfig, image_processor_classes=_image_processors)
+
+
+__all__ = [
+    "RedNetBackbone",
+    "RedNetConfig",
+    "RedNetForImageClassification",
+    "RedNetModel",
+    "RedNetPreTrainedModel",
+    "count_macs",
+    "count_parameters",
+]

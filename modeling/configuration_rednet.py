@@ -1,0 +1,113 @@
+"""RedNet model configuration."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+
+@strict
+class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    The architecture of a RedNet: a ResNet of bottlenecks whose 3x3 convolutions are involutions (Li et al., CVPR 2021,
+    arXiv 2103.06255, section 4.1). The defaults are RedNet-50.
+
+    Args:
+        num_channels (`int`, *optional*, defaults to 3):
+            The number of channels of the images.
+        embedding_size (`int`, *optional*, defaults to 64):
+            Channels that leave the stem. Its first half works at half of them.
+        hidden_sizes (`list[int]`, *optional*, defaults to `[256, 512, 1024, 2048]`):
+            Channels that leave each stage, four times those of its involutions.
+        depths (`list[int]`, *optional*, defaults to `[3, 4, 6, 3]`):
+            Bottlenecks in each stage.
+        hidden_act (`str`, *optional*, defaults to `"relu"`):
+            The activation after every BatchNorm, in the kernel generation as well.
+        kernel_size (`int`, *optional*, defaults to 7):
+            Size of the involutions' kernels in the stages, odd.
+        stem_kernel_size (`int`, *optional*, defaults to 3):
+            Size of the kernel of the stem's involution, odd. 7 in the paper's detection and segmentation models.
+        group_channels (`int`, *optional*, defaults to 16):
+            Channels that share one kernel.
+        reduction_ratio (`int`, *optional*, defaults to 4):
+            Channels of an involution over hidden channels of its kernel generation.
+        stem_stride (`int`, *optional*, defaults to 4):
+            How much the stem shrinks the image: 4 as in the paper (a strided convolution and a max pooling), 2 (the
+            convolution alone) or 1 (neither) for images that are small already.
+        out_features (`list[str]`, *optional*):
+            As a backbone, the features to return: any of `"stem"`, `"stage1"`, `"stage2"` ... in this order. The last
+            stage if neither this nor `out_indices` is given.
+        out_indices (`list[int]`, *optional*):
+            The same by number: 0 for the stem, 1 for the first stage.
+
+    Example:
+
+    ```python
+    >>> from rednet import RedNetConfig, RedNetModel
+
+    >>> configuration = RedNetConfig()  # RedNet-50
+    >>> model = RedNetModel(configuration)  # with random weights
+    >>> configuration = model.config
+    ```
+    """
+
+    model_type = "rednet"
+
+    num_channels: int = 3
+    embedding_size: int = 64
+    hidden_sizes: list[int] | tuple[int, ...] = (256, 512, 1024, 2048)
+    depths: list[int] | tuple[int, ...] = (3, 4, 6, 3)
+    hidden_act: str = "relu"
+    kernel_size: int = 7
+    stem_kernel_size: int = 3
+    group_channels: int = 16
+    reduction_ratio: int = 4
+    stem_stride: int = 4
+
+    def __post_init__(self, **kwargs):
+        self.hidden_sizes = list(self.hidden_sizes)
+        self.depths = list(self.depths)
+        self.stage_names = ["stem"] + [f"stage{idx}" for idx in range(1, len(self.depths) + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    def validate_stages(self):
+        """Every stage has a depth and a size."""
+        if len(self.depths) == 0 or len(self.depths) != len(self.hidden_sizes):
+            raise ValueError(
+                f"depths={self.depths} and hidden_sizes={self.hidden_sizes} must have one entry for each stage"
+            )
+        if min(self.depths) < 1:
+            raise ValueError(f"depths={self.depths} must be positive: every stage has at least one bottleneck")
+
+    def validate_kernel_sizes(self):
+        """Involutions are centred on their pixel."""
+        for name in ("kernel_size", "stem_kernel_size"):
+            if (value := getattr(self, name)) < 1 or value % 2 == 0:
+                raise ValueError(f"{name}={value} must be odd and positive: an involution is centred on its pixel")
+
+    def validate_group_channels(self):
+        """The channels of every involution divide into groups and by the reduction ratio."""
+        if self.embedding_size % 2 != 0:
+            raise ValueError(
+                f"embedding_size={self.embedding_size} must be even: the stem's involution has half of it"
+            )
+        if any(size % 4 != 0 for size in self.hidden_sizes):
+            raise ValueError(f"hidden_sizes={self.hidden_sizes} must be multiples of 4, the expansion of a bottleneck")
+        widths = [self.embedding_size // 2] + [size // 4 for size in self.hidden_sizes]
+        for name in ("group_channels", "reduction_ratio"):
+            value = getattr(self, name)
+            if value < 1 or any(width < 1 or width % value != 0 for width in widths):
+                raise ValueError(
+                    f"{name}={value} must divide the channels of every involution, which are {widths} (half of "
+                    "embedding_size in the stem, a quarter of hidden_sizes in the stages)"
+                )
+
+    def validate_stem_stride(self):
+        """The stem has two places to shrink the image in."""
+        if self.stem_stride not in (1, 2, 4):
+            raise ValueError(f"stem_stride={self.stem_stride} must be 1, 2 or 4")
+
+
+__all__ = ["RedNetConfig"]

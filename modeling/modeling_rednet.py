@@ -1,0 +1,364 @@
+"""PyTorch RedNet model."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithNoAttention,
+    BaseModelOutputWithPoolingAndNoAttention,
+    ImageClassifierOutputWithNoAttention,
+)
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import auto_docstring, can_return_tuple
+
+from .configuration_rednet import RedNetConfig
+
+
+try:
+    from involution import involution2d
+except ImportError:  # as remote code, where the package with the compiled operator is not installed
+
+    def involution2d(input: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
+        """Applies kernels (B, G, K, K, H', W') to an input (B, C, H, W) with "same" padding, in plain PyTorch."""
+        batch, groups, kernel_size, _, height, width = kernel.shape
+        columns = F.unfold(input, kernel_size, padding=kernel_size // 2, stride=stride)
+        columns = columns.view(batch, groups, -1, kernel_size, kernel_size, height, width)
+        return (kernel.unsqueeze(2) * columns).sum((3, 4)).flatten(1, 2)
+
+
+class RedNetConvLayer(nn.Module):
+    """Convolution, BatchNorm and activation."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        activation: str | None = "relu",
+    ):
+        super().__init__()
+        self.convolution = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False
+        )
+        self.normalization = nn.BatchNorm2d(out_channels)
+        self.activation = ACT2FN[activation] if activation is not None else nn.Identity()
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        return self.activation(self.normalization(self.convolution(hidden_state)))
+
+
+class RedNetInvolution(nn.Module):
+    """
+    Generates a kernel for every output pixel from that pixel (paper, equation 6) and applies it (equation 4).
+
+    The result has the size of a convolution of the same stride with "same" padding, ceil(H / stride).
+    """
+
+    def __init__(self, config: RedNetConfig, channels: int, kernel_size: int, stride: int = 1):
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.groups = channels // config.group_channels
+        # ceil_mode: the last window of an odd size averages the pixels that exist. Where the stride divides the size,
+        # as it does in the authors' models, it changes nothing.
+        self.pooler = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        self.reduce = RedNetConvLayer(
+            channels, channels // config.reduction_ratio, kernel_size=1, activation=config.hidden_act
+        )
+        self.span = nn.Conv2d(channels // config.reduction_ratio, kernel_size**2 * self.groups, kernel_size=1)
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        kernel = self.span(self.reduce(self.pooler(hidden_state)))
+        kernel = kernel.unflatten(1, (self.groups, self.kernel_size, self.kernel_size))
+        return involution2d(hidden_state, kernel, stride=self.stride)
+
+
+class RedNetInvolutionLayer(nn.Module):
+    """Involution, BatchNorm and activation."""
+
+    def __init__(self, config: RedNetConfig, channels: int, kernel_size: int, stride: int = 1):
+        super().__init__()
+        self.involution = RedNetInvolution(config, channels, kernel_size, stride)
+        self.normalization = nn.BatchNorm2d(channels)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        return self.activation(self.normalization(self.involution(hidden_state)))
+
+
+class RedNetEmbeddings(nn.Module):
+    """The stem: convolution, involution, convolution, and a max pooling where the stem's stride is 4."""
+
+    def __init__(self, config: RedNetConfig):
+        super().__init__()
+        self.num_channels = config.num_channels
+        width = config.embedding_size // 2
+        self.layers = nn.Sequential(
+            RedNetConvLayer(
+                config.num_channels, width, stride=min(config.stem_stride, 2), activation=config.hidden_act
+            ),
+            RedNetInvolutionLayer(config, width, config.stem_kernel_size),
+            RedNetConvLayer(width, config.embedding_size, activation=config.hidden_act),
+        )
+        self.pooler = nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if config.stem_stride == 4 else nn.Identity()
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        if pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"pixel_values have {pixel_values.shape[1]} channels, expected {self.num_channels} as set in the "
+                "configuration (num_channels)"
+            )
+        return self.pooler(self.layers(pixel_values))
+
+
+class RedNetShortCut(nn.Module):
+    """Projects the residual to the size and the number of channels of the bottleneck's output."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__()
+        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
+        self.normalization = nn.BatchNorm2d(out_channels)
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        return self.normalization(self.convolution(hidden_state))
+
+
+class RedNetBottleNeckLayer(GradientCheckpointingLayer):
+    """1x1 convolution to a quarter of the channels, involution (with the stride), 1x1 convolution back, residual."""
+
+    def __init__(self, config: RedNetConfig, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__()
+        width = out_channels // 4
+        self.shortcut = (
+            RedNetShortCut(in_channels, out_channels, stride)
+            if in_channels != out_channels or stride != 1
+            else nn.Identity()
+        )
+        self.layer = nn.Sequential(
+            RedNetConvLayer(in_channels, width, kernel_size=1, activation=config.hidden_act),
+            RedNetInvolutionLayer(config, width, config.kernel_size, stride),
+            RedNetConvLayer(width, out_channels, kernel_size=1, activation=None),
+        )
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        return self.activation(self.layer(hidden_state) + self.shortcut(hidden_state))
+
+
+class RedNetStage(nn.Module):
+    """Bottlenecks of one width; the first one takes the stride."""
+
+    def __init__(self, config: RedNetConfig, in_channels: int, out_channels: int, stride: int, depth: int):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            RedNetBottleNeckLayer(
+                config, in_channels if n == 0 else out_channels, out_channels, stride=stride if n == 0 else 1
+            )
+            for n in range(depth)
+        )
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        for layer in self.layers:
+            hidden_state = layer(hidden_state)
+        return hidden_state
+
+
+class RedNetEncoder(nn.Module):
+    """The stages. The first keeps the size, every other one halves it."""
+
+    def __init__(self, config: RedNetConfig):
+        super().__init__()
+        in_sizes = [config.embedding_size] + config.hidden_sizes[:-1]
+        self.stages = nn.ModuleList(
+            RedNetStage(config, in_size, out_size, stride=1 if n == 0 else 2, depth=depth)
+            for n, (in_size, out_size, depth) in enumerate(zip(in_sizes, config.hidden_sizes, config.depths))
+        )
+
+    def forward(self, hidden_state: Tensor, output_hidden_states: bool = False) -> BaseModelOutputWithNoAttention:
+        hidden_states = (hidden_state,)
+        for stage in self.stages:
+            hidden_state = stage(hidden_state)
+            hidden_states += (hidden_state,)
+        return BaseModelOutputWithNoAttention(
+            last_hidden_state=hidden_state, hidden_states=hidden_states if output_hidden_states else None
+        )
+
+
+@contextmanager
+def _frozen_statistics(layer: nn.Module) -> Iterator[None]:
+    """BatchNorm layers normalise by the batch, as in training, but leave their running statistics alone."""
+    norms = [m for m in layer.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def _checkpoint_layer(layer: nn.Module, checkpoint: Callable, function: Callable, *args):
+    """Gradient checkpointing of a layer with BatchNorm: the running statistics see the batch in the first pass only."""
+    if (
+        torch.compiler.is_compiling()
+    ):  # there the recomputation is a matter of the partitioner, which repeats no updates
+        return checkpoint(function, *args)
+    passes = itertools.count()
+
+    def run(*args):
+        with nullcontext() if next(passes) == 0 else _frozen_statistics(layer):
+            return function(*args)
+
+    return checkpoint(run, *args)
+
+
+@auto_docstring
+class RedNetPreTrainedModel(PreTrainedModel):
+    config: RedNetConfig
+    config_class = RedNetConfig
+    base_model_prefix = "rednet"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["RedNetEmbeddings", "RedNetBottleNeckLayer"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=0.01)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, RedNetBottleNeckLayer):
+            # Every bottleneck starts as the identity (or its shortcut).
+            init.zeros_(module.layer[-1].normalization.weight)
+
+    def _set_gradient_checkpointing(self, *args, **kwargs) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, RedNetBottleNeckLayer):
+                module._gradient_checkpointing_func = partial(
+                    _checkpoint_layer, module, module._gradient_checkpointing_func
+                )
+
+
+@auto_docstring
+class RedNetModel(RedNetPreTrainedModel):
+    def __init__(self, config: RedNetConfig):
+        super().__init__(config)
+        self.embedder = RedNetEmbeddings(config)
+        self.encoder = RedNetEncoder(config)
+        self.pooler = nn.AdaptiveAvgPool2d((1, 1))
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs
+    ) -> BaseModelOutputWithPoolingAndNoAttention:
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        outputs = self.encoder(self.embedder(pixel_values), output_hidden_states=output_hidden_states)
+        return BaseModelOutputWithPoolingAndNoAttention(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=self.pooler(outputs.last_hidden_state).flatten(1),
+            hidden_states=outputs.hidden_states,
+        )
+
+
+@auto_docstring(
+    custom_intro="""
+    RedNet model with an image classification head on top (a linear layer on top of the pooled features), e.g. for
+    ImageNet.
+    """
+)
+class RedNetForImageClassification(RedNetPreTrainedModel):
+    # The loss is a mean over the images of a batch: Trainer has to average it over accumulation steps.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: RedNetConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.rednet = RedNetModel(config)
+        self.classifier = (
+            nn.Linear(config.hidden_sizes[-1], config.num_labels) if config.num_labels > 0 else nn.Identity()
+        )
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: torch.LongTensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> ImageClassifierOutputWithNoAttention:
+        r"""
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Labels for computing the image classification/regression loss. Indices should be in `[0, ...,
+            config.num_labels - 1]`. If `config.num_labels > 1` a classification loss is computed (cross-entropy).
+        """
+        outputs = self.rednet(pixel_values, output_hidden_states=output_hidden_states)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+@auto_docstring(
+    custom_intro="""
+    RedNet backbone, to be used with frameworks like DETR and MaskFormer.
+    """
+)
+class RedNetBackbone(BackboneMixin, RedNetPreTrainedModel):
+    has_attentions = False
+
+    def __init__(self, config: RedNetConfig):
+        super().__init__(config)
+        self.num_features = [config.embedding_size] + config.hidden_sizes
+        self.embedder = RedNetEmbeddings(config)
+        self.encoder = RedNetEncoder(config)
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    @auto_docstring
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs) -> BackboneOutput:
+        r"""
+        Examples:
+
+        ```python
+        >>> import torch
+        >>> from rednet import RedNetBackbone, RedNetConfig
+
+        >>> backbone = RedNetBackbone(RedNetConfig(out_features=["stage2", "stage4"]))
+        >>> outputs = backbone(torch.zeros(1, 3, 224, 224))
+        >>> [list(feature_map.shape) for feature_map in outputs.feature_maps]
+        [[1, 512, 28, 28], [1, 2048, 7, 7]]
+        ```"""
+        hidden_states = self.encoder(self.embedder(pixel_values), output_hidden_states=True).hidden_states
+        feature_maps = tuple(hidden_states[self.stage_names.index(name)] for name in self.out_features)
+        return BackboneOutput(feature_maps=feature_maps, hidden_states=hidden_states)
+
+
+__all__ = ["RedNetBackbone", "RedNetForImageClassification", "RedNetModel", "RedNetPreTrainedModel"]
