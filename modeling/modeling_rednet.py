@@ -150,6 +150,9 @@ class RedNetBottleNeckLayer(GradientCheckpointingLayer):
             RedNetInvolutionLayer(config, width, config.kernel_size, stride),
             RedNetConvLayer(width, out_channels, kernel_size=1, activation=None),
         )
+        # Every bottleneck starts as the identity (or its shortcut). Marked on the BatchNorm itself, because `_init_weights`
+        # is not called for modules without parameters of their own in remote code.
+        self.layer[-1].normalization.zero_init = True
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_state: Tensor) -> Tensor:
@@ -197,15 +200,17 @@ class RedNetEncoder(nn.Module):
 
 @contextmanager
 def _frozen_statistics(layer: nn.Module) -> Iterator[None]:
-    """BatchNorm layers normalise by the batch, as in training, but leave their running statistics alone."""
-    norms = [m for m in layer.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    """BatchNorm layers normalise by the batch, as in training, but update copies of their running statistics."""
+    buffers = {
+        norm: dict(norm._buffers) for norm in layer.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    }
+    for norm, kept in buffers.items():
+        norm._buffers.update({name: None if buffer is None else buffer.clone() for name, buffer in kept.items()})
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, kept in buffers.items():
+            norm._buffers.update(kept)
 
 
 def _checkpoint_layer(layer: nn.Module, checkpoint: Callable, function: Callable, *args):
@@ -244,14 +249,11 @@ class RedNetPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=0.01)
             init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
-            init.ones_(module.weight)
+            init.constant_(module.weight, 0 if getattr(module, "zero_init", False) else 1)
             init.zeros_(module.bias)
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
-        elif isinstance(module, RedNetBottleNeckLayer):
-            # Every bottleneck starts as the identity (or its shortcut).
-            init.zeros_(module.layer[-1].normalization.weight)
 
     def _set_gradient_checkpointing(self, *args, **kwargs) -> None:
         super()._set_gradient_checkpointing(*args, **kwargs)

@@ -1,0 +1,334 @@
+"""The model family by the conventions of Transformers."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    Trainer,
+    TrainingArguments,
+)
+
+from rednet import (
+    RedNetBackbone,
+    RedNetConfig,
+    RedNetForImageClassification,
+    RedNetModel,
+    count_macs,
+    count_parameters,
+)
+
+
+# The paper's table: depth -> parameters, 10^9 multiply-accumulates at 224 x 224.
+PUBLISHED = {
+    26: (9_233_166, 1.685),
+    38: (12_386_986, 2.167),
+    50: (15_540_806, 2.649),
+    101: (25_652_950, 4.659),
+    152: (33_984_582, 6.679),
+}
+
+
+def small_config(**changes) -> RedNetConfig:
+    values = {"embedding_size": 32, "hidden_sizes": [64, 128], "depths": [1, 2], "num_labels": 5}
+    return RedNetConfig(**{**values, **changes})
+
+
+def small_model(seed: int = 0, **changes) -> RedNetForImageClassification:
+    """With random BatchNorm statistics and weights throughout, so that nothing is multiplied by zero."""
+    torch.manual_seed(seed)
+    model = RedNetForImageClassification(small_config(**changes))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model
+
+
+def random_images(*shape, **options) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), **options)
+
+
+@pytest.mark.parametrize("depth", PUBLISHED)
+def test_published_parameters_and_macs(root, depth):
+    config = AutoConfig.from_pretrained(root / f"configs/models/rednet-{depth}.json")
+    assert type(config) is RedNetConfig and config.num_labels == 1000
+    with torch.device("meta"):
+        model = AutoModelForImageClassification.from_config(config)
+    parameters, macs = PUBLISHED[depth]
+    assert count_parameters(model) == parameters
+    assert round(count_macs(model, 224, 224) / 1e9, 3) == macs
+
+
+def test_defaults_are_rednet_50(root):
+    saved = json.loads((root / "configs/models/rednet-50.json").read_text())
+    config = RedNetConfig(num_labels=1000).to_dict()
+    assert {name: config[name] for name in saved if name not in ("architectures", "num_labels")} == {
+        name: value for name, value in saved.items() if name not in ("architectures", "num_labels")
+    }
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"kernel_size": 4}, ["kernel_size=4", "odd"]),
+        ({"stem_kernel_size": 0}, ["stem_kernel_size=0", "odd"]),
+        ({"group_channels": 24}, ["group_channels=24", "[16, 16, 32]"]),
+        ({"reduction_ratio": 0}, ["reduction_ratio=0"]),
+        ({"hidden_sizes": [64, 130]}, ["hidden_sizes=[64, 130]", "multiples of 4"]),
+        ({"embedding_size": 33}, ["embedding_size=33", "even"]),
+        ({"depths": [1, 2, 3]}, ["depths=[1, 2, 3]", "hidden_sizes=[64, 128]"]),
+        ({"depths": [1, 0]}, ["depths=[1, 0]", "positive"]),
+        ({"stem_stride": 3}, ["stem_stride=3"]),
+        ({"kernel_size": "seven"}, ["kernel_size"]),
+        ({"out_features": ["stage7"]}, ["stage7"]),
+    ],
+)
+def test_impossible_configurations_are_refused(changes, words):
+    with pytest.raises(Exception) as raised:
+        small_config(**changes)
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_round_trip_through_auto_classes(tmp_path):
+    model = small_model().eval()
+    images = random_images(2, 3, 64, 64)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "rednet"
+    with torch.no_grad():
+        expected = model(images)
+        classifier = AutoModelForImageClassification.from_pretrained(tmp_path)
+        assert type(classifier) is RedNetForImageClassification and not classifier.training
+        assert torch.equal(classifier(images).logits, expected.logits)
+        base = AutoModel.from_pretrained(tmp_path)
+        assert type(base) is RedNetModel
+        torch.testing.assert_close(classifier.classifier(base(images).pooler_output), expected.logits)
+    assert AutoConfig.from_pretrained(tmp_path).to_dict() == classifier.config.to_dict()
+
+
+def test_backbone_gives_the_features_of_every_stage(tmp_path):
+    model = small_model().eval()
+    model.save_pretrained(tmp_path)
+    names = ["stem", "stage1", "stage2"]
+    backbone = RedNetBackbone.from_pretrained(tmp_path, out_features=names)
+    images = random_images(1, 3, 64, 96)
+    with torch.no_grad():
+        features = backbone(images).feature_maps
+        states = model(images, output_hidden_states=True).hidden_states
+    assert [tuple(f.shape[1:]) for f in features] == [(32, 16, 24), (64, 16, 24), (128, 8, 12)]
+    assert backbone.channels == [32, 64, 128]
+    for feature, state in zip(features, states, strict=True):
+        assert torch.equal(feature, state)
+
+    chosen = AutoBackbone.from_config(small_config(out_indices=[1]))
+    assert type(chosen) is RedNetBackbone and chosen.out_features == ["stage1"]
+    outputs = chosen(images, output_hidden_states=True)
+    assert len(outputs.feature_maps) == 1 and len(outputs.hidden_states) == 3
+    assert chosen(images).hidden_states is None
+
+
+def test_hidden_states_and_tuples():
+    model = small_model().eval()
+    images = random_images(2, 3, 64, 64)
+    outputs = model(images, output_hidden_states=True)
+    assert [tuple(s.shape) for s in outputs.hidden_states] == [(2, 32, 16, 16), (2, 64, 16, 16), (2, 128, 8, 8)]
+    logits, states = model(images, output_hidden_states=True, return_dict=False)
+    assert torch.equal(logits, outputs.logits) and len(states) == 3
+    assert model(images).hidden_states is None
+    pooled = model.rednet(images)
+    assert torch.equal(pooled.pooler_output, pooled.last_hidden_state.mean((2, 3)))
+
+
+def test_loss_is_the_cross_entropy_of_the_labels():
+    model = small_model()
+    labels = torch.tensor([3, 0])
+    outputs = model(random_images(2, 3, 64, 64), labels=labels)
+    expected = -outputs.logits.log_softmax(1)[[0, 1], labels].mean()
+    torch.testing.assert_close(outputs.loss, expected)
+
+
+def test_loads_with_another_number_of_labels(tmp_path):
+    model = small_model(num_labels=5)
+    model.save_pretrained(tmp_path)
+    other = AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
+    assert other.classifier.weight.shape == (7, 128)
+    for (name, value), kept in zip(other.rednet.state_dict().items(), model.rednet.state_dict().values()):
+        assert torch.equal(value, kept), name
+
+
+def test_initialisation_is_the_papers():
+    model = RedNetForImageClassification(RedNetConfig(depths=[1, 1, 1, 1]))
+    for block in (layer for stage in model.rednet.encoder.stages for layer in stage.layers):
+        assert (block.layer[-1].normalization.weight == 0).all()
+        assert (block.layer[1].normalization.weight == 1).all()
+        assert block.layer[1].involution.span.bias.abs().max() == 0
+        weight = block.layer[0].convolution.weight  # Kaiming, fan-out: variance 2 / (out_channels * 1 * 1)
+        assert abs(weight.std() / (2 / weight.shape[0]) ** 0.5 - 1) < 0.05
+
+
+def test_loading_resets_what_the_checkpoint_lacks(tmp_path):
+    """BatchNorm buffers that are missing in a file get their defaults, not what memory held."""
+    model = small_model()
+    state = {k: v for k, v in model.state_dict().items() if "embedder.layers.0.normalization" not in k}
+    model.save_pretrained(tmp_path, state_dict=state)
+    norm = RedNetForImageClassification.from_pretrained(tmp_path).rednet.embedder.layers[0].normalization
+    assert (norm.running_mean == 0).all() and (norm.running_var == 1).all() and (norm.weight == 1).all()
+    assert norm.num_batches_tracked == 0
+
+
+def enable_checkpointing(model, use_reentrant: bool) -> None:
+    """By the public method, which has two names across the supported releases of Transformers."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": use_reentrant})
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(use_reentrant):
+    """Equal gradients, and BatchNorm statistics that have seen the batch once."""
+    images, labels = random_images(2, 3, 48, 48, requires_grad=True), torch.tensor([1, 2])
+    plain, checkpointed = small_model(), small_model()
+    enable_checkpointing(checkpointed, use_reentrant)
+    for model in (plain, checkpointed):
+        model.train()
+        model(images, labels=labels).loss.backward()
+    for (name, expected), value in zip(plain.named_parameters(), checkpointed.parameters()):
+        torch.testing.assert_close(value.grad, expected.grad, msg=name)
+    for (name, expected), value in zip(plain.named_buffers(), checkpointed.buffers()):
+        assert torch.equal(value, expected), name
+
+
+def test_gradient_checkpointing_under_compile():
+    images, labels = random_images(2, 3, 48, 48), torch.tensor([1, 2])
+    plain, checkpointed = small_model(), small_model()
+    enable_checkpointing(checkpointed, use_reentrant=False)
+    compiled = torch.compile(checkpointed.train(), backend="aot_eager")
+    compiled(images, labels=labels).loss.backward()
+    plain.train()(images, labels=labels).loss.backward()
+    for (name, expected), value in zip(plain.named_buffers(), checkpointed.named_buffers()):
+        torch.testing.assert_close(value[1], expected, msg=name)
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names, self.outputs = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.names.append(func._schema.name)
+        self.outputs += [t for t in (result if isinstance(result, tuple) else [result]) if isinstance(t, torch.Tensor)]
+        return result
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_channels_last_from_end_to_end(training):
+    """Nothing is copied or reordered on the way, and every feature map is channels-last."""
+    model = small_model().train(training).to(memory_format=torch.channels_last)
+    images = random_images(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with Recorder() as recorder:
+        model(images)
+    assert recorder.names.count("involution::involution2d") == 4
+    copies = {"aten::clone", "aten::copy_", "aten::contiguous", "aten::_to_copy", "aten::reshape", "aten::im2col"}
+    assert not copies & set(recorder.names)
+    for output in recorder.outputs:
+        if output.dim() == 4 and output.shape[2] > 1:
+            assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_memory_formats_agree():
+    model = small_model().double().eval()
+    images = random_images(2, 3, 65, 47, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(images).logits
+        last = model.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last)).logits
+    torch.testing.assert_close(last, expected)
+
+
+@pytest.mark.parametrize("how", ["weights", "autocast"])
+def test_bfloat16(how):
+    model = small_model().eval()
+    images = random_images(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images).logits
+        if how == "weights":
+            logits = model.bfloat16()(images.bfloat16()).logits
+        else:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                logits = model(images).logits
+    assert logits.dtype == torch.bfloat16
+    assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@given(height=st.integers(32, 75), width=st.integers(32, 75), stem_stride=st.sampled_from([1, 2, 4]))
+@settings(max_examples=15)
+def test_any_size_from_32_up(height, width, stem_stride):
+    model = small_model(stem_stride=stem_stride).eval()
+    with torch.no_grad():
+        states = model(random_images(1, 3, height, width), output_hidden_states=True).hidden_states
+    # A stride of 2 rounds up, for convolution, pooling and involution alike.
+    sizes = [(height, width)]
+    while len(sizes) < 4:
+        sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
+    first = {1: 0, 2: 1, 4: 2}[stem_stride]
+    assert [tuple(s.shape[2:]) for s in states] == [sizes[first], sizes[first], sizes[first + 1]]
+
+
+def test_wrong_number_of_channels_is_refused():
+    with pytest.raises(ValueError, match="1 channels, expected 3"):
+        small_model()(torch.zeros(1, 1, 64, 64))
+
+
+def test_compiles_as_one_graph():
+    model = small_model().eval()
+    images = random_images(2, 3, 64, 64)
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(images).logits, model(images).logits)
+
+
+def test_trainer_accumulates_as_the_large_batch(tmp_path):
+    """One step of Trainer on 4 x 2 images gives the weights of one step on 8 (frozen BatchNorm: no batch statistics)."""
+    rows = [
+        {"pixel_values": random_images(8, 3, 32, 32)[n], "labels": torch.tensor(n % 5)} for n in range(8)
+    ]  # fmt: skip
+
+    class FrozenRedNetForImageClassification(RedNetForImageClassification):
+        def train(self, mode=True):
+            super().train(mode)
+            for module in self.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.eval()
+            return self
+
+    weights = []
+    for accumulation in (1, 4):
+        torch.manual_seed(0)
+        model = FrozenRedNetForImageClassification(small_config())
+        arguments = TrainingArguments(
+            str(tmp_path / str(accumulation)), per_device_train_batch_size=8 // accumulation, use_cpu=True,
+            gradient_accumulation_steps=accumulation, max_steps=1, learning_rate=0.1, optim="sgd", report_to=[],
+            lr_scheduler_type="constant", disable_tqdm=True, save_strategy="no",
+        )  # fmt: skip
+        Trainer(model, arguments, train_dataset=rows).train()
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1])
+
+
+def test_image_processor_is_found_by_the_configuration(tmp_path):
+    """A preprocessor_config.json that does not name its class is read by the one of the model type."""
+    small_config().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": 64}, "crop_pct": 0.875}))
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert "ConvNextImageProcessor" in type(processor).__name__
+    image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
+    assert processor(image, return_tensors="pt").pixel_values.shape == (1, 3, 64, 64)
