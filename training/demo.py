@@ -1,0 +1,94 @@
+"""Uses what a training run left, as anybody would: `python training/demo.py outputs/demo`.
+
+Loads the Hub folder through the Auto classes and `pipeline`, prints the top predictions for a handful of test
+pictures, and draws demo.png: pictures with true and predicted classes, and the learning curve.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+from transformers.utils.logging import disable_progress_bar
+
+import rednet  # noqa: F401  registers RedNet with the Auto classes
+from arguments import TrainingConfig
+from data import load_images
+
+
+PRINTED, DRAWN = 5, 24
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="output_dir of training/train.py")
+    run = parser.parse_args().run
+    disable_progress_bar()
+    config = TrainingConfig(**json.loads((run / "options.json").read_text()))
+    results = json.loads((run / "results.json").read_text())
+    _, images = load_images(config)
+    rows = images.select(range(DRAWN))
+    names = images.features["label"].names
+
+    folder = str(run / "last")
+    processor = AutoImageProcessor.from_pretrained(folder)
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        logits = model(**processor(list(rows["image"]), return_tensors="pt")).logits
+
+    classify = pipeline("image-classification", model=folder)
+    print(f"\nThe first {PRINTED} test pictures, by pipeline('image-classification', model='{folder}'):")
+    for row in rows.select(range(PRINTED)):
+        top = classify(row["image"], top_k=3)
+        guesses = ", ".join(f"{guess['label']} {100 * guess['score']:.0f} %" for guess in top)
+        print(f"  {names[row['label']]:>16}: {guesses}")
+
+    draw(run / "demo.png", rows, logits.softmax(1), names, read_log(run / "log.jsonl"), results)
+    print(f"\ntop-1 {100 * results['eval_accuracy']:.2f} % on {results['eval_samples']} test images")
+    print(f"picture: {run}/demo.png   results: {run}/results.json   Hub folder: {folder}")
+
+
+def read_log(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def draw(path: Path, rows, probabilities: torch.Tensor, names: list[str], log: list[dict], results: dict) -> None:
+    columns, lines = 8, DRAWN // 8
+    figure = plt.figure(figsize=(15, 9.5), layout="constrained")
+    pictures, curves = figure.subfigures(2, 1, height_ratios=[2, 1])
+    pictures.suptitle("Test pictures: predicted class, and the true one in brackets where it is another")
+    for axes, row, probability in zip(pictures.subplots(lines, columns).flat, rows, probabilities):
+        best = int(probability.argmax())
+        right = best == row["label"]
+        axes.imshow(row["image"], cmap="gray_r")
+        label = f"{names[best]} {100 * probability[best]:.0f} %" + ("" if right else f"\n({names[row['label']]})")
+        axes.set_title(label, fontsize=9, color="tab:green" if right else "tab:red")
+        axes.axis("off")
+
+    loss_axes, accuracy_axes = curves.subplots(1, 2)
+    losses = [entry for entry in log if "loss" in entry]
+    loss_axes.plot([e["step"] for e in losses], [e["loss"] for e in losses])
+    loss_axes.set(xlabel="step", ylabel="training loss", title="Learning curve")
+    evaluations = [entry for entry in log if "eval_accuracy" in entry]
+    accuracies = [100 * e["eval_accuracy"] for e in evaluations]
+    accuracy_axes.plot([e["step"] for e in evaluations], accuracies, marker="o", color="tab:orange")
+    accuracy_axes.set(
+        xlabel="step",
+        ylabel="top-1 on the test images (%)",
+        title=f"{100 * results['eval_accuracy']:.2f} % at the end, {results['parameters']:,} parameters",
+    )
+    for axes in (loss_axes, accuracy_axes):
+        axes.grid(alpha=0.3)
+    beside = path.with_name(f"new.{path.name}")
+    figure.savefig(beside, dpi=110)
+    beside.replace(path)
+
+
+if __name__ == "__main__":
+    main()
