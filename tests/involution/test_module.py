@@ -1,5 +1,8 @@
 """`Involution2d`, the layer."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -86,3 +89,48 @@ def test_trains_under_compile_and_autocast(dtype):
 def test_impossible_sizes_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         Involution2d(16, **arguments)
+
+
+@pytest.mark.parametrize("package", ["exported program", "AOTInductor"])
+def test_exports_with_dynamic_batch_and_size(package, tmp_path):
+    layer = Involution2d(32, stride=2).eval().requires_grad_(False)
+    dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(layer, (torch.randn(2, 32, 9, 11),), dynamic_shapes=(dynamic,))
+    path = str(tmp_path / "layer.pt2")
+    if package == "AOTInductor":
+        loaded = torch._inductor.aoti_load_package(
+            torch._inductor.aoti_compile_and_package(program, package_path=path)
+        )
+    else:
+        torch.export.save(program, path)
+        loaded = torch.export.load(path).module()
+    for shape in ((1, 32, 20, 7), (3, 32, 8, 8)):
+        input = torch.randn(shape)
+        torch.testing.assert_close(loaded(input), layer(input))
+
+
+DATA_PARALLEL = """
+import torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from involution import Involution2d
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+layer = Involution2d(16, 3, dtype=torch.float64).eval()  # BatchNorm with fixed statistics, which batches cannot change
+images = torch.randn(4, 16, 6, 5, dtype=torch.float64)
+layer(images).square().mean().backward()
+expected = [p.grad.clone() for p in layer.parameters()]
+layer.zero_grad()
+parallel = DistributedDataParallel(layer)
+parallel(images[2 * dist.get_rank() :][:2]).square().mean().backward()
+for parameter, gradient in zip(layer.parameters(), expected):
+    torch.testing.assert_close(parameter.grad, gradient)
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_give_the_gradients_of_the_double_batch(tmp_path):
+    script = tmp_path / "data_parallel.py"
+    script.write_text(DATA_PARALLEL)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
