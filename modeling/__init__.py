@@ -8,9 +8,8 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
-    ConvNextImageProcessorPil,
 )
-from transformers.utils import is_torchvision_available
+from transformers.utils import is_torchvision_available, is_vision_available
 
 from .configuration_rednet import RedNetConfig
 from .modeling_rednet import RedNetBackbone, RedNetForImageClassification, RedNetModel, RedNetPreTrainedModel
@@ -24,13 +23,17 @@ AutoModel.register(RedNetConfig, RedNetModel)
 AutoModelForImageClassification.register(RedNetConfig, RedNetForImageClassification)
 AutoBackbone.register(RedNetConfig, RedNetBackbone)
 
-# RedNet has the preprocessing of ConvNeXt at 224: resize to 256, centre crop. Without torchvision, PIL does it.
-_image_processors = {"pil": ConvNextImageProcessorPil}
-if is_torchvision_available():
-    from transformers import ConvNextImageProcessor
+# RedNet has the preprocessing of ConvNeXt at 224: resize to 256, centre crop. Without torchvision, PIL does it; without
+# PIL the models work on tensors alone.
+if is_vision_available():
+    from transformers import ConvNextImageProcessorPil
 
-    _image_processors["torchvision"] = ConvNextImageProcessor
-AutoImageProcessor.register(RedNetConfig, image_processor_classes=_image_processors)
+    _image_processors = {"pil": ConvNextImageProcessorPil}
+    if is_torchvision_available():
+        from transformers import ConvNextImageProcessor
+
+        _image_processors["torchvision"] = ConvNextImageProcessor
+    AutoImageProcessor.register(RedNetConfig, image_processor_classes=_image_processors)
 
 
 __all__ = [

@@ -134,6 +134,36 @@ class RedNetShortCut(nn.Module):
         return self.normalization(self.convolution(hidden_state))
 
 
+@contextmanager
+def _frozen_statistics(layer: nn.Module) -> Iterator[None]:
+    """BatchNorm layers normalise by the batch, as in training, but update copies of their running statistics."""
+    buffers = {
+        norm: dict(norm._buffers) for norm in layer.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    }
+    for norm, kept in buffers.items():
+        norm._buffers.update({name: None if buffer is None else buffer.clone() for name, buffer in kept.items()})
+    try:
+        yield
+    finally:
+        for norm, kept in buffers.items():
+            norm._buffers.update(kept)
+
+
+def _checkpoint_layer(layer: nn.Module, checkpoint: Callable, function: Callable, *args):
+    """Gradient checkpointing of a layer with BatchNorm: the running statistics see the batch in the first pass only."""
+    if (
+        torch.compiler.is_compiling()
+    ):  # there the recomputation is a matter of the partitioner, which repeats no updates
+        return checkpoint(function, *args)
+    passes = itertools.count()
+
+    def run(*args):
+        with nullcontext() if next(passes) == 0 else _frozen_statistics(layer):
+            return function(*args)
+
+    return checkpoint(run, *args)
+
+
 class RedNetBottleNeckLayer(GradientCheckpointingLayer):
     """1x1 convolution to a quarter of the channels, involution (with the stride), 1x1 convolution back, residual."""
 
@@ -154,6 +184,15 @@ class RedNetBottleNeckLayer(GradientCheckpointingLayer):
         # is not called for modules without parameters of their own in remote code.
         self.layer[-1].normalization.zero_init = True
         self.activation = ACT2FN[config.hidden_act]
+
+    # Whatever model this layer is part of sets the function that checkpoints it.
+    @property
+    def _gradient_checkpointing_func(self) -> Callable:
+        return partial(_checkpoint_layer, self, self._checkpoint)
+
+    @_gradient_checkpointing_func.setter
+    def _gradient_checkpointing_func(self, checkpoint: Callable) -> None:
+        self._checkpoint = checkpoint
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         return self.activation(self.layer(hidden_state) + self.shortcut(hidden_state))
@@ -198,36 +237,6 @@ class RedNetEncoder(nn.Module):
         )
 
 
-@contextmanager
-def _frozen_statistics(layer: nn.Module) -> Iterator[None]:
-    """BatchNorm layers normalise by the batch, as in training, but update copies of their running statistics."""
-    buffers = {
-        norm: dict(norm._buffers) for norm in layer.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)
-    }
-    for norm, kept in buffers.items():
-        norm._buffers.update({name: None if buffer is None else buffer.clone() for name, buffer in kept.items()})
-    try:
-        yield
-    finally:
-        for norm, kept in buffers.items():
-            norm._buffers.update(kept)
-
-
-def _checkpoint_layer(layer: nn.Module, checkpoint: Callable, function: Callable, *args):
-    """Gradient checkpointing of a layer with BatchNorm: the running statistics see the batch in the first pass only."""
-    if (
-        torch.compiler.is_compiling()
-    ):  # there the recomputation is a matter of the partitioner, which repeats no updates
-        return checkpoint(function, *args)
-    passes = itertools.count()
-
-    def run(*args):
-        with nullcontext() if next(passes) == 0 else _frozen_statistics(layer):
-            return function(*args)
-
-    return checkpoint(run, *args)
-
-
 @auto_docstring
 class RedNetPreTrainedModel(PreTrainedModel):
     config: RedNetConfig
@@ -254,14 +263,6 @@ class RedNetPreTrainedModel(PreTrainedModel):
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
-
-    def _set_gradient_checkpointing(self, *args, **kwargs) -> None:
-        super()._set_gradient_checkpointing(*args, **kwargs)
-        for module in self.modules():
-            if isinstance(module, RedNetBottleNeckLayer):
-                module._gradient_checkpointing_func = partial(
-                    _checkpoint_layer, module, module._gradient_checkpointing_func
-                )
 
 
 @auto_docstring
@@ -321,7 +322,7 @@ class RedNetForImageClassification(RedNetPreTrainedModel):
             Labels for computing the image classification/regression loss. Indices should be in `[0, ...,
             config.num_labels - 1]`. If `config.num_labels > 1` a classification loss is computed (cross-entropy).
         """
-        outputs = self.rednet(pixel_values, output_hidden_states=output_hidden_states)
+        outputs = self.rednet(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=outputs.hidden_states)

@@ -21,7 +21,7 @@ def count_macs(model: nn.Module, height: int = 224, width: int = 224) -> int:
         height, width: in pixels.
     """
     fake = torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True)
-    training = model.training
+    training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with fake, torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -29,7 +29,8 @@ def count_macs(model: nn.Module, height: int = 224, width: int = 224) -> int:
             shape = (1, model.config.num_channels, height, width)
             model(torch.empty(shape, dtype=parameter.dtype, device=parameter.device))
     finally:
-        model.train(training)
+        for module, mode in training.items():
+            module.training = mode
     return counter.get_total_flops() // 2
 
 

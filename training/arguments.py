@@ -35,7 +35,9 @@ class TrainingConfig:
 
     # Pictures
     image_size: int = _option(224, "Height and width that the model sees, in pixels.")
-    crop_pct: float = _option(0.875, "In evaluation the image is resized to image_size / crop_pct, then cropped.")
+    crop_pct: float = _option(
+        0.875, "In evaluation the image is resized to image_size / crop_pct, then cropped (below 384)."
+    )
     image_mean: list[float] = _option([0.485, 0.456, 0.406], "Mean of each channel, of values in 0 ... 1.")
     image_std: list[float] = _option([0.229, 0.224, 0.225], "Standard deviation of each channel.")
     random_crop_min_scale: float | None = _option(
@@ -84,8 +86,11 @@ def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
         parser.error("give one of --model_name_or_path (weights to start from) and --config_name (from scratch)")
     if not config.dataset_name:
         parser.error("give --dataset_name, a Hub id or a local folder")
-    if config.checkpointing_steps != "epoch" and not config.checkpointing_steps.isdecimal():
-        parser.error(f"--checkpointing_steps is {config.checkpointing_steps!r}, expected a number or 'epoch'")
+    steps = config.checkpointing_steps
+    if steps != "epoch" and not (steps.isdecimal() and int(steps) > 0):
+        parser.error(f"--checkpointing_steps is {steps!r}, expected a positive number or 'epoch'")
+    if config.checkpoints_total_limit < 1:
+        parser.error(f"--checkpoints_total_limit is {config.checkpoints_total_limit}, expected at least 1")
     return config
 
 
@@ -97,8 +102,14 @@ def _read(path: Path, parser: argparse.ArgumentParser) -> dict:
     if unknown := set(values) - set(kinds):
         parser.error(f"{path}: unknown options {sorted(unknown)}")
     for name, value in values.items():
-        if kinds[name] in (float, float | None) and isinstance(value, (int, str)):
-            values[name] = float(value)  # YAML reads 1e-4 as a string
-        elif not isinstance(value, (list if kinds[name] == list[float] else kinds[name])):
-            parser.error(f"{path}: {name} is {value!r}, expected {kinds[name]}")
+        kind = kinds[name]
+        try:
+            if kind in (float, float | None) and isinstance(value, (int, str)):
+                values[name] = value = float(value)  # YAML reads 1e-4 as a string
+            elif kind is str and isinstance(value, int):
+                values[name] = value = "no" if value is False else str(value)  # and a bare `no` as False
+            if not isinstance(value, list if kind == list[float] else kind):
+                raise ValueError
+        except ValueError:
+            parser.error(f"{path}: {name} is {value!r}, expected {kind}")
     return values

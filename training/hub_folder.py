@@ -83,5 +83,6 @@ def make_card(model: rednet.RedNetForImageClassification, config: TrainingConfig
         accuracy=f"{100 * results['eval_accuracy']:.2f}",
         top_5_accuracy=f"{100 * results['eval_top_5_accuracy']:.2f}",
         num_labels=model.config.num_labels,
+        augmentation="flips" if config.random_crop_min_scale is None else "crops and flips",
         options=yaml.safe_dump(asdict(config), sort_keys=False).strip(),
     )

@@ -66,8 +66,7 @@ def main() -> None:
     if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ:
         # `accelerate launch` (which sets that variable) leaves processes without a GPU one thread each.
         torch.set_num_threads(max(os.cpu_count() // accelerator.num_processes, 1))
-    if accelerator.is_main_process:
-        claim(output_dir, config)
+    check_options(output_dir, config)
     set_seed(config.seed)
 
     with accelerator.main_process_first():
@@ -78,6 +77,9 @@ def main() -> None:
     optimizer = torch.optim.SGD(
         model.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=True
     )
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(output_dir / "options.json", asdict(config))
     model, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)
 
     steps_per_epoch = math.ceil(len(train_loader) / config.gradient_accumulation_steps)
@@ -174,8 +176,9 @@ def schedule(step: int, total_steps: int, config: TrainingConfig) -> float:
 def train_epoch(accelerator, config, model, optimizer, scheduler, loader, progress, total_steps, bar) -> None:
     """Trains to the end of the epoch, or of the run, from where `progress` is."""
     model.train()
-    # The order of the images and their augmentation depend on seed and epoch only, not on what ran before.
-    set_seed(config.seed + progress.epoch)
+    # Order and augmentation of the images depend on seed and epoch, not on what ran before. (Resumed in mid-epoch, the
+    # order is that of the run that was interrupted, the crops and flips of what is left of the epoch are others.)
+    set_seed(config.seed + progress.epoch, device_specific=True)
     loader.set_epoch(progress.epoch)
     batches = accelerator.skip_first_batches(loader, progress.step_in_epoch) if progress.step_in_epoch else loader
     start, images, losses, grad_norm = time.perf_counter(), 0, [], None
@@ -213,10 +216,10 @@ def train_epoch(accelerator, config, model, optimizer, scheduler, loader, progre
             bar.set_postfix(loss=f"{mean:.3f}", images_per_s=f"{images / seconds:.0f}")
             progress.seconds += seconds
             start, images, losses = time.perf_counter(), 0, []
+        if progress.step >= total_steps:
+            break  # its checkpoint comes after the evaluation
         if config.checkpointing_steps != "epoch" and progress.step % int(config.checkpointing_steps) == 0:
             save_checkpoint(accelerator, config, progress)
-        if progress.step >= total_steps:
-            break
     progress.seconds += time.perf_counter() - start
     progress.epoch += 1
     progress.step_in_epoch = 0
@@ -245,19 +248,17 @@ def save(accelerator: Accelerator, folder: Path, model, processor, config: Train
         save_hub_folder(folder, accelerator.unwrap_model(model), processor, config, results)
 
 
-def claim(output_dir: Path, config: TrainingConfig) -> None:
-    """Makes `output_dir` this run's; refuses one that belongs to a run with other options."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    path, options = output_dir / "options.json", asdict(config)
+def check_options(output_dir: Path, config: TrainingConfig) -> None:
+    """Refuses an `output_dir` that belongs to a run with other options."""
+    path = output_dir / "options.json"
     if path.exists():
-        before = json.loads(path.read_text())
-        changed = sorted(name for name in options if options[name] != before.get(name))
+        before, options = json.loads(path.read_text()), asdict(config)
+        changed = [name for name in options if options[name] != before.get(name) and name != "output_dir"]
         if changed:
             differences = ", ".join(f"{name} {before.get(name)!r} -> {options[name]!r}" for name in changed)
             raise SystemExit(
                 f"{output_dir} holds a run with other options ({differences}). Give another --output_dir, or remove it"
             )
-    write_json(path, options)
 
 
 def save_checkpoint(accelerator: Accelerator, config: TrainingConfig, progress: Progress) -> None:

@@ -9,7 +9,10 @@ import hashlib
 import logging
 import os
 import platform
+import re
+import shlex
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -48,7 +51,7 @@ def load(device_type: str) -> bool:
                 library = _find(device_type) or build(device_type)
                 torch.ops.load_library(library)
                 _loaded[device_type] = library
-            except (OSError, RuntimeError) as error:
+            except Exception as error:  # whatever goes wrong, the reference can take over
                 _failed[device_type] = str(error)
                 warnings.warn(
                     f"involution runs on {device_type} as plain PyTorch, slower and with far more memory, because its "
@@ -130,7 +133,7 @@ def _compile(device_type: str, name: str, directory: Path) -> None:
                 with_cuda=device_type == "cuda",
                 is_python_module=False,
             )
-    except Exception as error:  # whatever goes wrong in there, the reference can take over
+    except Exception as error:
         log = directory / "build.log"
         log.write_text(str(error))
         summary = next((line for line in str(error).splitlines() if "error" in line.lower()), str(error))
@@ -139,10 +142,15 @@ def _compile(device_type: str, name: str, directory: Path) -> None:
 
 
 def _cflags() -> list[str]:
-    # -fopenmp makes at::parallel_for parallel. It is not linked: the runtime that torch brings is the one to use,
-    # since a second one would keep a second pool of spinning threads.
-    flags = ["-O3", "-fopenmp"] if sys.platform == "linux" else ["-O3"]
-    return [*flags, "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"]
+    flags = ["-O3", "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"]
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+    if "clang" not in version:
+        # Makes at::parallel_for parallel. OpenMP is not linked: the runtime that torch brings is the one to use, since a
+        # second one would keep a second pool of spinning threads. Clang's needs another runtime than torch has: there
+        # the kernels run on one thread.
+        flags.append("-fopenmp")
+    return flags
 
 
 def _cuda_runtime_flags(directory: Path) -> list[str]:
@@ -163,7 +171,7 @@ def _obstacle(device_type: str) -> str | None:
     if sys.platform == "win32":
         return "the kernels need GCC or Clang, which torch does not use on Windows. Use WSL"
     with _scripts_on_path():
-        compiler = os.environ.get("CXX", "c++")
+        compiler = shlex.split(os.environ.get("CXX", "c++"))[0]
         if shutil.which(compiler) is None:
             return f"there is no C++ compiler: {compiler!r} is not on PATH. Install g++, or set CXX to a compiler"
         if shutil.which("ninja") is None:
@@ -205,9 +213,10 @@ def _cache_directory() -> Path:
 def _key(device_type: str) -> str:
     """Changes with everything that a library depends on but the GPU architectures, which its name tells."""
     digest = hashlib.sha256()
-    for source in sorted(_CSRC.iterdir()):
+    for source in [*sorted(_CSRC.iterdir()), Path(__file__)]:
         digest.update(source.read_bytes())
-    digest.update(f"{torch.__version__} {torch.version.cuda} {platform.platform()} {_cflags()}".encode())
+    machine = f"{platform.system()} {platform.machine()} {platform.libc_ver()}"
+    digest.update(f"{torch.__version__} {torch.version.cuda} {machine}".encode())
     if device_type == "cpu":
         digest.update(_cpu_capability().encode())
     return digest.hexdigest()[:16]
@@ -227,8 +236,8 @@ def _architectures(device_type: str) -> list[str]:
     if device_type == "cpu":
         return []
     if wanted := os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        versions = wanted.replace(" ", ";").replace("+PTX", "").split(";")
-        return sorted({"sm" + version.replace(".", "") for version in versions if version})
+        versions = wanted.replace(" ", ";").replace(".", "").replace("+", "").lower().split(";")
+        return sorted({f"sm{version}" for version in versions if version})
     if not torch.cuda.is_available():
         raise RuntimeError("there is no GPU to compile for. Set TORCH_CUDA_ARCH_LIST, for example to '8.0;9.0'")
     return sorted({f"sm{major}{minor}" for major, minor in _device_capabilities()})
@@ -242,7 +251,7 @@ def _find(device_type: str) -> Path | None:
     """A finished library that serves the devices of this machine, if there is one."""
     for marker in _cache_directory().glob(f"involution_{device_type}_{_key(device_type)}*/{_COMPLETE}"):
         name = marker.parent.name
-        built = [(int(part[2:-1]), int(part[-1])) for part in name.split("_")[3:]]
+        built = [(int(major), int(minor)) for major, minor in re.findall(r"_sm(\d+)(\d)", name)]
         # GPU code runs on its own major architecture, from its own minor version upwards.
         runs = all(
             any(major == b_major and minor >= b_minor for b_major, b_minor in built)

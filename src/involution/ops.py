@@ -13,12 +13,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from . import extension, reference
 
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_LIMIT = 2**31  # of strides, paddings and dilations, so that no product of them overflows
 _WINDOW = "int[2] stride, int[2] padding, int[2] dilation"
 _SCHEMAS = {
     "involution2d": f"(Tensor input, Tensor kernel, {_WINDOW}) -> Tensor",
@@ -54,6 +56,7 @@ def involution2d(
         Sums are taken in float32 (float64 for float64).
 
     Raises:
+        NotImplementedError: in forward-mode automatic differentiation.
         TypeError: something is not a tensor of a floating point dtype, or the dtypes of input and kernel differ.
         ValueError: shapes, devices or window parameters do not fit; the message names the argument, what was given
             and what was expected.
@@ -71,15 +74,20 @@ def involution2d(
                 f"{kernel.shape[2]} x {kernel.shape[3]} taps: give padding explicitly"
             )
         padding = [dilation[n] * (kernel.shape[2 + n] // 2) for n in range(2)]
-    padding = _pair("padding", padding, 0)
+    else:
+        padding = _pair("padding", padding, 0)
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in (input, kernel)):
+        raise NotImplementedError("involution2d has no forward-mode derivative: use reverse mode, torch.autograd.grad")
     _check(input, kernel, stride, padding, dilation)
     return torch.ops.involution.involution2d.default(input, kernel, stride, padding, dilation)
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:
     pair = [value, value] if isinstance(value, int) else list(value) if isinstance(value, Sequence) else None
-    if pair is None or len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
-        raise ValueError(f"involution2d: {name} is {value!r}, expected an int >= {least} or a pair of them")
+    if pair is None or len(pair) != 2 or not all(isinstance(v, int) and least <= v < _LIMIT for v in pair):
+        raise ValueError(
+            f"involution2d: {name} is {value!r}, expected an int >= {least} (below 2**31) or a pair of them"
+        )
     return pair
 
 
@@ -103,7 +111,7 @@ def _check(input: Tensor, kernel: Tensor, stride, padding, dilation) -> None:
         )
     if kernel.shape[2] == 0 or kernel.shape[3] == 0:
         raise ValueError(f"involution2d: kernel has {kernel.shape[2]} x {kernel.shape[3]} taps, expected at least one")
-    size = [_output_size(input.shape[2 + n], kernel.shape[2 + n], stride[n], padding[n], dilation[n]) for n in (0, 1)]
+    size = [_output_size(n, input, kernel, stride, padding, dilation) for n in (0, 1)]
     if kernel.shape[0] != input.shape[0] or kernel.shape[4] != size[0] or kernel.shape[5] != size[1]:
         expected = (input.shape[0], *kernel.shape[1:4], *size)
         raise ValueError(
@@ -116,9 +124,14 @@ def _autocast_enabled(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
-def _output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    room = size + 2 * padding - dilation * (kernel - 1) - 1
-    return 0 if room < 0 else room // stride + 1
+def _output_size(n: int, input: Tensor, kernel: Tensor, stride, padding, dilation) -> int:
+    size, window = input.shape[2 + n] + 2 * padding[n], dilation[n] * (kernel.shape[2 + n] - 1) + 1
+    if size < window:
+        raise ValueError(
+            f"involution2d: input is {size} {('high', 'wide')[n]} with its padding, expected at least the {window} of "
+            "the window"
+        )
+    return (size - window) // stride[n] + 1
 
 
 def _empty_image(like: Tensor, height: int, width: int) -> Tensor:
@@ -135,6 +148,8 @@ def _involution2d(input, kernel, stride, padding, dilation):
     if extension.load(input.device.type):
         return torch.ops.involution.involution2d.default(input, kernel, stride, padding, dilation)
     result = _empty_image(input, kernel.shape[4], kernel.shape[5])
+    if result.numel() == 0:
+        return result
     return result.copy_(reference.involution2d(input, kernel, stride, padding, dilation))
 
 
@@ -143,6 +158,8 @@ def _involution2d_input_grad(grad_output, kernel, input_size, stride, padding, d
         op = torch.ops.involution.involution2d_input_grad.default
         return op(grad_output, kernel, input_size, stride, padding, dilation)
     result = _empty_image(grad_output, *input_size)
+    if result.numel() == 0:
+        return result
     return result.copy_(reference.involution2d_input_grad(grad_output, kernel, input_size, stride, padding, dilation))
 
 
@@ -151,6 +168,8 @@ def _involution2d_kernel_grad(grad_output, input, groups, kernel_size, stride, p
         op = torch.ops.involution.involution2d_kernel_grad.default
         return op(grad_output, input, groups, kernel_size, stride, padding, dilation)
     result = _fake_involution2d_kernel_grad(grad_output, input, groups, kernel_size, stride, padding, dilation)
+    if grad_output.numel() == 0:
+        return result.zero_()
     return result.copy_(
         reference.involution2d_kernel_grad(grad_output, input, groups, kernel_size, stride, padding, dilation)
     )
@@ -220,15 +239,15 @@ def _kernel_grad_backward(ctx, grad):
     return grad_grad_output, grad_input, None, None, None, None, None
 
 
-# --- Autocast: as for convolutions, everything but float64 goes to the autocast dtype ---
+# --- Autocast: as for convolutions, everything but float64 goes to the autocast dtype; gradients stay in theirs ---
 
 
-def _autocast_kernel(op: torch._ops.OpOverload, device_type: str):
-    def autocast(a, b, *arguments):
+def _autocast_kernel(device_type: str):
+    def autocast(input, kernel, *window):
         dtype = torch.get_autocast_dtype(device_type)
-        a, b = (t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in (a, b))
+        input, kernel = (t if t.dtype == torch.float64 else t.to(dtype) for t in (input, kernel))
         with torch.autocast(device_type, enabled=False):
-            return op(a, b, *arguments)
+            return torch.ops.involution.involution2d.default(input, kernel, *window)
 
     return autocast
 
@@ -256,9 +275,8 @@ def _register() -> None:
         torch.library.impl(qualified, "default")(composite)
         torch.library.register_fake(qualified)(fake)
         torch.library.register_autograd(qualified, backward, setup_context=_save)
-        op = getattr(torch.ops.involution, name).default
-        for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-            torch.library.impl(qualified, key)(_autocast_kernel(op, device_type))
+    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        torch.library.impl("involution::involution2d", key)(_autocast_kernel(device_type))
     ops = torch.ops.involution
     register_flop_formula([ops.involution2d, ops.involution2d_input_grad])(_flops)
     register_flop_formula(ops.involution2d_kernel_grad)(_kernel_grad_flops)

@@ -15,7 +15,8 @@ def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _unfold(input: Tensor, groups: int, kernel_size, output_size, stride, padding, dilation) -> Tensor:
     """(B, C, H, W) -> (B, G, C/G, Kh, Kw, H', W'), in the accumulation dtype."""
-    columns = F.unfold(input.to(_accumulation_dtype(input.dtype)), kernel_size, dilation, padding, stride)
+    padded = F.pad(input.to(_accumulation_dtype(input.dtype)), (padding[1], padding[1], padding[0], padding[0]))
+    columns = F.unfold(padded, kernel_size, dilation, stride=stride)
     return columns.view(input.shape[0], groups, input.shape[1] // groups, *kernel_size, *output_size)
 
 

@@ -87,6 +87,12 @@ for memory_format in (torch.contiguous_format, torch.channels_last):
     arguments = ((2, 1), (1, 1), (1, 1))
     assert torch.autograd.gradcheck(involution.involution2d, (input, kernel, *arguments))
     assert torch.autograd.gradgradcheck(involution.involution2d, (input, kernel, *arguments))
+    for shape in ((0, 4, 5, 6), (2, 0, 5, 6), (2, 4, 0, 6)):
+        empty = torch.empty(shape, dtype=torch.float64, requires_grad=True)
+        taps = torch.ones(shape[0], 2, 3, 3, 2 + (shape[2] + 1) // 2, 8, dtype=torch.float64, requires_grad=True)
+        output = involution.involution2d(empty, taps, (2, 1), (3, 2), (1, 1))
+        output.sum().backward()
+        assert output.count_nonzero() == 0 and taps.grad.count_nonzero() == 0 and empty.grad.shape == shape
     torch.library.opcheck(torch.ops.involution.involution2d, (input, kernel, *map(list, arguments)))
     output = involution.involution2d(input, kernel, *arguments)
     assert output.is_contiguous(memory_format=memory_format)

@@ -128,6 +128,25 @@ def test_autocast(dtypes, autocast_dtype):
     assert error < 2 * TOLERANCE[autocast_dtype]
 
 
+def test_gradients_keep_their_dtype_under_autocast():
+    """A part of a network that is kept in float32 has float32 gradients, though backward runs under autocast."""
+    input, kernel = (t.requires_grad_() for t in random_pair())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", enabled=False):
+            output = involution2d(input, kernel)
+        grads = torch.autograd.grad(output.square().sum(), (input, kernel))
+    exact_input, exact_kernel = (t.detach().double().requires_grad_() for t in (input, kernel))
+    exact = plain_involution(exact_input, exact_kernel, ONES, [3, 3], ONES).square().sum()
+    for grad, expected in zip(grads, torch.autograd.grad(exact, (exact_input, exact_kernel))):
+        torch.testing.assert_close(grad.double(), expected, rtol=0, atol=1e-5 * expected.abs().max())
+
+
+def test_forward_mode_is_refused():
+    input, kernel = random_pair()
+    with pytest.raises(NotImplementedError, match="reverse mode"):
+        torch.func.jvp(lambda a: involution2d(a, kernel), (input,), (torch.ones_like(input),))
+
+
 def test_autocast_leaves_float64_alone():
     input, kernel = random_pair(dtype=torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -212,6 +231,8 @@ def shaped(*shape, dtype=torch.float32, device="cpu"):
         (shaped(1, 32, 8, 8), shaped(1, 2, 3, 3, 8, 8), {"stride": 0}, ValueError, ["stride", "0", ">= 1"]),
         (shaped(1, 32, 8, 8), shaped(1, 2, 3, 3, 8, 8), {"dilation": (1, 2, 3)}, ValueError, ["dilation", "(1, 2, 3)"]),
         (shaped(1, 32, 8, 8), shaped(1, 2, 3, 3, 8, 8), {"padding": -1}, ValueError, ["padding", "-1", ">= 0"]),
+        (shaped(1, 32, 8, 8), shaped(1, 2, 3, 3, 8, 8), {"stride": 2**31}, ValueError, ["stride", "below 2**31"]),
+        (shaped(1, 32, 2, 8), shaped(1, 2, 3, 3, 8, 8), {"padding": 0}, ValueError, ["input", "2 high", "3 of the window"]),
         (shaped(1, 32, 8, 8), shaped(1, 2, 3, 3, 8, 8), {"padding": "same"}, ValueError, ["padding", "'same'"]),
         (shaped(1, 32, 8, 8), shaped(1, 2, 3, 3, 8, 8).double(), {}, TypeError, ["kernel", "float64", "float32"]),
         (shaped(1, 32, 8, 8).int(), shaped(1, 2, 3, 3, 8, 8).int(), {}, TypeError, ["input", "int32", "float32"]),
@@ -238,5 +259,9 @@ def test_operators_called_directly_check_their_shapes():
         ops.involution2d_kernel_grad(input[:, :, :7], input, 2, [3, 3], *window)
     with pytest.raises(ValueError, match="stride"):
         ops.involution2d(input, kernel, [0, 1], [1, 1], ONES)
+    with pytest.raises(ValueError, match="padding"):
+        ops.involution2d(input, kernel, ONES, [2**61, 1], ONES)
+    with pytest.raises(ValueError, match="window"):
+        ops.involution2d(input[:, :, :1], kernel, ONES, [0, 1], ONES)
     with pytest.raises(TypeError, match="dtype"):
         ops.involution2d(input, kernel.double(), *window)

@@ -17,6 +17,7 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     ConvNextImageProcessor,
+    PreTrainedModel,
     Trainer,
     TrainingArguments,
 )
@@ -71,6 +72,14 @@ def test_published_parameters_and_macs(root, depth):
     parameters, macs = PUBLISHED[depth]
     assert count_parameters(model) == parameters
     assert round(count_macs(model, 224, 224) / 1e9, 3) == macs
+
+
+def test_counting_leaves_frozen_layers_frozen():
+    model = small_model().train()
+    model.rednet.embedder.eval()
+    before = [module.training for module in model.modules()]
+    assert count_macs(model, 64, 64) > 0
+    assert [module.training for module in model.modules()] == before
 
 
 def test_defaults_are_rednet_50(root):
@@ -149,6 +158,9 @@ def test_hidden_states_and_tuples():
     logits, states = model(images, output_hidden_states=True, return_dict=False)
     assert torch.equal(logits, outputs.logits) and len(states) == 3
     assert model(images).hidden_states is None
+    model.config.return_dict = False
+    assert torch.equal(model(images)[0], outputs.logits)
+    model.config.return_dict = True
     pooled = model.rednet(images)
     assert torch.equal(pooled.pooler_output, pooled.last_hidden_state.mean((2, 3)))
 
@@ -209,6 +221,25 @@ def test_gradient_checkpointing_changes_nothing(use_reentrant):
         torch.testing.assert_close(value.grad, expected.grad, msg=name)
     for (name, expected), value in zip(plain.named_buffers(), checkpointed.buffers()):
         assert torch.equal(value, expected), name
+
+
+def test_gradient_checkpointing_inside_of_another_model():
+    """A detector that enables checkpointing for all of its parts must not count the batch twice either."""
+
+    class Detector(PreTrainedModel):
+        config_class = RedNetConfig
+        supports_gradient_checkpointing = True
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.backbone = RedNetBackbone(config)
+            self.post_init()
+
+    detector = Detector(small_config()).train()
+    enable_checkpointing(detector, use_reentrant=False)
+    detector.backbone(random_images(2, 3, 48, 48)).feature_maps[0].sum().backward()
+    counts = [m.num_batches_tracked.item() for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert set(counts) == {1}
 
 
 def test_gradient_checkpointing_under_compile():
@@ -355,6 +386,15 @@ print(type(AutoImageProcessor.from_pretrained(sys.argv[1])).__name__)
 assert len(pipeline("image-classification", model=sys.argv[1])(Image.new("RGB", (80, 60)), top_k=2)) == 2
 assert not {"torchvision", "timm"} & set(sys.modules)
 """
+
+
+def test_imports_without_pillow():
+    code = WITHOUT_TORCHVISION.split("import rednet")[0].replace('("torchvision", "timm")', '("torchvision", "PIL")')
+    code += (
+        "import rednet, torch; rednet.RedNetModel(rednet.RedNetConfig(depths=[1, 1, 1, 1])).eval()(torch.zeros(1, 3, 32, 32))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
 
 
 def test_works_without_torchvision(tmp_path):

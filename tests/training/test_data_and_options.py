@@ -33,6 +33,8 @@ def test_every_recipe_in_the_repository_is_valid(root):
     [
         ("learning_rat: 0.1", ["unknown", "learning_rat"]),
         ("num_train_epochs: many", ["num_train_epochs", "many", "int"]),
+        ("learning_rate: fast", ["learning_rate", "fast", "float"]),
+        ("checkpointing_steps: 0", ["checkpointing_steps", "0"]),
         ("image_mean: 0.5", ["image_mean", "0.5"]),
         ("checkpointing_steps: often", ["checkpointing_steps", "often", "epoch"]),
         ("config_name: null", ["--model_name_or_path", "--config_name"]),
@@ -46,6 +48,15 @@ def test_wrong_options_are_named(text, words, tmp_path, capsys):
         parse_config(["--config", str(path)])
     error = capsys.readouterr().err
     assert all(word in error for word in words)
+
+
+def test_plain_yaml_is_understood(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "config_name: a\ndataset_name: b\nmixed_precision: no\ncheckpointing_steps: 500\nlearning_rate: 1e-4"
+    )
+    config = parse_config(["--config", str(path)])
+    assert (config.mixed_precision, config.checkpointing_steps, config.learning_rate) == ("no", "500", 1e-4)
 
 
 def test_missing_file_is_named(capsys):

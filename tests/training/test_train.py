@@ -143,6 +143,7 @@ def test_half_precision_accumulation_and_fine_tuning(root, trained, options, tmp
     results = json.loads((tmp_path / "run/results.json").read_text())
     before = json.loads((trained / "results.json").read_text())["best_eval_accuracy"]
     assert results["steps"] == 2 and results["eval_accuracy"] > before - 0.1
+    assert results["best_eval_accuracy"] == results["eval_accuracy"]
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 2
 
 

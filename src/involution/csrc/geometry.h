@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
+
 namespace involution {
 
 struct Geometry {
@@ -20,10 +22,17 @@ struct Geometry {
   }
 };
 
-// (H + 2p - d(K - 1) - 1) / s + 1, rounded towards minus infinity so that too small an input is noticed.
 inline int64_t output_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
-  const int64_t room = size + 2 * padding - dilation * (kernel - 1) - 1;
-  return room < 0 ? 0 : room / stride + 1;
+  const int64_t padded = size + 2 * padding, window = dilation * (kernel - 1) + 1;
+  TORCH_CHECK_VALUE(padded >= window, "involution2d: input measures ", padded, " with its padding, expected at least the ",
+                    window, " of the window");
+  return (padded - window) / stride + 1;
+}
+
+// Below 2^31, so that no product of them overflows.
+inline void check_parameter(const char* name, at::IntArrayRef pair, int64_t least) {
+  const bool good = pair.size() == 2 && std::min(pair[0], pair[1]) >= least && std::max(pair[0], pair[1]) < (int64_t(1) << 31);
+  TORCH_CHECK_VALUE(good, "involution2d: ", name, " is ", pair, ", expected two numbers >= ", least, " and below 2**31");
 }
 
 inline void check_shape(const char* name, const at::Tensor& tensor, at::IntArrayRef expected) {
@@ -42,14 +51,10 @@ inline void check_pair(const char* name, const at::Tensor& a, const char* other,
 inline Geometry make_geometry(at::IntArrayRef input, int64_t groups, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                               at::IntArrayRef padding, at::IntArrayRef dilation) {
   TORCH_CHECK_VALUE(input.size() == 4, "involution2d: input has ", input.size(), " dimensions, expected 4 (B, C, H, W)");
-  TORCH_CHECK_VALUE(kernel_size.size() == 2 && kernel_size[0] > 0 && kernel_size[1] > 0,
-                    "involution2d: kernel_size is ", kernel_size, ", expected two positive numbers");
-  TORCH_CHECK_VALUE(stride.size() == 2 && stride[0] > 0 && stride[1] > 0, "involution2d: stride is ", stride,
-                    ", expected two positive numbers");
-  TORCH_CHECK_VALUE(padding.size() == 2 && padding[0] >= 0 && padding[1] >= 0, "involution2d: padding is ", padding,
-                    ", expected two numbers that are not negative");
-  TORCH_CHECK_VALUE(dilation.size() == 2 && dilation[0] > 0 && dilation[1] > 0, "involution2d: dilation is ", dilation,
-                    ", expected two positive numbers");
+  check_parameter("kernel_size", kernel_size, 1);
+  check_parameter("stride", stride, 1);
+  check_parameter("padding", padding, 0);
+  check_parameter("dilation", dilation, 1);
   TORCH_CHECK_VALUE(groups > 0 && input[1] % groups == 0, "involution2d: input has ", input[1],
                     " channels, expected a multiple of the kernel's ", groups, " groups");
   return Geometry{input[0], input[1], input[2], input[3], groups, kernel_size[0], kernel_size[1],
