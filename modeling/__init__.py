@@ -9,7 +9,7 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
 )
-from transformers.utils import is_torchvision_available, is_vision_available
+from transformers.utils import is_torchvision_available
 
 from .configuration_rednet import RedNetConfig
 from .modeling_rednet import RedNetBackbone, RedNetForImageClassification, RedNetModel, RedNetPreTrainedModel
@@ -23,9 +23,8 @@ AutoModel.register(RedNetConfig, RedNetModel)
 AutoModelForImageClassification.register(RedNetConfig, RedNetForImageClassification)
 AutoBackbone.register(RedNetConfig, RedNetBackbone)
 
-# RedNet has the preprocessing of ConvNeXt at 224: resize to 256, centre crop. Without torchvision, PIL does it; without
-# PIL the models work on tensors alone.
-if is_vision_available():
+# RedNet has the preprocessing of ConvNeXt at 224: resize to 256, centre crop. Without torchvision, PIL does it.
+try:
     from transformers import ConvNextImageProcessorPil
 
     _image_processors = {"pil": ConvNextImageProcessorPil}
@@ -34,6 +33,8 @@ if is_vision_available():
 
         _image_processors["torchvision"] = ConvNextImageProcessor
     AutoImageProcessor.register(RedNetConfig, image_processor_classes=_image_processors)
+except ImportError:  # no PIL, or (in older releases of Transformers) no torchvision: the models work on tensors alone
+    pass
 
 
 __all__ = [

@@ -97,7 +97,9 @@ def _check(input: Tensor, kernel: Tensor, stride, padding, dilation) -> None:
     for name, tensor in (("input", input), ("kernel", kernel)):
         if tensor.dtype not in _DTYPES:
             raise TypeError(f"involution2d: {name} has dtype {tensor.dtype}, expected one of {_DTYPES}")
-    if kernel.dtype != input.dtype and not _autocast_enabled(input.device.type):
+    if kernel.dtype != input.dtype and not (
+        input.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(input.device.type)
+    ):
         raise TypeError(
             f"involution2d: kernel has dtype {kernel.dtype}, expected that of input, {input.dtype} "
             "(they may differ under torch.autocast only)"
@@ -118,10 +120,6 @@ def _check(input: Tensor, kernel: Tensor, stride, padding, dilation) -> None:
             f"involution2d: kernel has shape {tuple(kernel.shape)}, expected {expected} (B, G, Kh, Kw, H', W') for "
             f"input {tuple(input.shape)}, stride {stride}, padding {padding}, dilation {dilation}"
         )
-
-
-def _autocast_enabled(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _output_size(n: int, input: Tensor, kernel: Tensor, stride, padding, dilation) -> int:
