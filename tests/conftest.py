@@ -7,6 +7,10 @@ from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
 
+# Test processes run side by side. Threads of several of them on the same cores would spin waiting for each other; the
+# tests that are about threads ask for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Tests fetch nothing.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
