@@ -1,6 +1,7 @@
 """Compilation at first use, in processes of their own with a cache of their own."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,23 @@ def test_four_processes_compile_once_after_a_fifth_was_killed(tmp_path):
     # What was compiled is used without ninja or a compiler, as on the nodes of a cluster.
     output, errors = finish(start(USE, **environment, PATH="/nonexistent", CXX="missing-compiler"))
     assert "cpu: compiled (" in output and "RuntimeWarning" not in errors
+
+
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="needs clang++")
+def test_clang_compiles_it_as_well(tmp_path):
+    code = """
+import torch
+from cases import Case, check_operators
+from involution import extension
+assert extension.load("cpu")
+for dtype in (torch.float32, torch.float64, torch.bfloat16):
+    for size in ((7, 7), (3, 3), (2, 5)):
+        layout = "channels_last"
+        case = Case(2, 2, 16, (14, 15), size, (1, 1), (3, 3), (1, 1), dtype, layout, layout)
+        check_operators(torch.ops.involution, case)
+"""
+    support = os.path.join(os.path.dirname(__file__), "..", "support")
+    finish(start(code, CXX="clang++", TORCH_EXTENSIONS_DIR=str(tmp_path), PYTHONPATH=support))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <memory>
+#include <cstring>
 #include <new>
 #include <type_traits>
 
@@ -43,7 +43,7 @@ using opmath_t = std::conditional_t<std::is_same_v<acc_t, double>, double, float
 
 template <typename acc_t, int64_t lanes>
 struct Vector {
-  typedef acc_t type __attribute__((vector_size(lanes * sizeof(acc_t)), aligned(sizeof(acc_t)), may_alias));
+  typedef acc_t type __attribute__((vector_size(lanes * sizeof(acc_t))));
 };
 template <typename acc_t>
 using Channels = typename Vector<acc_t, kLanes>::type;
@@ -61,11 +61,13 @@ scalar_t* data(const at::Tensor& t) {
 
 template <typename V, typename acc_t>
 inline V load(const acc_t* p) {
-  return *reinterpret_cast<const V*>(p);
+  V value;
+  std::memcpy(&value, p, sizeof(V));  // an unaligned load
+  return value;
 }
 template <typename V, typename acc_t>
 inline void store(acc_t* p, const V& value) {
-  *reinterpret_cast<V*>(p) = value;
+  std::memcpy(p, &value, sizeof(V));
 }
 
 template <typename acc_t>
