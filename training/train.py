@@ -19,7 +19,6 @@ import evaluate
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -30,9 +29,6 @@ import rednet
 from arguments import TrainingConfig, parse_config
 from data import EvaluationCollator, TrainingCollator, load_images, normalize
 from hub_folder import save_hub_folder
-
-
-logger = get_logger(__name__)
 
 
 class Progress:
@@ -286,7 +282,6 @@ def checkpoints(folder: Path) -> list[Path]:
 def resume(accelerator: Accelerator, output_dir: Path, progress: Progress) -> None:
     if found := checkpoints(output_dir / "checkpoints"):
         accelerator.load_state(found[-1])
-        logger.info("Resumed from %s", found[-1])
         accelerator.print(f"Going on from step {progress.step}, epoch {progress.epoch} ({found[-1]})")
 
 

@@ -1,7 +1,8 @@
 """Compiles the operator ahead of time, for images and clusters: `python -m involution.build [cpu] [cuda]`.
 
 Without arguments it builds for the CPU, and for CUDA where there is a GPU or `TORCH_CUDA_ARCH_LIST` names the
-architectures. Exits with 1, and the reason, where something cannot be built.
+architectures. The library for the CPU is made for the machine at hand, and serves others whose CPUs have the same
+instructions. Exits with 1, and the reason, where something cannot be built.
 """
 
 import argparse
