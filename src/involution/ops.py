@@ -76,6 +76,7 @@ def involution2d(
         padding = [dilation[n] * (kernel.shape[2 + n] // 2) for n in range(2)]
     else:
         padding = _pair("padding", padding, 0)
+    # Operators registered from Python drop forward-mode tangents without a word: the derivative would be a wrong zero.
     if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in (input, kernel)):
         raise NotImplementedError("involution2d has no forward-mode derivative: use reverse mode, torch.autograd.grad")
     _check(input, kernel, stride, padding, dilation)
