@@ -2,7 +2,7 @@
 
 from .extension import show_config
 from .module import Involution2d
-from .ops import involution2d
+from .ops import involution2d, involution2d_fused
 
 
-__all__ = ["Involution2d", "involution2d", "show_config"]
+__all__ = ["Involution2d", "involution2d", "involution2d_fused", "show_config"]

@@ -136,7 +136,7 @@ def _compile(device_type: str, name: str, directory: Path) -> None:
     except Exception as error:
         log = directory / "build.log"
         log.write_text(str(error))
-        summary = next((line for line in str(error).splitlines() if "error" in line.lower()), str(error))
+        summary = next((line for line in str(error).splitlines() if "error: " in line), str(error).splitlines()[0])
         raise RuntimeError(f"compilation failed: {summary.strip()} (see {log})") from error
     logger.warning("Compiled the involution operator for %s in %.0f s", device_type, time.perf_counter() - start)
 

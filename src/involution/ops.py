@@ -1,7 +1,9 @@
-"""The three operators `torch.ops.involution.*` and the function `involution2d`.
+"""The operators `torch.ops.involution.*` and the functions `involution2d` and `involution2d_fused`.
 
 Involution is bilinear in input and kernel, so its two gradients are bilinear as well and the three operators are
-closed under differentiation: each one's derivative is another of them, to any order.
+closed under differentiation: each one's derivative is another of them, to any order. The fourth, `involution2d_fused`,
+makes its kernel itself, by the 1x1 convolution that ends the kernel generation; its derivative makes the kernel again
+and is composed of the other three.
 
 The schemas live here, so the operators exist, trace and export the same whether or not anything was compiled. The
 compiled kernels are registered for the keys CPU and CUDA when their library is loaded; until then, and on other
@@ -12,6 +14,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
@@ -27,6 +30,10 @@ _SCHEMAS = {
     "involution2d_input_grad": f"(Tensor grad_output, Tensor kernel, SymInt[2] input_size, {_WINDOW}) -> Tensor",
     "involution2d_kernel_grad": (
         f"(Tensor grad_output, Tensor input, SymInt groups, SymInt[2] kernel_size, {_WINDOW}) -> Tensor"
+    ),
+    "involution2d_fused": (
+        "(Tensor input, Tensor features, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, bool relu, "
+        f"int[2] kernel_size, {_WINDOW}) -> Tensor"
     ),
 }
 
@@ -61,26 +68,62 @@ def involution2d(
         ValueError: shapes, devices or window parameters do not fit; the message names the argument, what was given
             and what was expected.
     """
-    for name, tensor in (("input", input), ("kernel", kernel)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"involution2d: {name} is {type(tensor).__name__}, expected a torch.Tensor")
+    _check_tensors(input=input, kernel=kernel)
     if kernel.dim() != 6:
         raise ValueError(f"involution2d: kernel has {kernel.dim()} dimensions, expected 6 (B, G, Kh, Kw, H', W')")
-    stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
-    if padding is None:
-        if kernel.shape[2] % 2 == 0 or kernel.shape[3] % 2 == 0:
-            raise ValueError(
-                "involution2d: padding is None, which needs a kernel of odd size, but kernel has "
-                f"{kernel.shape[2]} x {kernel.shape[3]} taps: give padding explicitly"
-            )
-        padding = [dilation[n] * (kernel.shape[2 + n] // 2) for n in range(2)]
-    else:
-        padding = _pair("padding", padding, 0)
-    # Operators registered from Python drop forward-mode tangents without a word: the derivative would be a wrong zero.
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in (input, kernel)):
-        raise NotImplementedError("involution2d has no forward-mode derivative: use reverse mode, torch.autograd.grad")
-    _check(input, kernel, stride, padding, dilation)
-    return torch.ops.involution.involution2d.default(input, kernel, stride, padding, dilation)
+    window = _window(kernel.shape[2:4], stride, padding, dilation)
+    _check(input, kernel, *window)
+    return torch.ops.involution.involution2d.default(input, kernel, *window)
+
+
+def involution2d_fused(
+    input: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    kernel_size: int | Sequence[int] = 7,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | None = None,
+    dilation: int | Sequence[int] = 1,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """`involution2d` with the kernel `conv2d(features, weight, bias)`, which is never written to memory.
+
+    That 1x1 convolution is the last step of the kernel generation (paper, equation 6). For the backward pass the
+    kernel is made again from the features. Equivalent to:
+
+        kernel = F.conv2d(features, weight, bias).unflatten(1, (G, Kh, Kw))
+        output = involution2d(input, kernel, stride, padding, dilation)
+        output = output * scale[:, None, None] + shift[:, None, None]  # where they are given
+        output = output.relu()  # where relu is true
+
+    Args:
+        input: (B, C, H, W), in any memory format; the output takes the same.
+        features: (B, R, H', W').
+        weight: (G * Kh * Kw, R, 1, 1) with C divisible by G, as of `torch.nn.Conv2d`; its first dimension and the
+            kernel size decide the number of groups G.
+        bias: (G * Kh * Kw).
+        kernel_size: one number or (Kh, Kw).
+        stride, padding, dilation: as in `involution2d`.
+        scale: (C), of the dtype that sums are taken in: float64 for a float64 input, float32 for all others.
+        shift: (C), as `scale`; the two are given together. A BatchNorm in evaluation mode is such a pair.
+        relu: whether negative results become zero.
+
+    Returns:
+        (B, C, H', W'), as `involution2d`.
+
+    Raises:
+        NotImplementedError, TypeError, ValueError: as `involution2d`.
+    """
+    tensors = {"input": input, "features": features, "weight": weight, "bias": bias, "scale": scale, "shift": shift}
+    _check_tensors(**{name: tensor for name, tensor in tensors.items() if tensor is not None})
+    kernel_size = _pair("kernel_size", kernel_size, 1)
+    window = _window(kernel_size, stride, padding, dilation)
+    _check_fused(input, features, weight, bias, scale, shift, kernel_size, *window)
+    op = torch.ops.involution.involution2d_fused.default
+    return op(input, features, weight, bias, scale, shift, relu, kernel_size, *window)
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:
@@ -92,29 +135,30 @@ def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:
     return pair
 
 
-def _check(input: Tensor, kernel: Tensor, stride, padding, dilation) -> None:
-    if input.dim() != 4:
-        raise ValueError(f"involution2d: input has {input.dim()} dimensions, expected 4 (B, C, H, W)")
-    for name, tensor in (("input", input), ("kernel", kernel)):
-        if tensor.dtype not in _DTYPES:
-            raise TypeError(f"involution2d: {name} has dtype {tensor.dtype}, expected one of {_DTYPES}")
-    if kernel.dtype != input.dtype and not (
-        input.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(input.device.type)
-    ):
-        raise TypeError(
-            f"involution2d: kernel has dtype {kernel.dtype}, expected that of input, {input.dtype} "
-            "(they may differ under torch.autocast only)"
-        )
-    if kernel.device != input.device:
-        raise ValueError(f"involution2d: kernel is on {kernel.device}, expected the device of input, {input.device}")
-    if kernel.shape[1] == 0 or input.shape[1] % kernel.shape[1] != 0:
+def _window(kernel_size, stride, padding, dilation) -> tuple[list[int], list[int], list[int]]:
+    stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+    if padding is not None:
+        return stride, _pair("padding", padding, 0), dilation
+    if kernel_size[0] % 2 == 0 or kernel_size[1] % 2 == 0:
         raise ValueError(
-            f"involution2d: input has {input.shape[1]} channels, expected a multiple of kernel's "
-            f"{kernel.shape[1]} groups"
+            "involution2d: padding is None, which needs a kernel of odd size, but kernel has "
+            f"{kernel_size[0]} x {kernel_size[1]} taps: give padding explicitly"
         )
-    if kernel.shape[2] == 0 or kernel.shape[3] == 0:
-        raise ValueError(f"involution2d: kernel has {kernel.shape[2]} x {kernel.shape[3]} taps, expected at least one")
-    size = [_output_size(n, input, kernel, stride, padding, dilation) for n in (0, 1)]
+    return stride, [dilation[n] * (kernel_size[n] // 2) for n in range(2)], dilation
+
+
+def _check_tensors(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"involution2d: {name} is {type(tensor).__name__}, expected a torch.Tensor")
+    # Operators registered from Python drop forward-mode tangents without a word: the derivative would be a wrong zero.
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors.values()):
+        raise NotImplementedError("involution2d has no forward-mode derivative: use reverse mode, torch.autograd.grad")
+
+
+def _check(input: Tensor, kernel: Tensor, stride, padding, dilation) -> None:
+    _check_dtypes_and_devices(input=input, kernel=kernel)
+    size = _output_size(input, kernel.shape[1], kernel.shape[2:4], stride, padding, dilation)
     if kernel.shape[0] != input.shape[0] or kernel.shape[4] != size[0] or kernel.shape[5] != size[1]:
         expected = (input.shape[0], *kernel.shape[1:4], *size)
         raise ValueError(
@@ -123,14 +167,82 @@ def _check(input: Tensor, kernel: Tensor, stride, padding, dilation) -> None:
         )
 
 
-def _output_size(n: int, input: Tensor, kernel: Tensor, stride, padding, dilation) -> int:
-    size, window = input.shape[2 + n] + 2 * padding[n], dilation[n] * (kernel.shape[2 + n] - 1) + 1
-    if size < window:
+def _check_fused(
+    input: Tensor, features: Tensor, weight: Tensor, bias, scale, shift, kernel_size, stride, padding, dilation
+) -> None:
+    _check_dtypes_and_devices(
+        input=input, features=features, weight=weight, **({} if bias is None else {"bias": bias})
+    )
+    taps = kernel_size[0] * kernel_size[1]
+    if features.dim() != 4:
+        raise ValueError(f"involution2d: features have {features.dim()} dimensions, expected 4 (B, R, H', W')")
+    if weight.dim() != 4 or weight.shape[0] % taps != 0 or tuple(weight.shape[1:]) != (features.shape[1], 1, 1):
         raise ValueError(
-            f"involution2d: input is {size} {('high', 'wide')[n]} with its padding, expected at least the {window} of "
-            "the window"
+            f"involution2d: weight has shape {tuple(weight.shape)}, expected (G * {taps}, {features.shape[1]}, 1, 1) "
+            f"for kernel_size {kernel_size} and features {tuple(features.shape)}"
         )
-    return (size - window) // stride[n] + 1
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise ValueError(f"involution2d: bias has shape {tuple(bias.shape)}, expected ({weight.shape[0]},)")
+    size = _output_size(input, weight.shape[0] // taps, kernel_size, stride, padding, dilation)
+    if features.shape[0] != input.shape[0] or features.shape[2] != size[0] or features.shape[3] != size[1]:
+        raise ValueError(
+            f"involution2d: features have shape {tuple(features.shape)}, expected "
+            f"{(input.shape[0], features.shape[1], *size)} (B, R, H', W') for input {tuple(input.shape)}, stride "
+            f"{stride}, padding {padding}, dilation {dilation}"
+        )
+    if (scale is None) != (shift is None):
+        raise ValueError("involution2d: scale and shift are given together or not at all")
+    for name, tensor in (("scale", scale), ("shift", shift)) if scale is not None else ():
+        if tuple(tensor.shape) != (input.shape[1],):
+            raise ValueError(f"involution2d: {name} has shape {tuple(tensor.shape)}, expected ({input.shape[1]},)")
+        if tensor.dtype != reference.accumulation_dtype(input.dtype):
+            raise TypeError(
+                f"involution2d: {name} has dtype {tensor.dtype}, expected "
+                f"{reference.accumulation_dtype(input.dtype)} for an input of {input.dtype}"
+            )
+        if tensor.device != input.device:
+            raise ValueError(
+                f"involution2d: {name} is on {tensor.device}, expected the device of input, {input.device}"
+            )
+
+
+def _check_dtypes_and_devices(input: Tensor, **others: Tensor) -> None:
+    for name, tensor in {"input": input, **others}.items():
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"involution2d: {name} has dtype {tensor.dtype}, expected one of {_DTYPES}")
+    autocast = input.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(input.device.type)
+    for name, tensor in others.items():
+        if tensor.dtype != input.dtype and not autocast:
+            raise TypeError(
+                f"involution2d: {name} has dtype {tensor.dtype}, expected that of input, {input.dtype} "
+                "(they may differ under torch.autocast only)"
+            )
+        if tensor.device != input.device:
+            raise ValueError(
+                f"involution2d: {name} is on {tensor.device}, expected the device of input, {input.device}"
+            )
+
+
+def _output_size(input: Tensor, groups, kernel_size, stride, padding, dilation) -> list[int]:
+    if input.dim() != 4:
+        raise ValueError(f"involution2d: input has {input.dim()} dimensions, expected 4 (B, C, H, W)")
+    if groups == 0 or input.shape[1] % groups != 0:
+        raise ValueError(
+            f"involution2d: input has {input.shape[1]} channels, expected a multiple of kernel's {groups} groups"
+        )
+    if kernel_size[0] == 0 or kernel_size[1] == 0:
+        raise ValueError(
+            f"involution2d: kernel has {kernel_size[0]} x {kernel_size[1]} taps, expected at least one"
+        )
+    output_size = []
+    for n, side in enumerate(("high", "wide")):
+        size, window = input.shape[2 + n] + 2 * padding[n], dilation[n] * (kernel_size[n] - 1) + 1
+        if size < window:
+            raise ValueError(
+                f"involution2d: input is {size} {side} with its padding, expected at least the {window} of the window"
+            )
+        output_size.append((size - window) // stride[n] + 1)
+    return output_size
 
 
 def _empty_image(like: Tensor, height: int, width: int) -> Tensor:
@@ -174,6 +286,27 @@ def _involution2d_kernel_grad(grad_output, input, groups, kernel_size, stride, p
     )
 
 
+def _involution2d_fused(
+    input, features, weight, bias, scale, shift, relu, kernel_size, stride, padding, dilation
+):
+    if extension.load(input.device.type):
+        op = torch.ops.involution.involution2d_fused.default
+        return op(input, features, weight, bias, scale, shift, relu, kernel_size, stride, padding, dilation)
+    kernel = _generated_kernel(features, weight, bias, kernel_size)
+    output = _involution2d(input, kernel, stride, padding, dilation)
+    if scale is not None:
+        output = (output * _per_channel(scale) + _per_channel(shift)).to(input.dtype)
+    return output.relu_() if relu else output
+
+
+def _generated_kernel(features, weight, bias, kernel_size):
+    return F.conv2d(features, weight, bias).unflatten(1, (-1, *kernel_size))
+
+
+def _per_channel(tensor):
+    return tensor[:, None, None]
+
+
 # --- Fake kernels: shapes and strides for tracing ---
 
 
@@ -191,6 +324,13 @@ def _fake_involution2d_kernel_grad(grad_output, input, groups, kernel_size, stri
     if input.stride(1) < input.stride(3):
         return input.new_empty((batch, height, width, groups, *kernel_size)).permute(0, 3, 4, 5, 1, 2)
     return input.new_empty((batch, groups, *kernel_size, height, width))
+
+
+def _fake_involution2d_fused(
+    input, features, weight, bias, scale, shift, relu, kernel_size, stride, padding, dilation
+):
+    _check_fused(input, features, weight, bias, scale, shift, kernel_size, stride, padding, dilation)
+    return _empty_image(input, features.shape[2], features.shape[3])
 
 
 # --- Autograd ---
@@ -238,6 +378,40 @@ def _kernel_grad_backward(ctx, grad):
     return grad_grad_output, grad_input, None, None, None, None, None
 
 
+def _save_fused(ctx, inputs, output):
+    input, features, weight, bias, scale, shift, relu, *ctx.arguments = inputs
+    ctx.save_for_backward(input, features, weight, bias, scale, shift, output if relu else None)
+
+
+def _fused_backward(ctx, grad):
+    input, features, weight, bias, scale, shift, rectified = ctx.saved_tensors
+    kernel_size, *window = ctx.arguments
+    needs_input, needs_features, needs_weight, needs_bias, needs_scale, needs_shift, *_ = ctx.needs_input_grad
+    ops = torch.ops.involution
+    grad_input = grad_features = grad_weight = grad_bias = grad_scale = grad_shift = None
+    kernel = None
+    if needs_input or needs_scale:
+        kernel = _generated_kernel(features, weight, bias, kernel_size)
+    if rectified is not None:
+        grad = torch.where(rectified > 0, grad, 0)
+    if needs_shift:
+        grad_shift = grad.sum((0, 2, 3), dtype=shift.dtype)
+    if needs_scale:
+        grad_scale = (grad.to(scale.dtype) * ops.involution2d(input, kernel, *window)).sum((0, 2, 3))
+    if scale is not None:
+        grad = (grad * _per_channel(scale)).to(grad.dtype)
+    if needs_input:
+        grad_input = ops.involution2d_input_grad(grad, kernel, input.shape[2:], *window)
+    if needs_features or needs_weight or needs_bias:
+        groups = weight.shape[0] // math.prod(kernel_size)
+        grad_kernel = ops.involution2d_kernel_grad(grad, input, groups, kernel_size, *window).flatten(1, 3)
+        grad_features, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad_kernel, features, weight, None if bias is None else [weight.shape[0]],
+            [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [needs_features, needs_weight, needs_bias],
+        )  # fmt: skip
+    return grad_input, grad_features, grad_weight, grad_bias, grad_scale, grad_shift, None, None, None, None, None
+
+
 # --- Autocast: as for convolutions, everything but float64 goes to the autocast dtype; gradients stay in theirs ---
 
 
@@ -247,6 +421,16 @@ def _autocast_kernel(device_type: str):
         input, kernel = (t if t.dtype == torch.float64 else t.to(dtype) for t in (input, kernel))
         with torch.autocast(device_type, enabled=False):
             return torch.ops.involution.involution2d.default(input, kernel, *window)
+
+    return autocast
+
+
+def _autocast_fused_kernel(device_type: str):
+    def autocast(input, features, weight, bias, *arguments):
+        dtype = torch.get_autocast_dtype(device_type)
+        tensors = [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (input, features, weight, bias)]
+        with torch.autocast(device_type, enabled=False):
+            return torch.ops.involution.involution2d_fused.default(*tensors, *arguments)
 
     return autocast
 
@@ -262,23 +446,35 @@ def _kernel_grad_flops(grad_output_shape, input_shape, *arguments, out_shape=Non
     return _flops(input_shape, out_shape)
 
 
+def _fused_flops(input_shape, features_shape, weight_shape, *arguments, out_shape=None, **kwargs) -> int:
+    # The convolution makes G * Kh * Kw values for every output pixel, and each serves C / G channels.
+    batch, channels, height, width = out_shape
+    taps = math.prod(arguments[4])
+    return 2 * batch * height * width * (weight_shape[0] * weight_shape[1] + channels * taps)
+
+
 def _register() -> None:
     kernels = {
-        "involution2d": (_involution2d, _fake_involution2d, _involution2d_backward),
-        "involution2d_input_grad": (_involution2d_input_grad, _fake_involution2d_input_grad, _input_grad_backward),
-        "involution2d_kernel_grad": (_involution2d_kernel_grad, _fake_involution2d_kernel_grad, _kernel_grad_backward),
-    }
-    for name, (composite, fake, backward) in kernels.items():
+        "involution2d": (_involution2d, _fake_involution2d, _save, _involution2d_backward),
+        "involution2d_input_grad": (_involution2d_input_grad, _fake_involution2d_input_grad, _save, _input_grad_backward),
+        "involution2d_kernel_grad": (
+            _involution2d_kernel_grad, _fake_involution2d_kernel_grad, _save, _kernel_grad_backward,
+        ),
+        "involution2d_fused": (_involution2d_fused, _fake_involution2d_fused, _save_fused, _fused_backward),
+    }  # fmt: skip
+    for name, (composite, fake, save, backward) in kernels.items():
         qualified = f"involution::{name}"
         torch.library.define(qualified, _SCHEMAS[name])
         torch.library.impl(qualified, "default")(composite)
         torch.library.register_fake(qualified)(fake)
-        torch.library.register_autograd(qualified, backward, setup_context=_save)
+        torch.library.register_autograd(qualified, backward, setup_context=save)
     for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
         torch.library.impl("involution::involution2d", key)(_autocast_kernel(device_type))
+        torch.library.impl("involution::involution2d_fused", key)(_autocast_fused_kernel(device_type))
     ops = torch.ops.involution
     register_flop_formula([ops.involution2d, ops.involution2d_input_grad])(_flops)
     register_flop_formula(ops.involution2d_kernel_grad)(_kernel_grad_flops)
+    register_flop_formula(ops.involution2d_fused)(_fused_flops)
 
 
 # A second definition in one process is an error of the dispatcher, so a reloaded module must not repeat it.

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
 def _unfold(input: Tensor, groups: int, kernel_size, output_size, stride, padding, dilation) -> Tensor:
     """(B, C, H, W) -> (B, G, C/G, Kh, Kw, H', W'), in the accumulation dtype."""
-    padded = F.pad(input.to(_accumulation_dtype(input.dtype)), (padding[1], padding[1], padding[0], padding[0]))
+    padded = F.pad(input.to(accumulation_dtype(input.dtype)), (padding[1], padding[1], padding[0], padding[0]))
     columns = F.unfold(padded, kernel_size, dilation, stride=stride)
     return columns.view(input.shape[0], groups, input.shape[1] // groups, *kernel_size, *output_size)
 
@@ -29,7 +29,7 @@ def involution2d(input: Tensor, kernel: Tensor, stride, padding, dilation) -> Te
 
 def involution2d_input_grad(grad_output: Tensor, kernel: Tensor, input_size, stride, padding, dilation) -> Tensor:
     """The adjoint of `involution2d` in its input: (B, C, H, W) with `input_size` = (H, W)."""
-    grad = grad_output.to(_accumulation_dtype(grad_output.dtype)).unflatten(1, (kernel.shape[1], -1))
+    grad = grad_output.to(accumulation_dtype(grad_output.dtype)).unflatten(1, (kernel.shape[1], -1))
     columns = (kernel.unsqueeze(2) * grad[:, :, :, None, None]).flatten(5).flatten(1, 4)
     return F.fold(columns, input_size, kernel.shape[2:4], dilation, padding, stride).to(grad_output.dtype)
 

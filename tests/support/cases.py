@@ -125,3 +125,35 @@ def check_operators(ops, case: Case, device: str = "cpu") -> None:
         assert grad_input.is_contiguous(memory_format=torch.channels_last)
     else:
         assert output.is_contiguous() and grad_input.is_contiguous()
+
+
+def check_fused(ops, case: Case, hidden_channels: int, affine: bool, relu: bool, device: str = "cpu") -> None:
+    """`ops.involution2d_fused`, with and without what follows, against the definition in float64."""
+    input, _, _ = case.tensors(device)
+    (kernel_h, kernel_w), channels = case.kernel_size, case.groups * case.group_channels
+    out = case.groups * kernel_h * kernel_w
+    features = laid_out(torch.randn(case.batch, hidden_channels, *case.output_size), case.kernel_layout)
+    weight, bias = torch.randn(out, hidden_channels, 1, 1) / hidden_channels**0.5, torch.randn(out)
+    features, weight, bias = (t.to(device, case.dtype) for t in (features, weight, bias))
+    accumulation = torch.promote_types(case.dtype, torch.float32)
+    scale, shift = (torch.randn(channels, device=device, dtype=accumulation) if affine else None for _ in range(2))
+
+    kernel = F.conv2d(features.double(), weight.double(), bias.double())
+    kernel = kernel.unflatten(1, (case.groups, *case.kernel_size))
+    expected = plain_involution(input.double(), kernel, *case.window)
+    if affine:
+        expected = expected * scale.double()[:, None, None] + shift.double()[:, None, None]
+    if relu:
+        expected = expected.relu()
+
+    result = ops.involution2d_fused(
+        input, features, weight, bias, scale, shift, relu, list(case.kernel_size), *case.window
+    )
+    assert result.dtype == case.dtype and result.shape == expected.shape
+    # The kernel may be rounded to the dtype of the input before it is applied, as it is without fusion.
+    error = (result.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
+    assert error <= 3 * TOLERANCE[case.dtype], f"relative error {error:.2g}"
+    if case.input_layout == "channels_last":
+        assert result.is_contiguous(memory_format=torch.channels_last)
+    else:
+        assert result.is_contiguous()

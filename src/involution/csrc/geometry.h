@@ -5,6 +5,8 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <optional>
+#include <utility>
 
 namespace involution {
 
@@ -92,6 +94,38 @@ inline Geometry kernel_grad_geometry(const at::Tensor& grad_output, const at::Te
   check_pair("input", input, "grad_output", grad_output);
   const Geometry g = make_geometry(input.sizes(), groups, kernel_size, stride, padding, dilation);
   check_shape("grad_output", grad_output, {g.batch, g.channels, g.out_h, g.out_w});
+  return g;
+}
+
+// For the operator that makes its kernel itself, `conv2d(features, weight, bias)`, and applies `scale`, `shift` and ReLU.
+inline Geometry fused_geometry(const at::Tensor& input, const at::Tensor& features, const at::Tensor& weight,
+                               const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& scale,
+                               const std::optional<at::Tensor>& shift, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                               at::IntArrayRef padding, at::IntArrayRef dilation) {
+  TORCH_CHECK_VALUE(features.dim() == 4, "involution2d: features have ", features.dim(), " dimensions, expected 4 (B, R, H', W')");
+  check_parameter("kernel_size", kernel_size, 1);
+  check_pair("input", input, "features", features);
+  check_pair("input", input, "weight", weight);
+  const int64_t taps = kernel_size[0] * kernel_size[1];
+  TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(0) % taps == 0, "involution2d: weight has shape ", weight.sizes(),
+                    ", expected (G * ", taps, ", ", features.size(1), ", 1, 1)");
+  check_shape("weight", weight, {weight.size(0), features.size(1), 1, 1});
+  const Geometry g = make_geometry(input.sizes(), weight.size(0) / taps, kernel_size, stride, padding, dilation);
+  check_shape("features", features, {g.batch, features.size(1), g.out_h, g.out_w});
+  if (bias) {
+    check_pair("input", input, "bias", *bias);
+    check_shape("bias", *bias, {weight.size(0)});
+  }
+  TORCH_CHECK_VALUE(scale.has_value() == shift.has_value(), "involution2d: scale and shift are given together or not at all");
+  for (const auto& [name, tensor] : {std::pair("scale", scale), std::pair("shift", shift)}) {
+    if (tensor) {
+      check_shape(name, *tensor, {g.channels});
+      const auto dtype = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+      TORCH_CHECK_TYPE(tensor->scalar_type() == dtype, "involution2d: ", name, " has dtype ", tensor->scalar_type(), ", expected ", dtype);
+      TORCH_CHECK_VALUE(tensor->device() == input.device(), "involution2d: ", name, " is on ", tensor->device(),
+                        ", expected the device of input, ", input.device());
+    }
+  }
   return g;
 }
 
