@@ -1,6 +1,7 @@
 """PyTorch RedNet model."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -25,7 +26,7 @@ from .configuration_rednet import RedNetConfig
 
 
 try:
-    from involution import involution2d
+    from involution import involution2d, involution2d_fused
 except ImportError:  # as remote code, where the package with the compiled operator is not installed
 
     def involution2d(input: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
@@ -34,6 +35,78 @@ except ImportError:  # as remote code, where the package with the compiled opera
         columns = F.unfold(input, kernel_size, padding=kernel_size // 2, stride=stride)
         columns = columns.view(batch, groups, -1, kernel_size, kernel_size, height, width)
         return (kernel.unsqueeze(2) * columns).sum((3, 4)).flatten(1, 2)
+
+    involution2d_fused = None
+
+
+# Up to here a matrix product beats a 1x1 convolution on a CPU: for those oneDNN reorders the weights at every call
+# (measured with torch 2.15 on AVX-512, forward and backward).
+_FEW_PIXELS = 1024
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module does what its class does with its own parameters, and nothing is hooked to its call.
+
+    Adapters, quantisation, parametrisations and the hooks that bring offloaded weights change one of these. Then the
+    module has to be called, not computed from its parameters.
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) is kind and "forward" not in vars(module) and not any(hooks)
+
+
+def _activation(name: str) -> nn.Module:
+    activation = ACT2FN[name]
+    if isinstance(activation, nn.ReLU):
+        activation.inplace = True  # its input is always a fresh result which nothing else needs
+    return activation
+
+
+def _is_affine(norm: nn.Module) -> bool:
+    """Whether a normalization, here and now, is a scale and a shift whose gradients nobody asks for."""
+    return _is_plain(norm, nn.BatchNorm2d) and not norm.training and not torch.is_grad_enabled()
+
+
+def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What a BatchNorm does in evaluation mode: (C,) each, in float32 at least."""
+    dtype = torch.promote_types(norm.weight.dtype, torch.float32)
+    scale = norm.weight.to(dtype) * torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
+    return scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
+
+
+def _convolve(hidden_state: Tensor, weight: Tensor, bias: Tensor | None, convolution: nn.Conv2d) -> Tensor:
+    """`convolution` with this weight and bias. On a CPU, a 1x1 convolution of few pixels is a matrix product."""
+    (stride_h, stride_w), pixels = convolution.stride, hidden_state.numel() // hidden_state.shape[1]
+    if (
+        convolution.kernel_size == (1, 1)
+        and pixels <= _FEW_PIXELS * stride_h * stride_w
+        and hidden_state.is_contiguous(memory_format=torch.channels_last)
+    ):
+        pixels = hidden_state.permute(0, 2, 3, 1)[:, ::stride_h, ::stride_w].contiguous()
+        return F.linear(pixels, weight.flatten(1), bias).permute(0, 3, 1, 2)
+    return F.conv2d(hidden_state, weight, bias, convolution.stride, convolution.padding)
+
+
+def _convolve_and_normalize(convolution: nn.Module, norm: nn.Module, hidden_state: Tensor) -> Tensor:
+    """
+    Convolution and BatchNorm; in eager mode on a CPU in the ways that are faster there.
+
+    In inference the scale of the normalization goes to whichever are fewer, weights or results: a pass over memory
+    costs as much as many multiplications.
+    """
+    if (
+        hidden_state.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or not _is_plain(convolution, nn.Conv2d)
+    ):
+        return norm(convolution(hidden_state))
+    weight, dtype = convolution.weight, hidden_state.dtype
+    results = hidden_state.numel() // (hidden_state.shape[1] * math.prod(convolution.stride))
+    if _is_affine(norm) and math.prod(weight.shape[1:]) < results:
+        scale, shift = _scale_and_shift(norm)
+        weight = (weight * scale[:, None, None, None]).to(dtype)
+        return _convolve(hidden_state, weight, shift.to(dtype), convolution)
+    return norm(_convolve(hidden_state, weight, convolution.bias, convolution))
 
 
 class RedNetConvLayer(nn.Module):
@@ -52,10 +125,10 @@ class RedNetConvLayer(nn.Module):
             in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False
         )
         self.normalization = nn.BatchNorm2d(out_channels)
-        self.activation = ACT2FN[activation] if activation is not None else nn.Identity()
+        self.activation = _activation(activation) if activation is not None else nn.Identity()
 
     def forward(self, hidden_state: Tensor) -> Tensor:
-        return self.activation(self.normalization(self.convolution(hidden_state)))
+        return self.activation(_convolve_and_normalize(self.convolution, self.normalization, hidden_state))
 
 
 class RedNetInvolution(nn.Module):
@@ -78,23 +151,45 @@ class RedNetInvolution(nn.Module):
         )
         self.span = nn.Conv2d(channels // config.reduction_ratio, kernel_size**2 * self.groups, kernel_size=1)
 
-    def forward(self, hidden_state: Tensor) -> Tensor:
-        kernel = self.span(self.reduce(self.pooler(hidden_state)))
-        kernel = kernel.unflatten(1, (self.groups, self.kernel_size, self.kernel_size))
-        return involution2d(hidden_state, kernel, stride=self.stride)
+    def forward(
+        self, hidden_state: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, relu: bool = False
+    ) -> Tensor:
+        features = self.reduce(self.pooler(hidden_state))
+        if involution2d_fused is not None and _is_plain(self.span, nn.Conv2d):
+            return involution2d_fused(
+                hidden_state,
+                features,
+                self.span.weight,
+                self.span.bias,
+                self.kernel_size,
+                self.stride,
+                scale=scale,
+                shift=shift,
+                relu=relu,
+            )
+        kernel = self.span(features).unflatten(1, (self.groups, self.kernel_size, self.kernel_size))
+        output = involution2d(hidden_state, kernel, stride=self.stride)
+        if scale is not None:
+            output = (output * scale[:, None, None] + shift[:, None, None]).to(output.dtype)
+        return output.relu_() if relu else output
 
 
 class RedNetInvolutionLayer(nn.Module):
-    """Involution, BatchNorm and activation."""
+    """Involution, BatchNorm and activation; in inference without gradients in one pass of the operator."""
 
     def __init__(self, config: RedNetConfig, channels: int, kernel_size: int, stride: int = 1):
         super().__init__()
         self.involution = RedNetInvolution(config, channels, kernel_size, stride)
         self.normalization = nn.BatchNorm2d(channels)
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation = _activation(config.hidden_act)
 
     def forward(self, hidden_state: Tensor) -> Tensor:
-        return self.activation(self.normalization(self.involution(hidden_state)))
+        if not _is_affine(self.normalization):
+            return self.activation(self.normalization(self.involution(hidden_state)))
+        scale, shift = _scale_and_shift(self.normalization)
+        relu = _is_plain(self.activation, nn.ReLU)
+        hidden_state = self.involution(hidden_state, scale=scale, shift=shift, relu=relu)
+        return hidden_state if relu else self.activation(hidden_state)
 
 
 class RedNetEmbeddings(nn.Module):
@@ -131,7 +226,7 @@ class RedNetShortCut(nn.Module):
         self.normalization = nn.BatchNorm2d(out_channels)
 
     def forward(self, hidden_state: Tensor) -> Tensor:
-        return self.normalization(self.convolution(hidden_state))
+        return _convolve_and_normalize(self.convolution, self.normalization, hidden_state)
 
 
 @contextmanager
@@ -183,7 +278,7 @@ class RedNetBottleNeckLayer(GradientCheckpointingLayer):
         # Every bottleneck starts as the identity (or its shortcut). Marked on the BatchNorm itself, because `_init_weights`
         # is not called for modules without parameters of their own in remote code.
         self.layer[-1].normalization.zero_init = True
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation = _activation(config.hidden_act)
 
     # Whatever model this layer is part of sets the function that checkpoints it.
     @property
@@ -195,7 +290,10 @@ class RedNetBottleNeckLayer(GradientCheckpointingLayer):
         self._checkpoint = checkpoint
 
     def forward(self, hidden_state: Tensor) -> Tensor:
-        return self.activation(self.layer(hidden_state) + self.shortcut(hidden_state))
+        residual = self.shortcut(hidden_state)
+        hidden_state = self.layer(hidden_state)
+        hidden_state += residual
+        return self.activation(hidden_state)
 
 
 class RedNetStage(nn.Module):

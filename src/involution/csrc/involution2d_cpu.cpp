@@ -10,12 +10,14 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cstring>
 #include <new>
 #include <type_traits>
+#include <utility>
 
 #if !defined(__GNUC__)
 #error "involution needs vector extensions: compile with GCC or Clang"
@@ -35,6 +37,10 @@ constexpr int64_t kLanes = 16;
 constexpr int kTile = 7;
 // Taps of one kernel row are handled 8 at a time in the kernel gradient: 7 of them fill one AVX2 register.
 constexpr int64_t kTapLanes = 8;
+// The fused form makes the kernels of up to 128 output pixels at a time, [tap][pixel] with a constant stride that is no
+// power of two, which would map the taps of a pixel to the same few cache sets. 49 taps are 28 KB, and stay in the
+// first-level cache. Its features are [slice][hidden][32 pixels], so that a slice streams through that cache as well.
+constexpr int64_t kBlock = 128, kTapStride = kBlock + kLanes, kSlice = 2 * kLanes;
 // A strip's packed rows should stay in the second-level cache beside the kernels that stream through it.
 constexpr int64_t kStripBytes = 128 * 1024;
 
@@ -108,11 +114,12 @@ inline Chunk chunk_at(const Geometry& g, int64_t index) {
 struct Strips {
   int64_t rows, count;
 
-  Strips(const Geometry& g, int64_t out_rows, int64_t bytes_per_input_row) {
+  Strips(const Geometry& g, int64_t out_rows, int64_t bytes_per_input_row, int64_t multiple) {
     const int64_t fitting = (kStripBytes / std::max<int64_t>(bytes_per_input_row, 1) - g.kernel_h) / g.stride_h + 1;
     const int64_t most = g.dilation_h > 1 ? 1 : std::clamp<int64_t>(fitting, 1, std::max<int64_t>(out_rows, 1));
     count = (out_rows + most - 1) / most;
     rows = count > 0 ? (out_rows + count - 1) / count : 1;
+    rows = (rows + multiple - 1) / multiple * multiple;
     count = (out_rows + rows - 1) / rows;
   }
   int64_t packed_rows(const Geometry& g) const {
@@ -186,6 +193,26 @@ struct Image {
   }
 };
 
+// The kernels of neighbouring output pixels as the inner loop finds them: a pixel's taps side by side ...
+template <typename acc_t>
+struct TapsByPixel {
+  const acc_t* data;
+  int64_t pixel_stride;
+
+  acc_t operator()(int64_t pixel, int64_t tap) const {
+    return data[pixel * pixel_stride + tap];
+  }
+};
+// ... or, as the fused form makes them, a tap's pixels.
+template <typename acc_t>
+struct PixelsByTap {
+  const acc_t* data;
+
+  acc_t operator()(int64_t pixel, int64_t tap) const {
+    return data[tap * kTapStride + pixel];
+  }
+};
+
 // The kernels of neighbouring output pixels as [pixel][tap] in the accumulation type: in place where they lie so
 // already (the taps of a channels-last float kernel), copied into a buffer of a tile's size where not.
 template <typename scalar_t, typename acc_t>
@@ -200,14 +227,9 @@ struct KernelReader {
         stride_b(t.stride(0)), stride_g(t.stride(1)), stride_u(t.stride(2)), stride_v(t.stride(3)), stride_h(t.stride(4)),
         stride_w(t.stride(5)), kernel_h(t.size(2)), kernel_w(t.size(3)),
         in_place(std::is_same_v<scalar_t, acc_t> && (stride_v == 1 || kernel_w == 1) && (stride_u == kernel_w || kernel_h == 1)),
-        copy(in_place ? 0 : kTile * kernel_h * kernel_w) {}
+        copy(in_place ? 0 : 2 * kTile * kernel_h * kernel_w) {}
 
-  struct Tile {
-    const acc_t* taps;
-    int64_t pixel_stride;
-  };
-
-  Tile tile(int64_t b, int64_t group, int64_t i, int64_t j, int64_t pixels) {
+  TapsByPixel<acc_t> tile(int64_t b, int64_t group, int64_t i, int64_t j, int64_t pixels) {
     const scalar_t* first = data + b * stride_b + group * stride_g + i * stride_h + j * stride_w;
     if constexpr (std::is_same_v<scalar_t, acc_t>) {
       if (in_place) {
@@ -216,18 +238,18 @@ struct KernelReader {
     }
     acc_t* to = copy.get();
     const int64_t taps = kernel_h * kernel_w;
-    for (int64_t u = 0; u < kernel_h; ++u) {
-      if (stride_w == 1) {
-        for (int64_t v = 0; v < kernel_w; ++v) {
-          for (int64_t t = 0; t < pixels; ++t) {
-            to[t * taps + u * kernel_w + v] = static_cast<acc_t>(first[u * stride_u + v * stride_v + t]);
-          }
+    if (stride_v == 1 && stride_u == kernel_w) {
+      for (int64_t t = 0; t < pixels; ++t) {
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          to[t * taps + tap] = static_cast<acc_t>(first[t * stride_w + tap]);
         }
-      } else {
+      }
+      return {to, taps};
+    }
+    for (int64_t u = 0; u < kernel_h; ++u) {
+      for (int64_t v = 0; v < kernel_w; ++v) {
         for (int64_t t = 0; t < pixels; ++t) {
-          for (int64_t v = 0; v < kernel_w; ++v) {
-            to[t * taps + u * kernel_w + v] = static_cast<acc_t>(first[t * stride_w + u * stride_u + v * stride_v]);
-          }
+          to[t * taps + u * kernel_w + v] = static_cast<acc_t>(first[t * stride_w + u * stride_u + v * stride_v]);
         }
       }
     }
@@ -254,13 +276,17 @@ void with_static_window(const Geometry& g, const F& f) {
   }
 }
 
-// Calls f(tile width, first pixel) over a row of `width` pixels, in tiles of 7, then 4, 2 and 1.
+// Calls f(tile width, first pixel) over a row of `width` pixels, in tiles of 14, then 7, 4, 2 and 1.
 template <typename F>
 inline void for_tiles(int64_t width, const F& f) {
   using std::integral_constant;
   int64_t j = 0;
-  for (; j + kTile <= width; j += kTile) {
+  for (; j + 2 * kTile <= width; j += 2 * kTile) {
+    f(integral_constant<int, 2 * kTile>{}, j);
+  }
+  if (j + kTile <= width) {
     f(integral_constant<int, kTile>{}, j);
+    j += kTile;
   }
   if (j + 4 <= width) {
     f(integral_constant<int, 4>{}, j);
@@ -275,66 +301,309 @@ inline void for_tiles(int64_t width, const F& f) {
   }
 }
 
+// What follows the sum: scale and shift of up to 16 channels, and ReLU. NaN stays NaN.
+template <typename acc_t>
+struct Epilogue {
+  Channels<acc_t> scale, shift;
+  bool affine, relu;
+
+  Channels<acc_t> operator()(Channels<acc_t> value) const {
+    if (affine) {
+      value = value * scale + shift;
+    }
+    if (relu) {
+      value = value < Channels<acc_t>{} ? Channels<acc_t>{} : value;
+    }
+    return value;
+  }
+};
+
 // T output pixels: x points at the packed column of the first one's first tap.
-template <int K, int S, int T, typename acc_t>
-__attribute__((noinline)) void forward_tile(const Geometry& g, const acc_t* x, int64_t row_step, const acc_t* taps, int64_t pixel_stride,
-                         acc_t* out) {
+template <int K, int S, int T, typename acc_t, typename TapsOfTile>
+__attribute__((noinline)) void forward_tile(const Geometry& g, const acc_t* x, int64_t row_step, TapsOfTile taps,
+                                            const Epilogue<acc_t>& epilogue, acc_t* out, int64_t out_step) {
   using V = Channels<acc_t>;
   V acc[T] = {};
   if constexpr (K > 0) {
-    for (int u = 0; u < K; ++u, x += row_step, taps += K) {
+    for (int u = 0; u < K; ++u, x += row_step) {
       // Each column is loaded once and meets every pixel whose window holds it.
       UNROLL for (int q = 0; q < (T - 1) * S + K; ++q) {
         const V column = load<V>(x + q * kLanes);
         UNROLL for (int t = 0; t < T; ++t) {
           if (q - t * S >= 0 && q - t * S < K) {
-            acc[t] += column * taps[t * pixel_stride + q - t * S];
+            acc[t] += column * taps(t, u * K + q - t * S);
           }
         }
       }
     }
   } else {
-    for (int64_t u = 0; u < g.kernel_h; ++u, x += row_step) {
-      for (int64_t v = 0; v < g.kernel_w; ++v, ++taps) {
+    for (int64_t u = 0, tap = 0; u < g.kernel_h; ++u, x += row_step) {
+      for (int64_t v = 0; v < g.kernel_w; ++v, ++tap) {
         UNROLL for (int t = 0; t < T; ++t) {
-          acc[t] += load<V>(x + (t * g.stride_w + v * g.dilation_w) * kLanes) * taps[t * pixel_stride];
+          acc[t] += load<V>(x + (t * g.stride_w + v * g.dilation_w) * kLanes) * taps(t, tap);
         }
       }
     }
   }
   UNROLL for (int t = 0; t < T; ++t) {
-    store(out + t * kLanes, acc[t]);
+    store(out + t * out_step, epilogue(acc[t]));
   }
 }
+
+// One step of a transposition of 16 x 16 values: exchanges the off-diagonal quarters of blocks of 2 * width.
+template <int width, typename acc_t, int... lane>
+inline void exchange(Channels<acc_t>* rows, std::integer_sequence<int, lane...>) {
+  UNROLL for (int r = 0; r < kLanes; ++r) {
+    if ((r & width) == 0) {
+      const Channels<acc_t> a = rows[r], b = rows[r | width];
+#ifdef __clang__
+      rows[r] = __builtin_shufflevector(a, b, (lane & width ? kLanes + (lane ^ width) : lane)...);
+      rows[r | width] = __builtin_shufflevector(a, b, (lane & width ? kLanes + lane : lane ^ width)...);
+#else
+      using Lane = typename Vector<std::conditional_t<sizeof(acc_t) == 8, int64_t, int32_t>, kLanes>::type;
+      rows[r] = __builtin_shuffle(a, b, Lane{(lane & width ? kLanes + (lane ^ width) : lane)...});
+      rows[r | width] = __builtin_shuffle(a, b, Lane{(lane & width ? kLanes + lane : lane ^ width)...});
+#endif
+    }
+  }
+}
+
+// Up to 16 pixels of up to 16 channels to [channel][kSlice].
+template <typename scalar_t, typename acc_t>
+void transpose(acc_t* to, const scalar_t* from, int64_t stride_c, int64_t stride_w, int64_t pixels, int64_t channels) {
+  if (pixels < kLanes || channels < kLanes || stride_c != 1) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t t = 0; t < pixels; ++t) {
+        to[c * kSlice + t] = static_cast<acc_t>(from[c * stride_c + t * stride_w]);
+      }
+    }
+    return;
+  }
+  Channels<acc_t> rows[kLanes];
+  UNROLL for (int t = 0; t < kLanes; ++t) {
+    for (int c = 0; c < kLanes; ++c) {
+      rows[t][c] = static_cast<acc_t>(from[t * stride_w + c]);
+    }
+  }
+  constexpr std::make_integer_sequence<int, kLanes> lanes;
+  exchange<8, acc_t>(rows, lanes);
+  exchange<4, acc_t>(rows, lanes);
+  exchange<2, acc_t>(rows, lanes);
+  exchange<1, acc_t>(rows, lanes);
+  UNROLL for (int c = 0; c < kLanes; ++c) {
+    store(to + c * kSlice, rows[c]);
+  }
+}
+
+// The 1x1 convolution for M taps of N * 16 pixels: features [hidden][kSlice], result [tap][kTapStride].
+template <int M, int N, typename acc_t>
+__attribute__((noinline)) void generate_tile(const acc_t* weight, const acc_t* bias, const acc_t* features, int64_t hidden, acc_t* out) {
+  using V = Channels<acc_t>;
+  V acc[M][N];
+  UNROLL for (int m = 0; m < M; ++m) {
+    UNROLL for (int n = 0; n < N; ++n) {
+      acc[m][n] = V{} + bias[m];
+    }
+  }
+  for (int64_t r = 0; r < hidden; ++r) {
+    UNROLL for (int n = 0; n < N; ++n) {
+      const V feature = load<V>(features + r * kSlice + n * kLanes);
+      UNROLL for (int m = 0; m < M; ++m) {
+        acc[m][n] += feature * weight[m * hidden + r];
+      }
+    }
+  }
+  UNROLL for (int m = 0; m < M; ++m) {
+    UNROLL for (int n = 0; n < N; ++n) {
+      store(out + m * kTapStride + n * kLanes, acc[m][n]);
+    }
+  }
+}
+
+// All taps of one group for a block of pixels. 7 taps at a time divide the paper's 49; two vectors of pixels share the
+// broadcast weight and fill the pipeline.
+template <typename acc_t>
+void generate(const acc_t* weight, const acc_t* bias, const acc_t* features, int64_t hidden, int64_t taps, int64_t pixels, acc_t* out) {
+  for (int64_t p = 0; p < pixels; p += kSlice, features += kSlice * hidden) {
+    const bool two = pixels - p > kLanes;
+    int64_t tap = 0;
+    for (; tap + 7 <= taps; tap += 7) {
+      const auto tile = two ? generate_tile<7, 2, acc_t> : generate_tile<7, 1, acc_t>;
+      tile(weight + tap * hidden, bias + tap, features, hidden, out + tap * kTapStride + p);
+    }
+    for (; tap < taps; ++tap) {
+      const auto tile = two ? generate_tile<1, 2, acc_t> : generate_tile<1, 1, acc_t>;
+      tile(weight + tap * hidden, bias + tap, features, hidden, out + tap * kTapStride + p);
+    }
+  }
+}
+
+// The 1x1 convolution that makes the kernels, and what follows the involution, in the accumulation type.
+template <typename acc_t>
+struct Fused {
+  const acc_t *weight, *bias, *scale, *shift;
+  int64_t hidden;
+  bool relu;
+
+  Epilogue<acc_t> epilogue(const Chunk& chunk) const {
+    Epilogue<acc_t> result{{}, {}, scale != nullptr, relu};
+    for (int64_t c = 0; scale != nullptr && c < chunk.count; ++c) {
+      result.scale[c] = scale[chunk.first + c];
+      result.shift[c] = shift[chunk.first + c];
+    }
+    return result;
+  }
+};
+
+// The blocks of pixels whose kernels the fused form makes at a time: whole rows where they fit, parts of a row else.
+struct Blocks {
+  int64_t rows, columns, per_row;
+
+  explicit Blocks(const Geometry& g)
+      : rows(g.dilation_h > 1 ? 1 : std::max<int64_t>(kBlock / g.out_w, 1)), columns(std::min(g.out_w, kBlock)), per_row((g.out_w + columns - 1) / columns) {}
+  int64_t count(int64_t out_rows) const {
+    return (out_rows + rows - 1) / rows * per_row;
+  }
+};
+
+// The packed rows of a strip of output for one chunk of channels.
+template <typename scalar_t, typename acc_t>
+void pack_strip(const Geometry& g, const Image<const scalar_t>& x, acc_t* packed, int64_t columns, int64_t b, const Chunk& chunk,
+                int64_t first, int64_t last) {
+  const int64_t rows = (last - first - 1) * g.stride_h + g.kernel_h;
+  for (int64_t q = 0; q < rows; ++q) {
+    pack_row(packed + q * columns * kLanes, x.row(b, chunk.first, first * g.stride_h - g.padding_h + q * g.dilation_h),
+             x.stride_c, x.stride_w, g.width, g.padding_w, columns, chunk.count);
+  }
+}
+
+// Where the tiles of an output row are written: in place where its memory is 16 channels side by side, else into a
+// buffer that `finish` unpacks.
+template <typename scalar_t, typename acc_t>
+struct RowWriter {
+  const Image<scalar_t> image;
+  Buffer<acc_t> buffer;
+
+  RowWriter(const at::Tensor& t) : image(t), buffer(t.size(3) * kLanes) {}
+
+  bool in_place(const Chunk& chunk) const {
+    return std::is_same_v<scalar_t, acc_t> && image.stride_c == 1 && chunk.count == kLanes;
+  }
+  std::pair<acc_t*, int64_t> start(int64_t b, const Chunk& chunk, int64_t i) {
+    if constexpr (std::is_same_v<scalar_t, acc_t>) {
+      if (in_place(chunk)) {
+        return {image.row(b, chunk.first, i), image.stride_w};
+      }
+    }
+    return {buffer.get(), kLanes};
+  }
+  void finish(int64_t b, const Chunk& chunk, int64_t i, int64_t begin, int64_t end) {
+    if (!in_place(chunk)) {
+      unpack_row(image.row(b, chunk.first, i) + begin * image.stride_w, image.stride_c, image.stride_w, buffer.get() + begin * kLanes,
+                 end - begin, chunk.count);
+    }
+  }
+};
 
 template <typename scalar_t>
 void forward_kernel(const Geometry& g, const at::Tensor& input, const at::Tensor& kernel, const at::Tensor& output) {
   using acc_t = opmath_t<scalar_t>;
   const Image<const scalar_t> x(input);
-  const Image<scalar_t> y(output);
   const int64_t columns = packed_columns(g), row_step = columns * kLanes, chunks = g.groups * chunks_per_group(g);
-  const Strips strips(g, g.out_h, row_step * sizeof(acc_t));
+  const Strips strips(g, g.out_h, row_step * sizeof(acc_t), 1);
   with_static_window(g, [&](auto K, auto S) {
     at::parallel_for(0, g.batch * strips.count * chunks, 1, [&](int64_t begin, int64_t end) {
-      Buffer<acc_t> packed(strips.packed_rows(g) * row_step), result(g.out_w * kLanes);
+      Buffer<acc_t> packed(strips.packed_rows(g) * row_step);
       KernelReader<scalar_t, acc_t> kernels(kernel);
+      RowWriter<scalar_t, acc_t> writer(output);
       for (int64_t task = begin; task < end; ++task) {
         const Chunk chunk = chunk_at(g, task % chunks);
         const int64_t b = task / chunks / strips.count, first = task / chunks % strips.count * strips.rows;
         const int64_t last = std::min(first + strips.rows, g.out_h);
-        const int64_t rows = (last - first - 1) * g.stride_h + g.kernel_h;
-        for (int64_t q = 0; q < rows; ++q) {
-          pack_row(packed.get() + q * row_step, x.row(b, chunk.first, first * g.stride_h - g.padding_h + q * g.dilation_h),
-                   x.stride_c, x.stride_w, g.width, g.padding_w, columns, chunk.count);
-        }
+        pack_strip(g, x, packed.get(), columns, b, chunk, first, last);
         for (int64_t i = first; i < last; ++i) {
           const acc_t* window = packed.get() + (i - first) * g.stride_h * row_step;
-          for_tiles(g.out_w, [&](auto T, int64_t j) {
-            const auto tile = kernels.tile(b, chunk.group, i, j, T);
-            forward_tile<decltype(K)::value, decltype(S)::value, decltype(T)::value>(g, window + j * g.stride_w * kLanes, row_step, tile.taps, tile.pixel_stride,
-                                  result.get() + j * kLanes);
+          const auto [out, out_step] = writer.start(b, chunk, i);
+          for_tiles(g.out_w, [&, out = out, out_step = out_step](auto T, int64_t j) {
+            forward_tile<decltype(K)::value, decltype(S)::value, decltype(T)::value>(
+                g, window + j * g.stride_w * kLanes, row_step, kernels.tile(b, chunk.group, i, j, T), Epilogue<acc_t>{},
+                out + j * out_step, out_step);
           });
-          unpack_row(y.row(b, chunk.first, i), y.stride_c, y.stride_w, result.get(), g.out_w, chunk.count);
+          writer.finish(b, chunk, i, 0, g.out_w);
+        }
+      }
+    });
+  });
+}
+
+// The features of a strip as [block][slice][hidden][kSlice]: read once, for all groups.
+template <typename scalar_t, typename acc_t>
+void pack_features(const Geometry& g, const Blocks& blocks, const Image<const scalar_t>& features, acc_t* packed, int64_t hidden,
+                   int64_t b, int64_t first, int64_t last) {
+  for (int64_t i = first; i < last; ++i) {
+    const scalar_t* row = features.row(b, 0, i);
+    for (int64_t j = 0, pixels; j < g.out_w; j += pixels) {
+      const int64_t block = (i - first) / blocks.rows * blocks.per_row + j / blocks.columns;
+      const int64_t pixel = (i - first) % blocks.rows * g.out_w + j % blocks.columns;
+      // Up to 16 pixels of one slice.
+      pixels = std::min({kLanes, kSlice - pixel % kSlice, blocks.columns - j % blocks.columns, g.out_w - j});
+      acc_t* to = packed + (block * kBlock + pixel / kSlice * kSlice) * hidden + pixel % kSlice;
+      for (int64_t r = 0; r < hidden; r += kLanes) {
+        transpose(to + r * kSlice, row + j * features.stride_w + r * features.stride_c, features.stride_c, features.stride_w,
+                  pixels, std::min(kLanes, hidden - r));
+      }
+    }
+  }
+}
+
+template <typename scalar_t>
+void fused_kernel(const Geometry& g, const at::Tensor& input, const at::Tensor& features_, const Fused<opmath_t<scalar_t>>& fused,
+                  const at::Tensor& output) {
+  using acc_t = opmath_t<scalar_t>;
+  const Image<const scalar_t> x(input), features(features_);
+  const int64_t columns = packed_columns(g), row_step = columns * kLanes, chunks = chunks_per_group(g), taps = g.taps();
+  const Blocks blocks(g);
+  const Strips strips(g, g.out_h, row_step * sizeof(acc_t) * chunks, blocks.rows);
+  const int64_t strip_size = strips.packed_rows(g) * row_step;
+  // Groups are divided among tasks where images and strips alone do not keep the threads busy.
+  int64_t parts = 1;
+  while (parts < g.groups && g.batch * strips.count * parts < 2 * at::get_num_threads()) {
+    parts *= 2;
+  }
+  parts = std::min(parts, g.groups);
+  with_static_window(g, [&](auto K, auto S) {
+    at::parallel_for(0, g.batch * strips.count * parts, 1, [&](int64_t begin, int64_t end) {
+      Buffer<acc_t> packed(chunks * strip_size), hidden(blocks.count(strips.rows) * fused.hidden * kBlock), kernels(taps * kTapStride);
+      RowWriter<scalar_t, acc_t> writer(output);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t b = task / parts / strips.count, first = task / parts % strips.count * strips.rows;
+        const int64_t last = std::min(first + strips.rows, g.out_h);
+        pack_features(g, blocks, features, hidden.get(), fused.hidden, b, first, last);
+        for (int64_t group = task % parts * g.groups / parts; group < (task % parts + 1) * g.groups / parts; ++group) {
+          for (int64_t c = 0; c < chunks; ++c) {
+            pack_strip(g, x, packed.get() + c * strip_size, columns, b, chunk_at(g, group * chunks + c), first, last);
+          }
+          for (int64_t block = 0; block < blocks.count(last - first); ++block) {
+            const int64_t i_begin = first + block / blocks.per_row * blocks.rows, i_end = std::min(i_begin + blocks.rows, last);
+            const int64_t j_begin = block % blocks.per_row * blocks.columns, width = std::min(blocks.columns, g.out_w - j_begin);
+            generate(fused.weight + group * taps * fused.hidden, fused.bias + group * taps,
+                     hidden.get() + block * fused.hidden * kBlock, fused.hidden, taps, (i_end - i_begin) * width, kernels.get());
+            for (int64_t c = 0; c < chunks; ++c) {
+              const Chunk chunk = chunk_at(g, group * chunks + c);
+              const Epilogue<acc_t> epilogue = fused.epilogue(chunk);
+              for (int64_t i = i_begin; i < i_end; ++i) {
+                const acc_t* window = packed.get() + c * strip_size + (i - first) * g.stride_h * row_step;
+                const acc_t* row = kernels.get() + (i - i_begin) * width;
+                const auto [out, out_step] = writer.start(b, chunk, i);
+                for_tiles(width, [&, out = out, out_step = out_step](auto T, int64_t j) {
+                  forward_tile<decltype(K)::value, decltype(S)::value, decltype(T)::value>(
+                      g, window + (j_begin + j) * g.stride_w * kLanes, row_step, PixelsByTap<acc_t>{row + j}, epilogue,
+                      out + (j_begin + j) * out_step, out_step);
+                });
+                writer.finish(b, chunk, i, j_begin, j_begin + width);
+              }
+            }
+          }
         }
       }
     });
@@ -404,7 +673,7 @@ void input_grad_kernel(const Geometry& g, const at::Tensor& grad_output, const a
             for (int64_t u = 0; u < g.kernel_h; ++u) {
               const int64_t y = i * g.stride_h + u * g.dilation_h - g.padding_h;
               if (y >= first && y < last) {
-                input_grad_tile<decltype(K)::value, decltype(S)::value, decltype(T)::value>(g, grad.get() + j * kLanes, tile.taps + u * g.kernel_w, tile.pixel_stride,
+                input_grad_tile<decltype(K)::value, decltype(S)::value, decltype(T)::value>(g, grad.get() + j * kLanes, tile.data + u * g.kernel_w, tile.pixel_stride,
                                          packed.get() + (y - first) * row_step + j * g.stride_w * kLanes);
               }
             }
@@ -491,7 +760,7 @@ void kernel_grad_kernel(const Geometry& g, const at::Tensor& grad_output, const 
   const at::IntArrayRef dk_stride = grad_kernel.strides();
   const int64_t channels = g.group_channels();
   const PlanarRow layout(g);
-  const Strips strips(g, g.out_h, channels * layout.length * sizeof(acc_t));
+  const Strips strips(g, g.out_h, channels * layout.length * sizeof(acc_t), 1);
   const int64_t plane_step = strips.packed_rows(g) * layout.length;
   with_static_window(g, [&](auto K, auto) {
     at::parallel_for(0, g.batch * strips.count * g.groups, 1, [&](int64_t begin, int64_t end) {
@@ -540,6 +809,28 @@ at::Tensor involution2d(const at::Tensor& input, const at::Tensor& kernel, at::I
   return output;
 }
 
+at::Tensor involution2d_fused(const at::Tensor& input, const at::Tensor& features, const at::Tensor& weight,
+                              const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& scale,
+                              const std::optional<at::Tensor>& shift, bool relu, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                              at::IntArrayRef padding, at::IntArrayRef dilation) {
+  const Geometry g = fused_geometry(input, features, weight, bias, scale, shift, kernel_size, stride, padding, dilation);
+  const at::Tensor output = empty_image(input, g.batch, g.channels, g.out_h, g.out_w);
+  if (output.numel() == 0) {
+    return output;
+  }
+  const auto acc = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor weight_ = weight.reshape({weight.size(0), weight.size(1)}).to(acc).contiguous();
+  const at::Tensor bias_ = bias ? bias->to(acc).contiguous() : at::zeros({weight.size(0)}, input.options().dtype(acc));
+  const at::Tensor scale_ = scale ? scale->contiguous() : at::Tensor(), shift_ = shift ? shift->contiguous() : at::Tensor();
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "involution2d_fused", [&] {
+    using acc_t = opmath_t<scalar_t>;
+    const auto values = [](const at::Tensor& t) { return t.defined() ? t.const_data_ptr<acc_t>() : nullptr; };
+    const Fused<acc_t> fused{values(weight_), values(bias_), values(scale_), values(shift_), weight.size(1), relu};
+    fused_kernel<scalar_t>(g, input, features, fused, output);
+  });
+  return output;
+}
+
 at::Tensor involution2d_input_grad(const at::Tensor& grad_output, const at::Tensor& kernel, at::IntArrayRef input_size,
                                    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
   const Geometry g = input_grad_geometry(grad_output, kernel, input_size, stride, padding, dilation);
@@ -570,6 +861,7 @@ at::Tensor involution2d_kernel_grad(const at::Tensor& grad_output, const at::Ten
 
 TORCH_LIBRARY_IMPL(involution, CPU, m) {
   m.impl("involution2d", &involution::involution2d);
+  m.impl("involution2d_fused", &involution::involution2d_fused);
   m.impl("involution2d_input_grad", &involution::involution2d_input_grad);
   m.impl("involution2d_kernel_grad", &involution::involution2d_kernel_grad);
 }
