@@ -6,7 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ops import involution2d
+from .ops import involution2d, involution2d_fused
+
+
+def _is_plain(convolution: nn.Module) -> bool:
+    """Whether it may be computed from its parameters: adapters, parametrisations and hooks want it to be called."""
+    hooks = convolution._forward_hooks or convolution._forward_pre_hooks or convolution._backward_hooks
+    return type(convolution) is nn.Conv2d and "forward" not in vars(convolution) and not hooks
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
@@ -66,11 +72,14 @@ class Involution2d(nn.Module):
         self.span = nn.Conv2d(channels // reduction_ratio, taps * self.groups, 1, **factory)
 
     def forward(self, input: Tensor) -> Tensor:
-        kernel = self.span(self.reduce(self._pool(input))).unflatten(1, (self.groups, *self.kernel_size))
+        features = self.reduce(self._pool(input))
         span = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size)]
         if span[0] % 2 or span[1] % 2:
             input = F.pad(input, (0, span[1] % 2, 0, span[0] % 2))
-        return involution2d(input, kernel, self.stride, [s // 2 for s in span], self.dilation)
+        window = self.stride, [s // 2 for s in span], self.dilation
+        if _is_plain(self.span):
+            return involution2d_fused(input, features, self.span.weight, self.span.bias, self.kernel_size, *window)
+        return involution2d(input, self.span(features).unflatten(1, (self.groups, *self.kernel_size)), *window)
 
     def _pool(self, input: Tensor) -> Tensor:
         # ceil_mode: the last window of an odd size averages the pixels that exist, so that there is a kernel for

@@ -14,7 +14,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
@@ -231,9 +230,7 @@ def _output_size(input: Tensor, groups, kernel_size, stride, padding, dilation) 
             f"involution2d: input has {input.shape[1]} channels, expected a multiple of kernel's {groups} groups"
         )
     if kernel_size[0] == 0 or kernel_size[1] == 0:
-        raise ValueError(
-            f"involution2d: kernel has {kernel_size[0]} x {kernel_size[1]} taps, expected at least one"
-        )
+        raise ValueError(f"involution2d: kernel has {kernel_size[0]} x {kernel_size[1]} taps, expected at least one")
     output_size = []
     for n, side in enumerate(("high", "wide")):
         size, window = input.shape[2 + n] + 2 * padding[n], dilation[n] * (kernel_size[n] - 1) + 1
@@ -286,21 +283,11 @@ def _involution2d_kernel_grad(grad_output, input, groups, kernel_size, stride, p
     )
 
 
-def _involution2d_fused(
-    input, features, weight, bias, scale, shift, relu, kernel_size, stride, padding, dilation
-):
+def _involution2d_fused(input, features, *arguments):
     if extension.load(input.device.type):
-        op = torch.ops.involution.involution2d_fused.default
-        return op(input, features, weight, bias, scale, shift, relu, kernel_size, stride, padding, dilation)
-    kernel = _generated_kernel(features, weight, bias, kernel_size)
-    output = _involution2d(input, kernel, stride, padding, dilation)
-    if scale is not None:
-        output = (output * _per_channel(scale) + _per_channel(shift)).to(input.dtype)
-    return output.relu_() if relu else output
-
-
-def _generated_kernel(features, weight, bias, kernel_size):
-    return F.conv2d(features, weight, bias).unflatten(1, (-1, *kernel_size))
+        return torch.ops.involution.involution2d_fused.default(input, features, *arguments)
+    result = _empty_image(input, features.shape[2], features.shape[3])
+    return result.copy_(reference.involution2d_fused(input, features, *arguments)) if result.numel() > 0 else result
 
 
 def _per_channel(tensor):
@@ -391,7 +378,7 @@ def _fused_backward(ctx, grad):
     grad_input = grad_features = grad_weight = grad_bias = grad_scale = grad_shift = None
     kernel = None
     if needs_input or needs_scale:
-        kernel = _generated_kernel(features, weight, bias, kernel_size)
+        kernel = reference.generated_kernel(features, weight, bias, kernel_size)
     if rectified is not None:
         grad = torch.where(rectified > 0, grad, 0)
     if needs_shift:
@@ -428,7 +415,9 @@ def _autocast_kernel(device_type: str):
 def _autocast_fused_kernel(device_type: str):
     def autocast(input, features, weight, bias, *arguments):
         dtype = torch.get_autocast_dtype(device_type)
-        tensors = [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (input, features, weight, bias)]
+        tensors = [
+            t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (input, features, weight, bias)
+        ]
         with torch.autocast(device_type, enabled=False):
             return torch.ops.involution.involution2d_fused.default(*tensors, *arguments)
 

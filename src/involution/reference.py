@@ -40,3 +40,28 @@ def involution2d_kernel_grad(
     """The adjoint of `involution2d` in its kernel: (B, G, Kh, Kw, H', W')."""
     columns = _unfold(input, groups, kernel_size, grad_output.shape[2:], stride, padding, dilation)
     return (grad_output.unflatten(1, (groups, -1))[:, :, :, None, None] * columns).sum(2).to(input.dtype)
+
+
+def generated_kernel(features: Tensor, weight: Tensor, bias: Tensor | None, kernel_size) -> Tensor:
+    """The last step of the kernel generation (paper, equation 6): (B, R, H', W') -> (B, G, Kh, Kw, H', W')."""
+    return F.conv2d(features, weight, bias).unflatten(1, (-1, *kernel_size))
+
+
+def involution2d_fused(
+    input: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    bias,
+    scale,
+    shift,
+    relu: bool,
+    kernel_size,
+    stride,
+    padding,
+    dilation,
+) -> Tensor:
+    """`involution2d` with a generated kernel, and what follows it: (B, C, H', W')."""
+    output = involution2d(input, generated_kernel(features, weight, bias, kernel_size), stride, padding, dilation)
+    if scale is not None:
+        output = output * scale[:, None, None] + shift[:, None, None]
+    return (output.relu() if relu else output).to(input.dtype)

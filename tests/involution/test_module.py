@@ -134,3 +134,24 @@ def test_two_processes_give_the_gradients_of_the_double_batch(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
+
+
+def test_changed_convolutions_are_called():
+    """Hooks, adapters and parametrisations of the kernel's last convolution are not passed over by the fused form."""
+    input = torch.randn(1, 16, 6, 6)
+    plain = Involution2d(16, 3).eval()
+    hooked = Involution2d(16, 3).eval()
+    hooked.load_state_dict(plain.state_dict())
+    hooked.span.register_forward_hook(lambda module, arguments, output: 3 * output)
+    torch.testing.assert_close(hooked(input), 3 * plain(input))
+
+    halved = Involution2d(16, 3).eval()
+    halved.load_state_dict(plain.state_dict())
+
+    class Half(torch.nn.Module):
+        def forward(self, weight):
+            return weight / 2
+
+    for name in ("weight", "bias"):
+        torch.nn.utils.parametrize.register_parametrization(halved.span, name, Half())
+    torch.testing.assert_close(2 * halved(input), plain(input))

@@ -267,14 +267,14 @@ class Recorder(TorchDispatchMode):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_channels_last_from_end_to_end(training):
-    """Nothing is copied or reordered on the way, and every feature map is channels-last."""
+    """Every feature map is channels-last; copied is but what the strided shortcut takes, a quarter of its input."""
     model = small_model().train(training).to(memory_format=torch.channels_last)
     images = random_images(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     with Recorder() as recorder:
         model(images)
-    assert recorder.names.count("involution::involution2d") == 4
+    assert recorder.names.count("involution::involution2d_fused") == 4
     copies = {"aten::clone", "aten::copy_", "aten::contiguous", "aten::_to_copy", "aten::reshape", "aten::im2col"}
-    assert not copies & set(recorder.names)
+    assert [name for name in recorder.names if name in copies] == ["aten::clone"]
     for output in recorder.outputs:
         if output.dim() == 4 and output.shape[2] > 1:
             assert output.is_contiguous(memory_format=torch.channels_last)

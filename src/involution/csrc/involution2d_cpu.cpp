@@ -368,13 +368,13 @@ inline void exchange(Channels<acc_t>* rows, std::integer_sequence<int, lane...>)
   }
 }
 
-// Up to 16 pixels of up to 16 channels to [channel][kSlice].
+// Up to 16 pixels of up to 16 channels to [channel][to_step].
 template <typename scalar_t, typename acc_t>
-void transpose(acc_t* to, const scalar_t* from, int64_t stride_c, int64_t stride_w, int64_t pixels, int64_t channels) {
+void transpose(acc_t* to, int64_t to_step, const scalar_t* from, int64_t stride_c, int64_t stride_w, int64_t pixels, int64_t channels) {
   if (pixels < kLanes || channels < kLanes || stride_c != 1) {
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t t = 0; t < pixels; ++t) {
-        to[c * kSlice + t] = static_cast<acc_t>(from[c * stride_c + t * stride_w]);
+        to[c * to_step + t] = static_cast<acc_t>(from[c * stride_c + t * stride_w]);
       }
     }
     return;
@@ -391,7 +391,7 @@ void transpose(acc_t* to, const scalar_t* from, int64_t stride_c, int64_t stride
   exchange<2, acc_t>(rows, lanes);
   exchange<1, acc_t>(rows, lanes);
   UNROLL for (int c = 0; c < kLanes; ++c) {
-    store(to + c * kSlice, rows[c]);
+    store(to + c * to_step, rows[c]);
   }
 }
 
@@ -549,7 +549,7 @@ void pack_features(const Geometry& g, const Blocks& blocks, const Image<const sc
       pixels = std::min({kLanes, kSlice - pixel % kSlice, blocks.columns - j % blocks.columns, g.out_w - j});
       acc_t* to = packed + (block * kBlock + pixel / kSlice * kSlice) * hidden + pixel % kSlice;
       for (int64_t r = 0; r < hidden; r += kLanes) {
-        transpose(to + r * kSlice, row + j * features.stride_w + r * features.stride_c, features.stride_c, features.stride_w,
+        transpose(to + r * kSlice, kSlice, row + j * features.stride_w + r * features.stride_c, features.stride_c, features.stride_w,
                   pixels, std::min(kLanes, hidden - r));
       }
     }
@@ -701,20 +701,27 @@ struct PlanarRow {
   }
 };
 
+// One image row of all channels of a group to [channel][plane_step]. No source: all zeros.
 template <typename scalar_t, typename acc_t>
-void pack_planar_row(const Geometry& g, const PlanarRow& layout, acc_t* to, const scalar_t* from, int64_t stride_w) {
-  std::fill(to, to + layout.length, acc_t(0));
-  if (from == nullptr) {
+void pack_planar_row(const Geometry& g, const PlanarRow& layout, acc_t* to, int64_t plane_step, const scalar_t* from, int64_t stride_c,
+                     int64_t stride_w) {
+  const int64_t channels = g.group_channels();
+  for (int64_t c = 0; c < channels; ++c) {
+    std::fill(to + c * plane_step, to + c * plane_step + layout.length, acc_t(0));
+  }
+  const int64_t end = from ? std::min(g.padding_w + g.width, layout.columns) : 0;
+  if (g.dilation_w == 1) {
+    for (int64_t x = g.padding_w; x < end; x += kLanes) {
+      for (int64_t c = 0; c < channels; c += kLanes) {
+        transpose(to + c * plane_step + x, plane_step, from + (x - g.padding_w) * stride_w + c * stride_c, stride_c, stride_w,
+                  std::min(kLanes, end - x), std::min(kLanes, channels - c));
+      }
+    }
     return;
   }
-  const int64_t end = std::min(g.padding_w + g.width, layout.columns);
-  if (g.dilation_w == 1) {
+  for (int64_t c = 0; c < channels; ++c) {
     for (int64_t x = g.padding_w; x < end; ++x) {
-      to[x] = static_cast<acc_t>(from[(x - g.padding_w) * stride_w]);
-    }
-  } else {
-    for (int64_t x = g.padding_w; x < end; ++x) {
-      to[layout.at(g, x)] = static_cast<acc_t>(from[(x - g.padding_w) * stride_w]);
+      to[c * plane_step + layout.at(g, x)] = static_cast<acc_t>(from[c * stride_c + (x - g.padding_w) * stride_w]);
     }
   }
 }
@@ -769,11 +776,9 @@ void kernel_grad_kernel(const Geometry& g, const at::Tensor& grad_output, const 
         const int64_t group = task % g.groups, b = task / g.groups / strips.count;
         const int64_t first = task / g.groups % strips.count * strips.rows, last = std::min(first + strips.rows, g.out_h);
         const int64_t rows = (last - first - 1) * g.stride_h + g.kernel_h;
-        for (int64_t c = 0; c < channels; ++c) {
-          for (int64_t q = 0; q < rows; ++q) {
-            pack_planar_row(g, layout, packed.get() + c * plane_step + q * layout.length,
-                            x.row(b, group * channels + c, first * g.stride_h - g.padding_h + q * g.dilation_h), x.stride_w);
-          }
+        for (int64_t q = 0; q < rows; ++q) {
+          pack_planar_row(g, layout, packed.get() + q * layout.length, plane_step,
+                          x.row(b, group * channels, first * g.stride_h - g.padding_h + q * g.dilation_h), x.stride_c, x.stride_w);
         }
         for (int64_t i = first; i < last; ++i) {
           const scalar_t* dy_row = dy.row(b, group * channels, i);
@@ -788,8 +793,13 @@ void kernel_grad_kernel(const Geometry& g, const at::Tensor& grad_output, const 
             kernel_grad_pixel<decltype(K)::value>(g, window + layout.at(g, j * g.stride_w), layout.length, plane_step,
                                  grad.get() + j * channels, taps.get());
             // Both layouts of `empty_kernel` have one stride from tap to tap.
-            for (int64_t tap = 0; tap < g.taps(); ++tap) {
-              dk_row[j * dk_stride[5] + tap * dk_stride[3]] = static_cast<scalar_t>(taps.get()[tap]);
+            scalar_t* to = dk_row + j * dk_stride[5];
+            if (dk_stride[3] == 1) {
+              std::copy(taps.get(), taps.get() + g.taps(), to);
+            } else {
+              for (int64_t tap = 0; tap < g.taps(); ++tap) {
+                to[tap * dk_stride[3]] = static_cast<scalar_t>(taps.get()[tap]);
+              }
             }
           }
         }
