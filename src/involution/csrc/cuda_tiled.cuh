@@ -136,7 +136,8 @@ __global__ void __launch_bounds__(ForwardLayout<scalar_t, K, STRIDE>::kThreads)
 }
 
 template <typename scalar_t, int K, int STRIDE>
-__global__ void __launch_bounds__(InputGradLayout<scalar_t, K, STRIDE>::kThreads)
+__global__ void __launch_bounds__(InputGradLayout<scalar_t, K, STRIDE>::kThreads,
+                                  TileSizes<scalar_t, K, STRIDE>::kInputGradBlocks)
     tiled_input_grad_kernel(TileGrid grid, int padding_h, int padding_w, TiledImage<const scalar_t> grad_output,
                             TiledKernels<const scalar_t> kernels, TiledImage<scalar_t> grad_input) {
   using L = InputGradLayout<scalar_t, K, STRIDE>;

@@ -69,7 +69,8 @@ __device__ void write_kernels(const scalar_t* results, const TiledKernels<scalar
 
 // Warp u computes the taps of row u, for 32 strips of neighbouring pixels: a lane is one of kHeight rows.
 template <typename scalar_t, int K, int STRIDE>
-__global__ void __launch_bounds__(KernelGradLayout<scalar_t, K, STRIDE>::kThreads)
+__global__ void __launch_bounds__(KernelGradLayout<scalar_t, K, STRIDE>::kThreads,
+                                  TileSizes<scalar_t, K, STRIDE>::kKernelGradBlocks)
     tiled_kernel_grad_kernel(TileGrid grid, int padding_h, int padding_w, TiledImage<const scalar_t> grad_output,
                              TiledImage<const scalar_t> input, TiledKernels<scalar_t> grad_kernel) {
   using L = KernelGradLayout<scalar_t, K, STRIDE>;

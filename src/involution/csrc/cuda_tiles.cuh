@@ -35,15 +35,21 @@ struct TileSizes {
   static constexpr int kForwardHeight = kForwardPixels == 4 ? 16 : 8;
 
   // Input gradient, in pixels of one phase (an input position modulo the stride): at stride 1 it is the forward pass
-  // with gathered kernels and has its sizes. At stride 2 the four phases of a tile are computed side by side by
-  // 128 threads, a phase to a warp or more, which keeps the different numbers of taps of the phases out of a warp.
-  static constexpr int kInputGradPixels = STRIDE == 1 ? kForwardPixels : 4;
+  // with gathered kernels and has its sizes. At stride 2 the four phases of a tile are computed side by side, a
+  // phase to a warp of 16-bit types and to two warps of float, so that all lanes of a warp have the same taps.
+  static constexpr int kInputGradPixels = STRIDE == 1 ? kForwardPixels : kHalf ? 4 : 2;
   static constexpr int kInputGradHeight = STRIDE == 1 ? kForwardHeight : 8;
+  // Blocks of an SM that registers must leave room for: as many as shared memory does (K = 7, stride 1), else 16 warps or
+  // more, within 128 registers. With fewer registers, and left to itself, the compiler spills.
+  static constexpr int kInputGradBlocks = STRIDE == 1 ? (K == 7 ? 6 : 8) : (kHalf ? 5 : 2);
 
-  // Kernel gradient: a warp for every row of taps, its 32 lanes being strips of 4 pixels. The 28 sums of a thread, its
-  // 32 output gradients and one input column fit below 128 registers. 15 KB for 16-bit types at K = 7, stride 1.
-  static constexpr int kKernelGradPixels = 4;
+  // Kernel gradient: a warp for every row of taps, its 32 lanes being strips of neighbouring pixels. 28 sums (K = 7),
+  // 32 output gradients and one input column of a thread fit into the 128 registers that 2 blocks of 7 warps have;
+  // with float, whose loads take twice the registers, only those of 2 pixels do. 15 KB for 16-bit types at K = 7,
+  // stride 1.
+  static constexpr int kKernelGradPixels = kHalf ? 4 : 2;
   static constexpr int kKernelGradHeight = 32 * kKernelGradPixels / kTileWidth;
+  static constexpr int kKernelGradBlocks = 2;
   static constexpr int kKernelGradBytes = 32;  // of channels at a time: a sector; the same for all types
 
   // Fused: hidden channels whose weights are staged together. 32 of them are 6.6 KB at K = 7 (as float), less than the
