@@ -86,7 +86,7 @@ def check_tiled(ops, case: Case, hidden_channels: int, affine: bool, relu: bool)
 
 def run_with_tensor_cores(selection: str) -> None:
     """Runs tests of this file with the switch on: it is read once in a process."""
-    command = [sys.executable, "-m", "pytest", __file__, "-k", selection, "-n0", "-q"]
+    command = [sys.executable, "-m", "pytest", __file__, "-k", selection, "-q"]
     environment = {**os.environ, "INVOLUTION_TENSOR_CORES": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout

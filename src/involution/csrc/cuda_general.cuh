@@ -56,7 +56,7 @@ __device__ inline Pixel<index_t> pixel_at(index_t n, index_t channels, index_t h
 
 // K is the size of a square kernel where it is known when compiling, 0 where not.
 template <int K, typename scalar_t, typename index_t>
-__global__ void __launch_bounds__(kThreads) forward_kernel(index_t elements, Window<index_t> w, bool channels_last, Image<const scalar_t, index_t> input,
+__global__ void forward_kernel(index_t elements, Window<index_t> w, bool channels_last, Image<const scalar_t, index_t> input,
                                Kernels<const scalar_t, index_t> kernel, Image<scalar_t, index_t> output) {
   using acc_t = opmath_t<scalar_t>;
   const index_t kernel_h = K ? K : w.kernel_h, kernel_w = K ? K : w.kernel_w;
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(index_t elements, Win
 
 // Gathers, for one input element, from every output element whose window holds it.
 template <int K, typename scalar_t, typename index_t>
-__global__ void __launch_bounds__(kThreads) input_grad_kernel(index_t elements, Window<index_t> w, bool channels_last,
+__global__ void input_grad_kernel(index_t elements, Window<index_t> w, bool channels_last,
                                   Image<const scalar_t, index_t> grad_output, Kernels<const scalar_t, index_t> kernel,
                                   Image<scalar_t, index_t> grad_input) {
   using acc_t = opmath_t<scalar_t>;
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads) input_grad_kernel(index_t elements, 
 
 // One kernel element: the product of output gradient and input, summed over the channels of its group.
 template <int K, typename scalar_t, typename index_t>
-__global__ void __launch_bounds__(kThreads) kernel_grad_kernel(index_t elements, Window<index_t> w, bool channels_last,
+__global__ void kernel_grad_kernel(index_t elements, Window<index_t> w, bool channels_last,
                                    Image<const scalar_t, index_t> grad_output, Image<const scalar_t, index_t> input,
                                    Kernels<scalar_t, index_t> grad_kernel) {
   using acc_t = opmath_t<scalar_t>;

@@ -38,7 +38,7 @@ __device__ opmath_t<scalar_t> generated_tap(const Generation<scalar_t, index_t>&
 }
 
 template <typename scalar_t, typename index_t>
-__global__ void __launch_bounds__(kThreads) fused_kernel(index_t tiles, index_t tiles_per_image, Window<index_t> w,
+__global__ void fused_kernel(index_t tiles, index_t tiles_per_image, Window<index_t> w,
                              Image<const scalar_t, index_t> input, Generation<scalar_t, index_t> generation,
                              Epilogue<opmath_t<scalar_t>> epilogue, Image<scalar_t, index_t> output) {
   using acc_t = opmath_t<scalar_t>;

@@ -22,6 +22,7 @@ namespace involution {
 // A tile of 16 x 8 pixels, a warp for every 4 of its rows.
 struct TensorCoreLayout {
   static constexpr int kK = 7, kHeight = 16;
+  static constexpr int kHiddenChannels = 16;  // of a product that makes kernel values
   // An input row feeds all rows of a warp whose window holds it: 10 are loaded for the 28 products of 4 rows. More
   // rows would share better, but leave fewer warps to hide the latency of the staging, and 4 accumulators for each row.
   static constexpr int kWarpRows = 4;
@@ -65,7 +66,8 @@ __device__ inline void fill_tap_rows(scalar_t* kernels) {
 }
 
 template <typename scalar_t>
-__device__ void stage_columns(unsigned char* staged, const TiledImage<const scalar_t>& image, int b, int group, int y, int x) {
+__device__ void stage_columns(unsigned char* staged, const TiledImage<const scalar_t>& image, int b, int group, int y,
+                              int x) {
   using L = TensorCoreLayout;
   stage_image<L::kRows, L::kUsedColumns, 2, L::kThreads>(
       image, b, group * kTileChannels, kTileChannels, y, x,
@@ -110,8 +112,9 @@ __device__ void multiply_bands(const unsigned char* staged, const scalar_t* kern
 // Writes a warp's rows through shared memory, `scratch`, which turns its fragments (two pixels of a channel) into
 // vectors of 8 channels.
 template <typename scalar_t>
-__device__ void write_rows(scalar_t* scratch, const float (&sums)[TensorCoreLayout::kWarpRows][4], const TiledImage<scalar_t>& output,
-                           int b, int group, int y, int x, const Epilogue<float>& epilogue) {
+__device__ void write_rows(scalar_t* scratch, const float (&sums)[TensorCoreLayout::kWarpRows][4],
+                           const TiledImage<scalar_t>& output, int b, int group, int y, int x,
+                           const Epilogue<float>& epilogue) {
   using L = TensorCoreLayout;
   const int lane = threadIdx.x % kWarp;
 #pragma unroll
@@ -153,7 +156,7 @@ __device__ void apply_bands(unsigned char* memory, const TiledImage<const scalar
 
 template <typename scalar_t>
 __global__ void __launch_bounds__(TensorCoreLayout::kThreads)
-    tensor_core_forward_kernel(TileGrid grid, int padding_h, int padding_w, TiledImage<const scalar_t> input,
+    tensor_core_forward_kernel(TileGrid grid, TiledImage<const scalar_t> input,
                                TiledKernels<const scalar_t> kernels, TiledImage<scalar_t> output) {
   using L = TensorCoreLayout;
   SHARED_MEMORY(memory, L::kBytes);
@@ -163,31 +166,31 @@ __global__ void __launch_bounds__(TensorCoreLayout::kThreads)
       kernels, tile.b, tile.group, y, x, [&](int row, int column, int u, int v) {
         return reinterpret_cast<scalar_t*>(memory) + L::kernel_slot(row, column, u, v);
       });
-  apply_bands(memory, input, tile.b, tile.group, y - padding_h, x - padding_w, output, y, x,
+  apply_bands(memory, input, tile.b, tile.group, y - grid.padding_h, x - grid.padding_w, output, y, x,
               Epilogue<float>{nullptr, nullptr, false});
 }
 
 template <typename scalar_t>
 __global__ void __launch_bounds__(TensorCoreLayout::kThreads)
-    tensor_core_input_grad_kernel(TileGrid grid, int padding_h, int padding_w, TiledImage<const scalar_t> grad_output,
+    tensor_core_input_grad_kernel(TileGrid grid, TiledImage<const scalar_t> grad_output,
                                   TiledKernels<const scalar_t> kernels, TiledImage<scalar_t> grad_input) {
   using L = TensorCoreLayout;
   SHARED_MEMORY(memory, L::kBytes);
   const TileGrid::Tile tile = grid.tile(blockIdx.x);
   const int y = tile.y * L::kHeight, x = tile.x * kTileWidth;
   stage_gathered_kernels<L::kK, 1, L::kHeight, L::kThreads>(
-      kernels, tile.b, tile.group, y + padding_h, x + padding_w, [&](int, int row, int column, int u, int v) {
+      kernels, tile.b, tile.group, y + grid.padding_h, x + grid.padding_w, [&](int, int row, int column, int u, int v) {
         return reinterpret_cast<scalar_t*>(memory) + L::kernel_slot(row, column, u, v);
       });
-  apply_bands(memory, grad_output, tile.b, tile.group, y + padding_h - L::kK + 1, x + padding_w - L::kK + 1, grad_input, y,
-              x, Epilogue<float>{nullptr, nullptr, false});
+  apply_bands(memory, grad_output, tile.b, tile.group, y + grid.padding_h - L::kK + 1, x + grid.padding_w - L::kK + 1,
+              grad_input, y, x, Epilogue<float>{nullptr, nullptr, false});
 }
 
 // For every input row and every output row that it meets, [16 columns x 16 channels] * [16 channels x 8 pixels]; of a
 // column q and pixel t the result is the gradient of tap q - t.
 template <typename scalar_t>
 __global__ void __launch_bounds__(TensorCoreLayout::kThreads)
-    tensor_core_kernel_grad_kernel(TileGrid grid, int padding_h, int padding_w, TiledImage<const scalar_t> grad_output,
+    tensor_core_kernel_grad_kernel(TileGrid grid, TiledImage<const scalar_t> grad_output,
                                    TiledImage<const scalar_t> input, TiledKernels<scalar_t> grad_kernel) {
   using L = TensorCoreLayout;
   constexpr int K = L::kK;
@@ -196,7 +199,7 @@ __global__ void __launch_bounds__(TensorCoreLayout::kThreads)
   scalar_t* results = reinterpret_cast<scalar_t*>(grads + L::kGradBytes);
   const TileGrid::Tile tile = grid.tile(blockIdx.x);
   const int y = tile.y * L::kHeight, x = tile.x * kTileWidth;
-  stage_columns(memory, input, tile.b, tile.group, y - padding_h, x - padding_w);
+  stage_columns(memory, input, tile.b, tile.group, y - grid.padding_h, x - grid.padding_w);
   stage_image<L::kHeight, kTileWidth, 2, L::kThreads>(
       grad_output, tile.b, tile.group * kTileChannels, kTileChannels, y, x,
       [&](int row, int column, int vector) { return grads + row * L::kGradPitch + L::vector_offset(column, vector); });
@@ -251,7 +254,7 @@ __device__ void multiply_kernels(scalar_t* kernels, const TiledGeneration<scalar
   const auto word = [](const scalar_t* values) { return *reinterpret_cast<const std::uint32_t*>(values); };
   float taps[kTapTiles][L::kWarpRows][4] = {};
 #pragma unroll 1
-  for (int r = 0; r < generation.hidden_channels; r += 16) {
+  for (int r = 0; r < generation.hidden_channels; r += L::kHiddenChannels) {
     std::uint32_t features[L::kWarpRows][2] = {};
 #pragma unroll
     for (int i = 0; i < L::kWarpRows; ++i) {
@@ -299,7 +302,7 @@ __device__ void multiply_kernels(scalar_t* kernels, const TiledGeneration<scalar
 
 template <typename scalar_t>
 __global__ void __launch_bounds__(TensorCoreLayout::kThreads)
-    tensor_core_fused_kernel(TileGrid grid, int padding_h, int padding_w, TiledImage<const scalar_t> input,
+    tensor_core_fused_kernel(TileGrid grid, TiledImage<const scalar_t> input,
                              TiledGeneration<scalar_t> generation, Epilogue<float> epilogue, TiledImage<scalar_t> output) {
   using L = TensorCoreLayout;
   SHARED_MEMORY(memory, L::kBytes);
@@ -307,7 +310,7 @@ __global__ void __launch_bounds__(TensorCoreLayout::kThreads)
   const int y = tile.y * L::kHeight, x = tile.x * kTileWidth;
   multiply_kernels(reinterpret_cast<scalar_t*>(memory), generation, tile.b, tile.group,
                    static_cast<int>(threadIdx.x) / kWarp * L::kWarpRows, y, x);
-  apply_bands(memory, input, tile.b, tile.group, y - padding_h, x - padding_w, output, y, x, epilogue);
+  apply_bands(memory, input, tile.b, tile.group, y - grid.padding_h, x - grid.padding_w, output, y, x, epilogue);
 }
 
 }  // namespace involution

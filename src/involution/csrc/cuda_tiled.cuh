@@ -113,8 +113,9 @@ __device__ inline Vector<scalar_t> to_vector(const float* sums) {
 }
 
 template <typename scalar_t, int K, int STRIDE>
-__global__ void __launch_bounds__(ForwardLayout<scalar_t, K, STRIDE>::kThreads)
-    tiled_forward_kernel(TileGrid grid, int padding_h, int padding_w, TiledImage<const scalar_t> input,
+__global__ void __launch_bounds__(ForwardLayout<scalar_t, K, STRIDE>::kThreads,
+                                  ForwardLayout<scalar_t, K, STRIDE>::kBlocks)
+    tiled_forward_kernel(TileGrid grid, TiledImage<const scalar_t> input,
                          TiledKernels<const scalar_t> kernels, TiledImage<scalar_t> output) {
   using L = ForwardLayout<scalar_t, K, STRIDE>;
   SHARED_MEMORY(memory, L::kBytes);
@@ -125,8 +126,8 @@ __global__ void __launch_bounds__(ForwardLayout<scalar_t, K, STRIDE>::kThreads)
         return reinterpret_cast<scalar_t*>(memory) + L::kernel_slot(0, y, x, u, v);
       });
   const Place<L> place;
-  apply_tile<L>(memory, input, tile.b, tile.group, grid.group_channels, tile_y * STRIDE - padding_h,
-                tile_x * STRIDE - padding_w, place, 0, 0, [&](int t, int channel, const float* sums) {
+  apply_tile<L>(memory, input, tile.b, tile.group, grid.group_channels, tile_y * STRIDE - grid.padding_h,
+                tile_x * STRIDE - grid.padding_w, place, 0, 0, [&](int t, int channel, const float* sums) {
                   const int y = tile_y + place.row, x = tile_x + place.strip * L::kPixels + t;
                   if (output.holds(y, x)) {
                     store_vector(output.at(tile.b, y, x) + tile.group * grid.group_channels + channel,
@@ -137,14 +138,14 @@ __global__ void __launch_bounds__(ForwardLayout<scalar_t, K, STRIDE>::kThreads)
 
 template <typename scalar_t, int K, int STRIDE>
 __global__ void __launch_bounds__(InputGradLayout<scalar_t, K, STRIDE>::kThreads,
-                                  TileSizes<scalar_t, K, STRIDE>::kInputGradBlocks)
-    tiled_input_grad_kernel(TileGrid grid, int padding_h, int padding_w, TiledImage<const scalar_t> grad_output,
+                                  InputGradLayout<scalar_t, K, STRIDE>::kBlocks)
+    tiled_input_grad_kernel(TileGrid grid, TiledImage<const scalar_t> grad_output,
                             TiledKernels<const scalar_t> kernels, TiledImage<scalar_t> grad_input) {
   using L = InputGradLayout<scalar_t, K, STRIDE>;
   SHARED_MEMORY(memory, L::kBytes);
   const TileGrid::Tile tile = grid.tile(blockIdx.x);
   // q = (y + padding) / STRIDE of the tile's first pixel; the padding's own need no gradient.
-  const int tile_y = padding_h / STRIDE + tile.y * L::kHeight, tile_x = padding_w / STRIDE + tile.x * kTileWidth;
+  const int tile_y = grid.padding_h / STRIDE + tile.y * L::kHeight, tile_x = grid.padding_w / STRIDE + tile.x * kTileWidth;
   stage_gathered_kernels<K, STRIDE, L::kHeight, L::kThreads>(
       kernels, tile.b, tile.group, tile_y, tile_x, [&](int phase, int y, int x, int u, int v) {
         return reinterpret_cast<scalar_t*>(memory) + L::kernel_slot(phase, y, x, u, v);
@@ -152,12 +153,13 @@ __global__ void __launch_bounds__(InputGradLayout<scalar_t, K, STRIDE>::kThreads
   const Place<L> place;
   const int phase_y = place.phase / STRIDE, phase_x = place.phase % STRIDE;
   // Of the TAPS gathered taps of a row, the first is missing in phases that fewer taps belong to.
-  const int first_u = L::kTaps - (K - phase_y + STRIDE - 1) / STRIDE, first_v = L::kTaps - (K - phase_x + STRIDE - 1) / STRIDE;
+  const int first_u = L::kTaps - (K - phase_y + STRIDE - 1) / STRIDE;
+  const int first_v = L::kTaps - (K - phase_x + STRIDE - 1) / STRIDE;
   apply_tile<L>(memory, grad_output, tile.b, tile.group, grid.group_channels, tile_y - L::kTaps + 1,
-                tile_x - L::kTaps + 1, place, first_u, STRIDE == 1 ? 0 : first_v,
+                tile_x - L::kTaps + 1, place, first_u, first_v,
                 [&](int t, int channel, const float* sums) {
-                  const int y = (tile_y + place.row) * STRIDE + phase_y - padding_h;
-                  const int x = (tile_x + place.strip * L::kPixels + t) * STRIDE + phase_x - padding_w;
+                  const int y = (tile_y + place.row) * STRIDE + phase_y - grid.padding_h;
+                  const int x = (tile_x + place.strip * L::kPixels + t) * STRIDE + phase_x - grid.padding_w;
                   if (grad_input.holds(y, x)) {
                     store_vector(grad_input.at(tile.b, y, x) + tile.group * grid.group_channels + channel,
                                  to_vector<scalar_t>(sums));
@@ -248,8 +250,9 @@ __device__ void generate_kernels(unsigned char* memory, const TiledGeneration<ty
 }
 
 template <typename scalar_t, int K, int STRIDE>
-__global__ void __launch_bounds__(ForwardLayout<scalar_t, K, STRIDE>::kThreads)
-    tiled_fused_kernel(TileGrid grid, int padding_h, int padding_w, TiledImage<const scalar_t> input,
+__global__ void __launch_bounds__(ForwardLayout<scalar_t, K, STRIDE>::kThreads,
+                                  ForwardLayout<scalar_t, K, STRIDE>::kBlocks)
+    tiled_fused_kernel(TileGrid grid, TiledImage<const scalar_t> input,
                        TiledGeneration<scalar_t> generation, Epilogue<float> epilogue, TiledImage<scalar_t> output) {
   using L = ForwardLayout<scalar_t, K, STRIDE>;
   SHARED_MEMORY(memory, L::kBytes);
@@ -257,8 +260,8 @@ __global__ void __launch_bounds__(ForwardLayout<scalar_t, K, STRIDE>::kThreads)
   const int tile_y = tile.y * L::kHeight, tile_x = tile.x * kTileWidth;
   generate_kernels<L, K>(memory, generation, tile.b, tile.group, tile_y, tile_x);
   const Place<L> place;
-  apply_tile<L>(memory, input, tile.b, tile.group, grid.group_channels, tile_y * STRIDE - padding_h,
-                tile_x * STRIDE - padding_w, place, 0, 0, [&](int t, int group_channel, const float* sums) {
+  apply_tile<L>(memory, input, tile.b, tile.group, grid.group_channels, tile_y * STRIDE - grid.padding_h,
+                tile_x * STRIDE - grid.padding_w, place, 0, 0, [&](int t, int group_channel, const float* sums) {
                   const int y = tile_y + place.row, x = tile_x + place.strip * L::kPixels + t;
                   const int channel = tile.group * grid.group_channels + group_channel;
                   if (output.holds(y, x)) {

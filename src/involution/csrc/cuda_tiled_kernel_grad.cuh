@@ -22,6 +22,7 @@ struct KernelGradLayout {
   // The results take the place of both when they have been read.
   static constexpr int kResults = kHeight * kTileWidth * K * K;
   static constexpr int kBytes = std::max<int>(kImageBytes + kGradBytes, kResults * sizeof(scalar_t));
+  static constexpr int kBlocks = resident_blocks(kBytes, kThreads);
   static_assert(kBytes <= kSharedBytes, "a block's tile must fit into static shared memory");
 };
 
@@ -57,7 +58,8 @@ __device__ void accumulate_products(const unsigned char* image, const unsigned c
 // Writes [row][column][tap] of a tile. Neighbouring threads write neighbouring taps: the 49 of a pixel begin at any
 // element, so wider accesses would fit only their middle, and the cache gathers what a warp writes into sectors.
 template <int K, int HEIGHT, int THREADS, typename scalar_t>
-__device__ void write_kernels(const scalar_t* results, const TiledKernels<scalar_t>& kernels, int b, int group, int y, int x) {
+__device__ void write_kernels(const scalar_t* results, const TiledKernels<scalar_t>& kernels, int b, int group, int y,
+                              int x) {
 #pragma unroll 4
   for (int n = threadIdx.x; n < HEIGHT * kTileWidth * K * K; n += THREADS) {
     const int row = y + n / (K * K) / kTileWidth, column = x + n / (K * K) % kTileWidth;
@@ -70,8 +72,8 @@ __device__ void write_kernels(const scalar_t* results, const TiledKernels<scalar
 // Warp u computes the taps of row u, for 32 strips of neighbouring pixels: a lane is one of kHeight rows.
 template <typename scalar_t, int K, int STRIDE>
 __global__ void __launch_bounds__(KernelGradLayout<scalar_t, K, STRIDE>::kThreads,
-                                  TileSizes<scalar_t, K, STRIDE>::kKernelGradBlocks)
-    tiled_kernel_grad_kernel(TileGrid grid, int padding_h, int padding_w, TiledImage<const scalar_t> grad_output,
+                                  KernelGradLayout<scalar_t, K, STRIDE>::kBlocks)
+    tiled_kernel_grad_kernel(TileGrid grid, TiledImage<const scalar_t> grad_output,
                              TiledImage<const scalar_t> input, TiledKernels<scalar_t> grad_kernel) {
   using L = KernelGradLayout<scalar_t, K, STRIDE>;
   SHARED_MEMORY(memory, L::kBytes);
@@ -86,7 +88,7 @@ __global__ void __launch_bounds__(KernelGradLayout<scalar_t, K, STRIDE>::kThread
     const int channel = tile.group * grid.group_channels + first, count = grid.group_channels - first;
     __syncthreads();  // what lay there before is no longer read
     stage_image<L::kRows, L::kColumns, L::kVectors, L::kThreads>(
-        input, tile.b, channel, count, tile_y * STRIDE - padding_h, tile_x * STRIDE - padding_w,
+        input, tile.b, channel, count, tile_y * STRIDE - grid.padding_h, tile_x * STRIDE - grid.padding_w,
         [&](int y, int x, int vector) { return memory + y * L::kPitch + x * L::kColumnBytes + vector * kVectorBytes; });
     stage_image<L::kHeight, kTileWidth, L::kVectors, L::kThreads>(
         grad_output, tile.b, channel, count, tile_y, tile_x,

@@ -19,6 +19,13 @@ constexpr int kOctets = kTileChannels / kThreadChannels;
 // 56, 28, 14 and 7, the sizes of a ResNet's stages, waste little of tiles of 8.
 constexpr int kTileWidth = 8;
 
+// The second launch bound, the blocks of an SM (of sm_80: 164 KB, 1 KB of it reserved for each block) for which the
+// compiler must leave registers: as many as shared memory admits, up to 16 warps, which have 128 registers a thread. The
+// sums need most of these. Left to itself the compiler aims for more warps, and spills.
+constexpr int resident_blocks(int shared_bytes, int threads) {
+  return std::min(164 * 1024 / (shared_bytes + 1024), 16 * 32 / threads);
+}
+
 // Every tile size of the plain kernels. Shared memory, not registers, bounds the number of warps on an SM, because a
 // pixel brings K * K kernel values for only 16 channels.
 template <typename scalar_t, int K, int STRIDE>
@@ -39,17 +46,13 @@ struct TileSizes {
   // phase to a warp of 16-bit types and to two warps of float, so that all lanes of a warp have the same taps.
   static constexpr int kInputGradPixels = STRIDE == 1 ? kForwardPixels : kHalf ? 4 : 2;
   static constexpr int kInputGradHeight = STRIDE == 1 ? kForwardHeight : 8;
-  // Blocks of an SM that registers must leave room for: as many as shared memory does (K = 7, stride 1), else 16 warps or
-  // more, within 128 registers. With fewer registers, and left to itself, the compiler spills.
-  static constexpr int kInputGradBlocks = STRIDE == 1 ? (K == 7 ? 6 : 8) : (kHalf ? 5 : 2);
 
   // Kernel gradient: a warp for every row of taps, its 32 lanes being strips of neighbouring pixels. 28 sums (K = 7),
-  // 32 output gradients and one input column of a thread fit into the 128 registers that 2 blocks of 7 warps have;
-  // with float, whose loads take twice the registers, only those of 2 pixels do. 15 KB for 16-bit types at K = 7,
+  // 32 output gradients and one input column of a thread fit into the 128 registers of resident_blocks; with float,
+  // whose loads take twice the registers, only those of 2 pixels do. 15 KB for 16-bit types at K = 7,
   // stride 1.
   static constexpr int kKernelGradPixels = kHalf ? 4 : 2;
   static constexpr int kKernelGradHeight = 32 * kKernelGradPixels / kTileWidth;
-  static constexpr int kKernelGradBlocks = 2;
   static constexpr int kKernelGradBytes = 32;  // of channels at a time: a sector; the same for all types
 
   // Fused: hidden channels whose weights are staged together. 32 of them are 6.6 KB at K = 7 (as float), less than the
@@ -87,9 +90,11 @@ struct TiledKernels {
   }
 };
 
-// The tiles of all images: groups vary fastest, so that blocks that run together share the cache lines of a pixel.
+// The tiles of all images, and what places them: groups vary fastest, so that blocks that run together share the cache
+// lines of a pixel.
 struct TileGrid {
   int groups, group_channels, tiles_w, tiles_h;
+  int padding_h, padding_w;
 
   struct Tile {
     int b, y, x, group;  // y and x count tiles
@@ -133,6 +138,7 @@ struct TileLayout {
   static constexpr int kKernelBytes = PHASES * HEIGHT * kKernelPitch * sizeof(scalar_t);
 
   static constexpr int kBytes = kKernelBytes + kImageBytes;
+  static constexpr int kBlocks = resident_blocks(kBytes, kThreads);
   static_assert(kBytes <= kSharedBytes, "a block's tile must fit into static shared memory");
 
   static __device__ int kernel_slot(int phase, int y, int x, int u, int v) {
@@ -184,7 +190,8 @@ __device__ inline void for_taps_of_vector(const scalar_t* taps, int n, const F& 
   constexpr int kSize = TapVectors<scalar_t, K>::kSize;
   const auto address = reinterpret_cast<std::uintptr_t>(taps);
   const int offset = static_cast<int>(address % kVectorBytes / sizeof(scalar_t));
-  const Vector<scalar_t> vector = load_vector<scalar_t>(reinterpret_cast<const void*>(address - address % kVectorBytes + n * kVectorBytes));
+  const auto first = address - address % kVectorBytes;
+  const auto vector = load_vector<scalar_t>(reinterpret_cast<const void*>(first + n * kVectorBytes));
 #pragma unroll
   for (int e = 0; e < kSize; ++e) {
     const int tap = n * kSize + e - offset;
