@@ -158,7 +158,7 @@ def main() -> None:
     nvcc = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     versions = {"nvcc": re.search(r"V([\d.]+)", nvcc).group(1), "torch": torch.__version__}
     with open(f"{output}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     Path(f"{output}.md").write_text(markdown(rows, versions))

@@ -2,9 +2,10 @@
 // as a fiber, which runs until a barrier or its end.
 //
 // Barriers over the block (__syncthreads) and over a warp (__syncwarp, mma, ldmatrix) suspend a fiber until all threads
-// that they are about have arrived; threads that wait for others which do not come are an error and abort. Threads run
-// in ascending order in one block and in descending order in the next, and shared memory is filled with NaN before every
-// block, so that a missing barrier or a value that was never written shows in the results.
+// that they are about have arrived; threads that wait for others which do not come are an error and abort. A warp runs as
+// far as it comes before the next one begins, threads and warps in ascending order in one block and in descending order
+// in the next, and shared memory is filled with NaN before every block: a missing barrier, or a value that was never
+// written, shows in the results.
 #pragma once
 
 #undef _FORTIFY_SOURCE  // its longjmp refuses to enter another stack
@@ -111,29 +112,34 @@ inline bool release(int first, int last, State barrier) {
   return true;
 }
 
+// Runs the threads [first, last) of a warp as far as they come without the other warps.
+inline void run_warp(int first, int last, bool ascending) {
+  do {
+    for (int n = first; n < last; ++n) {
+      const int thread = ascending ? n : first + last - 1 - n;
+      if (fibers[thread]->state == State::kReady) {
+        resume(thread);
+      }
+    }
+  } while (release(first, last, State::kAtWarpBarrier));
+}
+
 inline void run_block(int threads) {
   std::memset(shared_memory, 0xff, sizeof(shared_memory));
   for (int thread = 0; thread < threads; ++thread) {
     fibers[thread]->state = State::kReady;
   }
-  while (true) {
-    for (int n = 0; n < threads; ++n) {
-      const int thread = blockIdx.x % 2 == 0 ? n : threads - 1 - n;
-      if (fibers[thread]->state == State::kReady) {
-        resume(thread);
-      }
+  const bool ascending = blockIdx.x % 2 == 0;
+  const int warps = (threads + kWarp - 1) / kWarp;
+  do {
+    for (int n = 0; n < warps; ++n) {
+      const int first = (ascending ? n : warps - 1 - n) * kWarp;
+      run_warp(first, std::min(first + kWarp, threads), ascending);
     }
-    if (release(0, threads, State::kDone)) {
-      return;
-    }
-    bool released = release(0, threads, State::kAtBlockBarrier);
-    for (int first = 0; first < threads; first += kWarp) {
-      released |= release(first, std::min(first + kWarp, threads), State::kAtWarpBarrier);
-    }
-    if (!released) {
-      std::fprintf(stderr, "a barrier was not reached by all threads of its block or warp (block %d)\n", blockIdx.x);
-      std::abort();
-    }
+  } while (release(0, threads, State::kAtBlockBarrier));
+  if (!release(0, threads, State::kDone)) {
+    std::fprintf(stderr, "a barrier was not reached by all threads of its block or warp (block %d)\n", blockIdx.x);
+    std::abort();
   }
 }
 
