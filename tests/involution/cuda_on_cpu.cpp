@@ -1,27 +1,37 @@
-// The CUDA kernels as host C++: a small shim plays blocks and threads one after the other, so that their bodies, index
-// computations and dispatch are tested on machines without a GPU. Registered as torch.ops.involution_cuda_on_cpu.*.
+// The CUDA kernels as host C++ (cuda_shim.h), so that their bodies, index computations and dispatch are tested on machines
+// without a GPU. Registered as torch.ops.involution_cuda_on_cpu.*.
+
+#include "cuda_shim.h"
+
+#include "involution2d_kernels.cuh"
 
 #include <torch/library.h>
 
-struct Index {
-  int x = 0;
-};
-static Index blockIdx, threadIdx, blockDim, gridDim;
+#include <string>
 
-#define __global__
-#define __device__
+namespace {
 
-#define STRIP(...) __VA_ARGS__
-#define LAUNCH(kernel, blocks, threads, ...)                                   \
-  do {                                                                         \
-    gridDim.x = (blocks);                                                      \
-    blockDim.x = (threads);                                                    \
-    for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)                 \
-      for (threadIdx.x = 0; threadIdx.x < blockDim.x; ++threadIdx.x)           \
-        (STRIP kernel)(__VA_ARGS__);                                           \
-  } while (false)
+// Barriers that some threads of the block, or of the second warp, do not reach.
+void block_barrier_kernel() {
+  if (threadIdx.x != 40) {
+    __syncthreads();
+  }
+}
+void warp_barrier_kernel() {
+  if (threadIdx.x != 40) {
+    __syncwarp();
+  }
+}
 
-#include "involution2d_kernels.cuh"
+void run_broken_barrier(bool of_block) {
+  if (of_block) {
+    LAUNCH((block_barrier_kernel), 1, 64);
+  } else {
+    LAUNCH((warp_barrier_kernel), 1, 64);
+  }
+}
+
+}  // namespace
 
 TORCH_LIBRARY(involution_cuda_on_cpu, m) {
   m.def("involution2d(Tensor input, Tensor kernel, int[2] stride, int[2] padding, int[2] dilation) -> Tensor",
@@ -32,4 +42,9 @@ TORCH_LIBRARY(involution_cuda_on_cpu, m) {
   m.def("involution2d_kernel_grad(Tensor grad_output, Tensor input, int groups, int[2] kernel_size, int[2] stride, "
         "int[2] padding, int[2] dilation) -> Tensor",
         &involution::kernel_grad);
+  m.def("involution2d_fused(Tensor input, Tensor features, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, "
+        "bool relu, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation) -> Tensor",
+        &involution::fused);
+  m.def("last_launch() -> str", [] { return std::string(shim::last_launch); });
+  m.def("run_broken_barrier(bool of_block) -> ()", &run_broken_barrier);
 }

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import torch
-from cases import DTYPES, Case, cases, check_operators
+import torch.nn.functional as F
+from cases import DTYPES, Case, cases, check_fused, check_operators, plain_involution
 from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch.utils import cpp_extension
 
 import involution
@@ -19,6 +21,76 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc
 
 RESNET_CASE = Case(2, 4, 16, (14, 14), (7, 7), (1, 1), (3, 3), (1, 1), torch.float32, "channels_last", "channels_last")
 ODD_CASE = Case(1, 2, 3, (9, 14), (2, 5), (2, 3), (4, 0), (3, 1), torch.float64, "slice", "channels_last")
+
+
+TENSOR_CORES = os.environ.get("INVOLUTION_TENSOR_CORES") == "1"
+OPERATORS = ["involution2d", "involution2d_input_grad", "involution2d_kernel_grad", "involution2d_fused"]
+FUSED_OPTIONS = {"hidden_channels": st.sampled_from([16, 8, 48, 3]), "affine": st.booleans(), "relu": st.booleans()}
+
+
+@st.composite
+def tiled_cases(draw) -> Case:
+    """What the tiled kernels serve, of sizes that are and are not multiples of their tiles."""
+    k, stride = draw(st.sampled_from([7, 3])), draw(st.sampled_from([1, 2]))
+    padding = tuple(draw(st.one_of(st.just(k // 2), st.integers(0, k - 1))) for _ in range(2))
+    least = [max(1, k + stride - 2 * p) for p in padding]
+    size = tuple(draw(st.one_of(st.just(max(n, 16)), st.integers(n, n + 19))) for n in least)
+    return Case(
+        batch=draw(st.integers(1, 2)),
+        groups=draw(st.integers(1, 3)),
+        group_channels=draw(st.sampled_from([16, 8, 32, 24])),
+        size=size,
+        kernel_size=(k, k),
+        stride=(stride, stride),
+        padding=padding,
+        dilation=(1, 1),
+        dtype=draw(st.sampled_from([torch.bfloat16, torch.float16, torch.float32])),
+        input_layout="channels_last",
+        kernel_layout="channels_last",
+    )
+
+
+class Launches:
+    """Operators that note which kernel each of them launched."""
+
+    def __init__(self, ops):
+        self.ops, self.kernels = ops, {}
+
+    def __getattr__(self, name):
+        def run(*arguments):
+            result = getattr(self.ops, name)(*arguments)
+            self.kernels[name] = self.ops.last_launch().strip("()").split("<")[0]
+            return result
+
+        return run
+
+
+def tiled_kernel(name: str, case: Case, hidden_channels: int) -> str:
+    """The kernel that is to serve an operator for one of `tiled_cases`."""
+    tensor_cores = TENSOR_CORES and case.dtype != torch.float32
+    tensor_cores = tensor_cores and (case.kernel_size[0], case.stride[0], case.group_channels) == (7, 1, 16)
+    if name == "involution2d_fused" and hidden_channels % 8 != 0:
+        return "fused_kernel"
+    if name == "involution2d_fused" and hidden_channels % 16 != 0:
+        tensor_cores = False
+    kind = {"involution2d": "forward"}.get(name, name.removeprefix("involution2d_"))
+    return f"{'tensor_core' if tensor_cores else 'tiled'}_{kind}_kernel"
+
+
+def check_tiled(ops, case: Case, hidden_channels: int, affine: bool, relu: bool) -> None:
+    launches = Launches(ops)
+    check_operators(launches, case)
+    check_fused(launches, case, hidden_channels, affine, relu)
+    assert launches.kernels == {name: tiled_kernel(name, case, hidden_channels) for name in OPERATORS}
+
+
+def run_with_tensor_cores(selection: str) -> None:
+    """Runs tests of this file with the switch on: it is read once in a process."""
+    command = [sys.executable, "-m", "pytest", __file__, "-k", selection, "-q"]
+    environment = {**os.environ, "INVOLUTION_TENSOR_CORES": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stdout
+    assert " passed" in result.stdout and "failed" not in result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +106,125 @@ def cuda_on_cpu(root):
 
 
 def test_kernels_match_definition_on_the_host(cuda_on_cpu):
-    @given(cases())
-    @example(RESNET_CASE)
-    @example(ODD_CASE)
+    @given(cases(), FUSED_OPTIONS["hidden_channels"], FUSED_OPTIONS["affine"], FUSED_OPTIONS["relu"])
+    @example(RESNET_CASE, 16, True, True)
+    @example(ODD_CASE, 5, False, True)
     @settings(max_examples=150)
-    def check(case):
+    def check(case, hidden_channels, affine, relu):
         check_operators(cuda_on_cpu, case)
+        check_fused(cuda_on_cpu, case, hidden_channels, affine, relu)
 
     check()
+
+
+def test_tiled_kernels_match_definition_on_the_host(cuda_on_cpu):
+    @given(tiled_cases(), FUSED_OPTIONS["hidden_channels"], FUSED_OPTIONS["affine"], FUSED_OPTIONS["relu"])
+    @settings(max_examples=200)
+    def check(case, hidden_channels, affine, relu):
+        check_tiled(cuda_on_cpu, case, hidden_channels, affine, relu)
+
+    check()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 7), (14, 14), (16, 8), (17, 25)])
+@pytest.mark.parametrize("group_channels", [16, 8, 32])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("k", [7, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_every_tiled_kernel_on_the_host(cuda_on_cpu, dtype, k, stride, group_channels, size):
+    layout, padding = "channels_last", (k // 2, k // 2)
+    case = Case(2, 2, group_channels, size, (k, k), (stride, stride), padding, (1, 1), dtype, layout, layout)
+    check_tiled(cuda_on_cpu, case, hidden_channels=16, affine=True, relu=False)
+
+
+def test_tensor_cores_match_definition_on_the_host(cuda_on_cpu):
+    run_with_tensor_cores("tiled and on_the_host")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_empty_batch_on_the_host(cuda_on_cpu, layout):
+    case = Case(0, 2, 16, (14, 14), (7, 7), (1, 1), (3, 3), (1, 1), torch.bfloat16, layout, layout)
+    input, kernel, grad = case.tensors()
+    features, weight = torch.empty(0, 16, 14, 14, dtype=case.dtype), torch.randn(2 * 49, 16, 1, 1, dtype=case.dtype)
+    ops, window = cuda_on_cpu, case.window
+    assert ops.involution2d(input, kernel, *window).shape == input.shape
+    assert ops.involution2d_input_grad(grad, kernel, [14, 14], *window).shape == input.shape
+    assert ops.involution2d_kernel_grad(grad, input, 2, [7, 7], *window).shape == kernel.shape
+    fused = ops.involution2d_fused(input, features, weight, None, None, None, True, [7, 7], *window)
+    assert fused.shape == input.shape
+
+
+def test_tiled_kernels_serve_aligned_slices_on_the_host(cuda_on_cpu):
+    """Channels of a larger channels-last image: served by vectors where they begin at a multiple of 16 bytes."""
+    ops, window = cuda_on_cpu, ([1, 1], [3, 3], [1, 1])
+    larger = torch.randn(2, 48, 9, 10).bfloat16().contiguous(memory_format=torch.channels_last)
+    kernels = torch.randn(2, 3 * 49, 9, 10).bfloat16().contiguous(memory_format=torch.channels_last)
+    kernel = kernels.unflatten(1, (3, 7, 7))[:, 1:]
+    for first, tiled in ((8, True), (16, True), (1, False), (4, False)):
+        input = larger[:, first : first + 32]
+        expected = plain_involution(input.double(), kernel.double(), *window)
+        output = ops.involution2d(input, kernel, *window)
+        torch.testing.assert_close(output.double(), expected, atol=0.2, rtol=1e-2)
+        assert ("tiled" in ops.last_launch() or "tensor_core" in ops.last_launch()) == tiled
+    grad = torch.ones(2, 32, 1, 1).bfloat16().expand(2, 32, 9, 10)
+    ops.involution2d_input_grad(grad, kernel, [9, 10], *window)
+    assert "(input_grad_kernel" in ops.last_launch()
+
+
+def test_tiled_kernels_multiply_the_padding_on_the_host(cuda_on_cpu):
+    """Padding is a zero that is multiplied: an infinite tap over it makes NaN, exactly where the definition has it."""
+    case = Case(1, 2, 16, (14, 13), (7, 7), (1, 1), (3, 3), (1, 1), torch.bfloat16, "channels_last", "channels_last")
+    input, kernel, _ = case.tensors()
+    kernel[0, 0, 2, 1] = torch.inf
+    expected = plain_involution(input.double(), kernel.double(), *case.window)
+    output = cuda_on_cpu.involution2d(input, kernel, *case.window)
+    assert torch.equal(output.isnan(), expected.isnan()) and torch.equal(output.isinf(), expected.isinf())
+    assert expected.isnan().any() and expected.isinf().any()
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_tiled_kernels_spread_what_is_not_finite_on_the_host(cuda_on_cpu, value):
+    """To where the definition does; with tensor cores, to the other pixels of its product as well, in its channel."""
+    case = Case(1, 2, 16, (20, 30), (7, 7), (1, 1), (3, 3), (1, 1), torch.bfloat16, "channels_last", "channels_last")
+    input, kernel, grad = case.tensors()
+    input[0, 5, 9, 12] = grad[0, 5, 9, 12] = value
+    window = case.window
+    affected = torch.zeros(input.shape, dtype=torch.bool)
+    affected[0, 5, 6:13, 9:16] = True
+    reach = affected.clone()
+    if TENSOR_CORES:
+        reach[0, 5, 6:13, 2:23] = True
+    output = cuda_on_cpu.involution2d(input, kernel, *window)
+    grad_input = cuda_on_cpu.involution2d_input_grad(grad, kernel, [20, 30], *window)
+    for result in (output, grad_input):
+        assert not result[affected].isfinite().any() and result[~reach].isfinite().all()
+    grad_kernel = cuda_on_cpu.involution2d_kernel_grad(torch.ones_like(input), input, 2, [7, 7], *window)
+    expected = torch.zeros(grad_kernel.shape, dtype=torch.bool)
+    for u in range(7):
+        for v in range(7):
+            expected[0, 0, u, v, 12 - u, 15 - v] = True
+    assert torch.equal(~grad_kernel.isfinite(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_tiled_and_general_fused_keep_nan_on_the_host(cuda_on_cpu, dtype):
+    input = torch.randn(1, 16, 14, 14).to(dtype).contiguous(memory_format=torch.channels_last)
+    input[0, 3, 7, 7] = torch.nan
+    features = torch.randn(1, 16, 14, 14).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(49, 16, 1, 1).to(dtype)
+    output = cuda_on_cpu.involution2d_fused(
+        input, features, weight, None, None, None, True, [7, 7], [1, 1], [3, 3], [1, 1]
+    )
+    assert output[0, 3, 4:11, 4:11].isnan().all() and output[0, 4:].isfinite().all()
+
+
+@pytest.mark.parametrize("of_block", [True, False])
+def test_shim_reports_a_barrier_that_threads_miss(cuda_on_cpu, of_block):
+    library = next(path for path in torch.ops.loaded_libraries if "involution_cuda_on_cpu" in path)
+    script = f"import torch; torch.ops.load_library({library!r}); "
+    script += f"torch.ops.involution_cuda_on_cpu.run_broken_barrier({of_block})"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert result.returncode != 0 and "a barrier was not reached by all threads" in result.stderr
 
 
 def test_kernels_index_beyond_32_bits_on_the_host(cuda_on_cpu):
@@ -56,16 +239,20 @@ def test_kernels_index_beyond_32_bits_on_the_host(cuda_on_cpu):
         torch.testing.assert_close(
             ops.involution2d(input, kernel, *window), torch.ops.involution.involution2d(values, kernel, *window)
         )
+    features, weight = torch.randn(1, 4, 3, 2), torch.randn(9, 4, 1, 1)
+    output = cuda_on_cpu.involution2d_fused(input, features, weight, None, None, None, False, [3, 3], *window)
+    generated = F.conv2d(features, weight).unflatten(1, (1, 3, 3))
+    torch.testing.assert_close(output, plain_involution(values, generated, *window))
 
 
 @needs_nvcc
 def test_builds_for_sm_80_and_sm_90(tmp_path):
-    """Really compiled and linked; the library loads and registers all three operators, GPU or not."""
+    """Really compiled and linked; the library loads and registers all four operators, GPU or not."""
     script = """
 import torch, involution
 from involution import extension
 torch.ops.load_library(extension.build("cuda"))
-for op in ("involution2d", "involution2d_input_grad", "involution2d_kernel_grad"):
+for op in ("involution2d", "involution2d_input_grad", "involution2d_kernel_grad", "involution2d_fused"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"involution::{op}", "CUDA"), op
 print(extension._find("cuda"))
 """
@@ -96,6 +283,54 @@ def test_matches_definition_on_gpu(case):
 
 
 @needs_gpu
+@given(cases(), FUSED_OPTIONS["hidden_channels"], FUSED_OPTIONS["affine"], FUSED_OPTIONS["relu"])
+@example(RESNET_CASE, 16, True, True)
+@example(ODD_CASE, 5, False, True)
+@settings(max_examples=150)
+def test_fused_matches_definition_on_gpu(case, hidden_channels, affine, relu):
+    check_fused(torch.ops.involution, case, hidden_channels, affine, relu, "cuda")
+
+
+@needs_gpu
+@given(tiled_cases(), FUSED_OPTIONS["hidden_channels"], FUSED_OPTIONS["affine"], FUSED_OPTIONS["relu"])
+@settings(max_examples=250)
+def test_tiled_kernels_match_definition_on_gpu(case, hidden_channels, affine, relu):
+    check_operators(torch.ops.involution, case, "cuda")
+    check_fused(torch.ops.involution, case, hidden_channels, affine, relu, "cuda")
+
+
+@needs_gpu
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0), reason="needs mma.m16n8k16, sm_80"
+)
+def test_tensor_cores_match_definition_on_gpu():
+    run_with_tensor_cores("tiled_kernels_match_definition_on_gpu or test_is_deterministic_on_gpu")
+
+
+@needs_gpu
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_is_deterministic_on_gpu(dtype, stride):
+    layout = "channels_last"
+    case = Case(4, 8, 16, (56, 56), (7, 7), (stride, stride), (3, 3), (1, 1), dtype, layout, layout)
+    input, kernel, grad = case.tensors("cuda")
+    features = torch.randn(4, 32, *case.output_size, device="cuda", dtype=dtype)
+    features = features.contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(8 * 49, 32, 1, 1, device="cuda", dtype=dtype)
+    ops, window = torch.ops.involution, case.window
+
+    def results():
+        return (
+            ops.involution2d(input, kernel, *window),
+            ops.involution2d_input_grad(grad, kernel, [56, 56], *window),
+            ops.involution2d_kernel_grad(grad, input, 8, [7, 7], *window),
+            ops.involution2d_fused(input, features, weight, None, None, None, True, [7, 7], *window),
+        )
+
+    assert all(torch.equal(first, second) for first, second in zip(results(), results()))
+
+
+@needs_gpu
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_opcheck_on_gpu(dtype, layout):
@@ -105,6 +340,12 @@ def test_opcheck_on_gpu(dtype, layout):
     torch.library.opcheck(ops.involution2d, (input, kernel, *window))
     torch.library.opcheck(ops.involution2d_input_grad, (grad, kernel, [6, 7], *window))
     torch.library.opcheck(ops.involution2d_kernel_grad, (grad, input, 2, [3, 3], *window))
+    features = torch.randn(2, 8, *case.output_size, device="cuda", dtype=dtype, requires_grad=True)
+    weight = torch.randn(2 * 9, 8, 1, 1, device="cuda", dtype=dtype, requires_grad=True)
+    bias = torch.randn(2 * 9, device="cuda", dtype=dtype, requires_grad=True)
+    scale, shift = torch.randn(2, 32, device="cuda", dtype=torch.promote_types(dtype, torch.float32))
+    fused = (input, features, weight, bias, scale, shift, True, [3, 3], *window)
+    torch.library.opcheck(ops.involution2d_fused, fused)
 
 
 @needs_gpu

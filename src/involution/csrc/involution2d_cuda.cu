@@ -6,14 +6,23 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include <algorithm>
-
 #define STRIP(...) __VA_ARGS__
 #define LAUNCH(kernel, blocks, threads, ...)                                                   \
   do {                                                                                         \
     (STRIP kernel)<<<(blocks), (threads), 0, c10::cuda::getCurrentCUDAStream()>>>(__VA_ARGS__); \
     C10_CUDA_KERNEL_LAUNCH_CHECK();                                                            \
   } while (false)
+#define SHARED_MEMORY(name, bytes) __shared__ __align__(16) unsigned char name[bytes]
+
+namespace involution {
+
+inline bool has_tensor_cores() {
+  int major = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, c10::cuda::current_device()));
+  return major >= 8;
+}
+
+}  // namespace involution
 
 #include "involution2d_kernels.cuh"
 
@@ -42,10 +51,19 @@ at::Tensor involution2d_kernel_grad(const at::Tensor& grad_output, const at::Ten
   return on_device_of(involution::kernel_grad, grad_output, input, groups, kernel_size, stride, padding, dilation);
 }
 
+at::Tensor involution2d_fused(const at::Tensor& input, const at::Tensor& features, const at::Tensor& weight,
+                              const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& scale,
+                              const std::optional<at::Tensor>& shift, bool relu, at::IntArrayRef kernel_size,
+                              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
+  const c10::cuda::CUDAGuard guard(input.device());
+  return involution::fused(input, features, weight, bias, scale, shift, relu, kernel_size, stride, padding, dilation);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(involution, CUDA, m) {
   m.impl("involution2d", &involution2d);
   m.impl("involution2d_input_grad", &involution2d_input_grad);
   m.impl("involution2d_kernel_grad", &involution2d_kernel_grad);
+  m.impl("involution2d_fused", &involution2d_fused);
 }

@@ -1,0 +1,258 @@
+// What the tiled kernels share: the sizes of their tiles, how a block finds its tile, and the staging of images and
+// kernel values in shared memory.
+//
+// They serve channels-last images, channels-last kernels (the taps of a pixel and group lie side by side), K x K
+// windows without dilation and float, half or bfloat16. A block computes a tile of neighbouring pixels of one group.
+// Every result is gathered by one thread in a fixed order: no atomics, the same bits in every run.
+//
+// None of the sizes was tuned on a GPU. They follow from the reasons given with them.
+#pragma once
+
+#include "cuda_common.cuh"
+
+namespace involution {
+
+// 32 bytes, a memory sector, of 16-bit channels; also the group of the paper.
+constexpr int kTileChannels = 16;
+constexpr int kThreadChannels = 8;  // of a thread: 16 bytes of 16-bit values, one access
+constexpr int kOctets = kTileChannels / kThreadChannels;
+// 56, 28, 14 and 7, the sizes of a ResNet's stages, waste little of tiles of 8.
+constexpr int kTileWidth = 8;
+
+// The second launch bound, the blocks of an SM (of sm_80: 164 KB, 1 KB of it reserved for each block) for which the
+// compiler must leave registers: as many as shared memory admits, up to 16 warps, which have 128 registers a thread. The
+// sums need most of these. Left to itself the compiler aims for more warps, and spills.
+constexpr int resident_blocks(int shared_bytes, int threads) {
+  return std::min(164 * 1024 / (shared_bytes + 1024), 16 * 32 / threads);
+}
+
+// Every tile size of the plain kernels. Shared memory, not registers, bounds the number of warps on an SM, because a
+// pixel brings K * K kernel values for only 16 channels.
+template <typename scalar_t, int K, int STRIDE>
+struct TileSizes {
+  static constexpr bool kHalf = sizeof(scalar_t) == 2;
+
+  // Forward: neighbouring pixels of a thread. An input column is read from shared memory once for all of them, so
+  // that with 4 (10 columns for 28 taps) multiplications outweigh reads. With stride 2 neighbours share less, and
+  // float takes twice the memory: there 2 pixels, and so twice the warps for the same shared memory.
+  static constexpr int kForwardPixels = kHalf && STRIDE == 1 ? 4 : 2;
+  // 16 rows read 2.4 times their input for a 7 x 7 window, 8 rows 3.1 times (mostly from L2). The higher tile, where
+  // 4 pixels a thread would leave 8 rows with a single warp; either way 64 threads. K = 7, stride 1: 25 KB of shared
+  // memory for 16-bit types and 28 KB for float, so 6 and 5 blocks on an SM of sm_80.
+  static constexpr int kForwardHeight = kForwardPixels == 4 ? 16 : 8;
+
+  // Input gradient, in pixels of one phase (an input position modulo the stride): at stride 1 it is the forward pass
+  // with gathered kernels and has its sizes. At stride 2 the four phases of a tile are computed side by side, a
+  // phase to a warp of 16-bit types and to two warps of float, so that all lanes of a warp have the same taps.
+  static constexpr int kInputGradPixels = STRIDE == 1 ? kForwardPixels : kHalf ? 4 : 2;
+  static constexpr int kInputGradHeight = STRIDE == 1 ? kForwardHeight : 8;
+
+  // Kernel gradient: a warp for every row of taps, its 32 lanes being strips of neighbouring pixels. 28 sums (K = 7),
+  // 32 output gradients and one input column of a thread fit into the 128 registers of resident_blocks; with float,
+  // whose loads take twice the registers, only those of 2 pixels do. 15 KB for 16-bit types at K = 7,
+  // stride 1.
+  static constexpr int kKernelGradPixels = kHalf ? 4 : 2;
+  static constexpr int kKernelGradHeight = 32 * kKernelGradPixels / kTileWidth;
+  static constexpr int kKernelGradBytes = 32;  // of channels at a time: a sector; the same for all types
+
+  // Fused: hidden channels whose weights are staged together. 32 of them are 6.6 KB at K = 7 (as float), less than the
+  // image that takes their place, for 2 barriers every 32 channels.
+  static constexpr int kHiddenChannels = 32;
+};
+
+// Images whose channels lie side by side; strides in elements. Offsets within one image fit into 32 bits.
+template <typename scalar_t>
+struct TiledImage {
+  scalar_t* data;
+  int64_t stride_b;
+  int stride_h, stride_w, height, width;
+
+  __device__ scalar_t* at(int64_t b, int y, int x) const {
+    return data + b * stride_b + y * stride_h + x * stride_w;
+  }
+  __device__ bool holds(int y, int x) const {
+    return y >= 0 && y < height && x >= 0 && x < width;
+  }
+};
+
+// Kernels whose taps lie side by side.
+template <typename scalar_t>
+struct TiledKernels {
+  scalar_t* data;
+  int64_t stride_b;
+  int stride_g, stride_h, stride_w, height, width;
+
+  __device__ scalar_t* at(int64_t b, int group, int y, int x) const {
+    return data + b * stride_b + group * stride_g + y * stride_h + x * stride_w;
+  }
+  __device__ bool holds(int y, int x) const {
+    return y >= 0 && y < height && x >= 0 && x < width;
+  }
+};
+
+// The tiles of all images, and what places them: groups vary fastest, so that blocks that run together share the cache
+// lines of a pixel.
+struct TileGrid {
+  int groups, group_channels, tiles_w, tiles_h;
+  int padding_h, padding_w;
+
+  struct Tile {
+    int b, y, x, group;  // y and x count tiles
+  };
+  __device__ Tile tile(int block) const {
+    const int group = block % groups, x = block / groups % tiles_w, n = block / groups / tiles_w;
+    return {n / tiles_h, n % tiles_h, x, group};
+  }
+};
+
+constexpr int power_of_two_from(int n) {
+  return n <= 1 ? 1 : 2 * power_of_two_from((n + 1) / 2);
+}
+
+// The shared memory of a tile of PHASES times HEIGHT x kTileWidth pixels, each with TAPS x TAPS kernel values, over an
+// image of which neighbouring pixels are STEP apart.
+template <typename scalar_t_, int TAPS, int STEP, int PIXELS, int HEIGHT, int PHASES>
+struct TileLayout {
+  using scalar_t = scalar_t_;
+  static constexpr int kTaps = TAPS, kStep = STEP, kPixels = PIXELS, kHeight = HEIGHT;
+  static constexpr int kStrips = kTileWidth / PIXELS;
+  static constexpr int kThreads = PHASES * kOctets * HEIGHT * kStrips;
+
+  // The image: a column holds kVectors vectors of channels. A thread's vectors are those of its parity, so that the
+  // two octets read neighbouring ones. The pitch puts the 4 rows that 8 lanes read (a quarter of a warp: one pass of
+  // 16-byte accesses) into different banks: rows of lanes are an odd multiple of 32 bytes apart.
+  static constexpr int kRows = (HEIGHT - 1) * STEP + TAPS, kColumns = (kTileWidth - 1) * STEP + TAPS;
+  static constexpr int kVectors = kTileChannels * sizeof(scalar_t) / kVectorBytes;
+  static constexpr int kColumnBytes = kVectors * kVectorBytes;
+  static constexpr int pitch(int bytes) {
+    return STEP * bytes % 64 == 32 ? bytes : pitch(bytes + kVectorBytes);
+  }
+  static constexpr int kPitch = pitch(kColumns * kColumnBytes);
+  static constexpr int kImageBytes = kRows * kPitch;
+
+  // Kernel values: rows of taps are filled up to a power of two, so that a thread reads one by one or two accesses. The
+  // pitch of pixel rows is an odd number of vectors: the lanes of a warp are 16 or 8 rows high.
+  static constexpr int kTapRow = power_of_two_from(TAPS);
+  static constexpr int kPixelTaps = TAPS * kTapRow;
+  static constexpr int kKernelPitch = kTileWidth * kPixelTaps + kVectorBytes / sizeof(scalar_t);
+  static constexpr int kKernelBytes = PHASES * HEIGHT * kKernelPitch * sizeof(scalar_t);
+
+  static constexpr int kBytes = kKernelBytes + kImageBytes;
+  static constexpr int kBlocks = resident_blocks(kBytes, kThreads);
+  static_assert(kBytes <= kSharedBytes, "a block's tile must fit into static shared memory");
+
+  static __device__ int kernel_slot(int phase, int y, int x, int u, int v) {
+    return (phase * HEIGHT + y) * kKernelPitch + x * kPixelTaps + u * kTapRow + v;
+  }
+};
+
+template <typename scalar_t, int K, int STRIDE>
+using ForwardLayout = TileLayout<scalar_t, K, STRIDE, TileSizes<scalar_t, K, STRIDE>::kForwardPixels,
+                                 TileSizes<scalar_t, K, STRIDE>::kForwardHeight, 1>;
+
+// Of the K taps of a row, at most ceil(K / STRIDE) reach an input position: those of its phase.
+template <typename scalar_t, int K, int STRIDE>
+using InputGradLayout =
+    TileLayout<scalar_t, (K + STRIDE - 1) / STRIDE, 1, TileSizes<scalar_t, K, STRIDE>::kInputGradPixels,
+               TileSizes<scalar_t, K, STRIDE>::kInputGradHeight, STRIDE * STRIDE>;
+
+// Copies ROWS x COLUMNS pixels from (y, x) on, `channels` channels of each, into `slot(row, column, vector)`. Outside of
+// the image, and beyond the channels, they are zero.
+template <int ROWS, int COLUMNS, int VECTORS, int THREADS, typename scalar_t, typename Slot>
+__device__ void stage_image(const TiledImage<const scalar_t>& image, int64_t b, int first_channel, int channels, int y,
+                            int x, const Slot& slot) {
+#pragma unroll 4
+  for (int n = threadIdx.x; n < ROWS * COLUMNS * VECTORS; n += THREADS) {
+    const int vector = n % VECTORS, column = n / VECTORS % COLUMNS, row = n / VECTORS / COLUMNS;
+    const int channel = vector * Vector<scalar_t>::kSize;
+    Vector<scalar_t> values{};
+    if (channel < channels && image.holds(y + row, x + column)) {
+      values = load_vector<scalar_t>(image.at(b, y + row, x + column) + first_channel + channel);
+    }
+    store_vector(slot(row, column, vector), values);
+  }
+}
+
+// The K * K taps of a pixel, an odd number of elements, begin anywhere within an aligned vector. Whatever that place
+// is, they touch the same number of vectors, since K * K is 1 modulo 8.
+template <typename scalar_t, int K>
+struct TapVectors {
+  static constexpr int kSize = Vector<scalar_t>::kSize;
+  static constexpr int kCount = (K * K + kSize - 1) / kSize;
+  static_assert(K * K % kSize == 1, "holds for odd K");
+};
+
+// Calls f(tap, value) for the taps in the n-th aligned vector that the taps from `taps` on touch. The vector may hold
+// neighbouring elements, which are dropped; it reaches over the ends of the tensor by less than 16 bytes, which stay
+// inside of the allocation: it is aligned, and memory is allocated in multiples of at least 256 bytes.
+template <int K, typename scalar_t, typename F>
+__device__ inline void for_taps_of_vector(const scalar_t* taps, int n, const F& f) {
+  constexpr int kSize = TapVectors<scalar_t, K>::kSize;
+  const auto address = reinterpret_cast<std::uintptr_t>(taps);
+  const int offset = static_cast<int>(address % kVectorBytes / sizeof(scalar_t));
+  const auto first = address - address % kVectorBytes;
+  const auto vector = load_vector<scalar_t>(reinterpret_cast<const void*>(first + n * kVectorBytes));
+#pragma unroll
+  for (int e = 0; e < kSize; ++e) {
+    const int tap = n * kSize + e - offset;
+    if (tap >= 0 && tap < K * K) {
+      f(tap, vector.values[e]);
+    }
+  }
+}
+
+// The kernels of HEIGHT x kTileWidth pixels from (y, x) on, into `slot(y, x, u, v)`. Those of pixels outside of the
+// output stay what they are: nothing of what they are multiplied with is written.
+template <int K, int HEIGHT, int THREADS, typename scalar_t, typename Slot>
+__device__ void stage_kernels(const TiledKernels<const scalar_t>& kernels, int64_t b, int group, int y, int x,
+                              const Slot& slot) {
+  constexpr int kCount = TapVectors<scalar_t, K>::kCount;
+#pragma unroll 4
+  for (int n = threadIdx.x; n < HEIGHT * kTileWidth * kCount; n += THREADS) {
+    const int column = n / kCount % kTileWidth, row = n / kCount / kTileWidth;
+    if (kernels.holds(y + row, x + column)) {
+      for_taps_of_vector<K>(kernels.at(b, group, y + row, x + column), n % kCount, [&](int tap, scalar_t value) {
+        *slot(row, column, tap / K, tap % K) = value;
+      });
+    }
+  }
+}
+
+// For the input gradient: every tap that reaches a pixel of the tile, from whichever output pixel's kernel, into
+// `slot(phase, y, x, u, v)` of the pixel that it reaches.
+//
+// With q = (y + padding) / STRIDE, and the phase (y + padding) % STRIDE = a, input row y is reached from output row i
+// by tap u = STRIDE * (q - i) + a. Its gathered taps count backwards, m = TAPS - 1 - (q - i), so that tap m meets the
+// output gradient of row q - (TAPS - 1) + m: a forward pass of stride 1. (y, x) is the q of the tile's first pixel.
+template <int K, int STRIDE, int HEIGHT, int THREADS, typename scalar_t, typename Slot>
+__device__ void stage_gathered_kernels(const TiledKernels<const scalar_t>& kernels, int64_t b, int group, int y, int x,
+                                       const Slot& slot) {
+  constexpr int kCount = TapVectors<scalar_t, K>::kCount, kSize = TapVectors<scalar_t, K>::kSize;
+  constexpr int kReach = (K + STRIDE - 1) / STRIDE - 1;
+  constexpr int kRows = HEIGHT + kReach, kColumns = kTileWidth + kReach;
+  for (int n = threadIdx.x; n < kRows * kColumns * kCount; n += THREADS) {
+    const int column = n / kCount % kColumns, row = n / kCount / kColumns, vector = n % kCount;
+    // Vectors whose rows of taps reach no row of the tile are not read.
+    const int first_u = (vector - 1) * kSize / K, last_u = (vector * kSize + kSize - 1) / K;
+    if (row - kReach + last_u / STRIDE < 0 || row - kReach + first_u / STRIDE >= HEIGHT) {
+      continue;
+    }
+    const auto put = [&](int tap, scalar_t value) {
+      const int u = tap / K, v = tap % K;
+      const int tile_y = row - kReach + u / STRIDE, tile_x = column - kReach + v / STRIDE;
+      if (tile_y >= 0 && tile_y < HEIGHT && tile_x >= 0 && tile_x < kTileWidth) {
+        *slot(u % STRIDE * STRIDE + v % STRIDE, tile_y, tile_x, kReach - u / STRIDE, kReach - v / STRIDE) = value;
+      }
+    };
+    const int i = y - kReach + row, j = x - kReach + column;
+    if (kernels.holds(i, j)) {
+      for_taps_of_vector<K>(kernels.at(b, group, i, j), vector, put);
+    } else {  // meets a zero of the output gradient, and must not make it NaN
+      for (int tap = vector * kSize; tap < K * K && tap < (vector + 1) * kSize; ++tap) {
+        put(tap, scalar_t(0));
+      }
+    }
+  }
+}
+
+}  // namespace involution
