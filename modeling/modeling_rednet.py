@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
@@ -41,9 +40,9 @@ except ImportError:  # as remote code, where the package with the compiled opera
     involution2d_fused = None
 
 
-# Up to here a matrix product beats a 1x1 convolution on a CPU: for those oneDNN reorders the weights at every call
-# (measured with torch 2.15 on AVX-512, forward and backward).
-_FEW_PIXELS = 1024
+# Up to so many pixels a matrix product beats a 1x1 convolution on a CPU: for those oneDNN reorders the weights at every
+# call. A bias, which the product writes first, costs as much (measured with torch 2.15 on AVX-512).
+_FEW_PIXELS = {"without bias": 4096, "with bias": 1024}
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -80,7 +79,7 @@ def _convolve(hidden_state: Tensor, weight: Tensor, bias: Tensor | None, convolu
     (stride_h, stride_w), pixels = convolution.stride, hidden_state.numel() // hidden_state.shape[1]
     if (
         convolution.kernel_size == (1, 1)
-        and pixels <= _FEW_PIXELS * stride_h * stride_w
+        and pixels <= _FEW_PIXELS["without bias" if bias is None else "with bias"] * stride_h * stride_w
         and hidden_state.is_contiguous(memory_format=torch.channels_last)
     ):
         pixels = hidden_state.permute(0, 2, 3, 1)[:, ::stride_h, ::stride_w].contiguous()
@@ -176,46 +175,44 @@ class RedNetInvolution(nn.Module):
         return output.relu_() if relu else output
 
 
-@contextmanager
-def _frozen_statistics(layer: nn.Module) -> Iterator[None]:
-    """BatchNorm layers normalise by the batch, as in training, but update copies of their running statistics."""
-    buffers = {
-        norm: dict(norm._buffers) for norm in layer.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)
-    }
-    for norm, kept in buffers.items():
-        norm._buffers.update({name: None if buffer is None else buffer.clone() for name, buffer in kept.items()})
-    try:
-        yield
-    finally:
-        for norm, kept in buffers.items():
-            norm._buffers.update(kept)
+class _NormalizedInvolution(torch.autograd.Function):
+    """
+    Involution with a generated kernel, and BatchNorm in training mode. Neither the kernel, three times the size of the
+    activation, nor what is normalized is kept for the backward pass: both are made again there. That is why RedNet
+    trains in less memory than ResNet.
+    """
 
+    @staticmethod
+    def forward(
+        ctx, hidden_state, features, weight, bias, gamma, beta, running_mean, running_var, momentum, eps, size, stride
+    ):
+        output = involution2d_fused(hidden_state, features, weight, bias, size, stride)
+        output, mean, inverse_std = torch.native_batch_norm(
+            output, gamma, beta, running_mean, running_var, True, momentum, eps
+        )
+        ctx.save_for_backward(hidden_state, features, weight, bias, gamma, mean, inverse_std)
+        ctx.eps, ctx.size, ctx.stride = eps, size, stride
+        return output
 
-_CHECKPOINT = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-
-
-def _checkpoint_layer(layer: nn.Module, checkpoint: Callable, function: Callable, *args):
-    """Gradient checkpointing of a layer with BatchNorm: the running statistics see the batch in the first pass only."""
-    if torch.compiler.is_compiling():
-        # There the recomputation is a matter of the partitioner, which repeats no updates.
-        return checkpoint(function, *args)
-    passes = itertools.count()
-
-    def run(*args):
-        with nullcontext() if next(passes) == 0 else _frozen_statistics(layer):
-            return function(*args)
-
-    return checkpoint(run, *args)
+    @staticmethod
+    def backward(ctx, grad):
+        hidden_state, features, weight, bias, gamma, mean, inverse_std = ctx.saved_tensors
+        groups, size, ops = weight.shape[0] // ctx.size**2, [ctx.size] * 2, torch.ops
+        kernel = F.conv2d(features, weight, bias).unflatten(1, (groups, *size))
+        window = [ctx.stride] * 2, [ctx.size // 2] * 2, [1, 1]
+        output = involution2d(hidden_state, kernel, stride=ctx.stride)
+        grad, grad_gamma, grad_beta = ops.aten.native_batch_norm_backward(
+            grad, output, gamma, None, None, mean, inverse_std, True, ctx.eps, [True] * 3
+        )
+        grad_input = ops.involution.involution2d_input_grad(grad, kernel, hidden_state.shape[2:], *window)
+        grad_kernel = ops.involution.involution2d_kernel_grad(grad, hidden_state, groups, size, *window).flatten(1, 3)
+        convolution = (weight.shape[:1], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True] * 3)
+        grads = ops.aten.convolution_backward(grad_kernel, features, weight, *convolution)
+        return grad_input, *grads, grad_gamma, grad_beta, None, None, None, None, None, None
 
 
 class RedNetInvolutionLayer(nn.Module):
-    """
-    Involution, BatchNorm and activation.
-
-    In inference without gradients they are one pass of the operator. In training nothing between the input and the
-    activation is kept for the backward pass: kernel and features are made again, which costs a few per cent of a
-    step and saves so much that RedNet trains in less memory than ResNet.
-    """
+    """Involution, BatchNorm and activation; in inference without gradients in one pass of the operator."""
 
     def __init__(self, config: RedNetConfig, channels: int, kernel_size: int, stride: int = 1):
         super().__init__()
@@ -229,12 +226,41 @@ class RedNetInvolutionLayer(nn.Module):
             relu = _is_plain(self.activation, nn.ReLU)
             hidden_state = self.involution(hidden_state, scale=scale, shift=shift, relu=relu)
             return hidden_state if relu else self.activation(hidden_state)
-        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return self.activation(_checkpoint_layer(self, _CHECKPOINT, self._normalized, hidden_state))
-        return self.activation(self._normalized(hidden_state))
+        if self._saves_memory(hidden_state):
+            return self.activation(self._train(hidden_state))
+        return self.activation(self.normalization(self.involution(hidden_state)))
 
-    def _normalized(self, hidden_state: Tensor) -> Tensor:
-        return self.normalization(self.involution(hidden_state))
+    def _saves_memory(self, hidden_state: Tensor) -> bool:
+        norm = self.normalization
+        return (
+            involution2d_fused is not None
+            and torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()  # which decides by itself what to make again
+            and not torch.is_autocast_enabled(hidden_state.device.type)
+            and _is_plain(self.involution, RedNetInvolution)
+            and _is_plain(self.involution.span, nn.Conv2d)
+            and _is_plain(norm, nn.BatchNorm2d)
+            and norm.training
+            and norm.momentum is not None
+        )
+
+    def _train(self, hidden_state: Tensor) -> Tensor:
+        involution, norm = self.involution, self.normalization
+        norm.num_batches_tracked.add_(1)
+        return _NormalizedInvolution.apply(
+            hidden_state,
+            involution.reduce(involution.pooler(hidden_state)),
+            involution.span.weight,
+            involution.span.bias,
+            norm.weight,
+            norm.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.momentum,
+            norm.eps,
+            involution.kernel_size,
+            involution.stride,
+        )
 
 
 class RedNetEmbeddings(nn.Module):
@@ -272,6 +298,35 @@ class RedNetShortCut(nn.Module):
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         return _convolve_and_normalize(self.convolution, self.normalization, hidden_state)
+
+
+@contextmanager
+def _frozen_statistics(layer: nn.Module) -> Iterator[None]:
+    """BatchNorm layers normalise by the batch, as in training, but update copies of their running statistics."""
+    buffers = {
+        norm: dict(norm._buffers) for norm in layer.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    }
+    for norm, kept in buffers.items():
+        norm._buffers.update({name: None if buffer is None else buffer.clone() for name, buffer in kept.items()})
+    try:
+        yield
+    finally:
+        for norm, kept in buffers.items():
+            norm._buffers.update(kept)
+
+
+def _checkpoint_layer(layer: nn.Module, checkpoint: Callable, function: Callable, *args):
+    """Gradient checkpointing of a layer with BatchNorm: the running statistics see the batch in the first pass only."""
+    if torch.compiler.is_compiling():
+        # There the recomputation is a matter of the partitioner, which repeats no updates.
+        return checkpoint(function, *args)
+    passes = itertools.count()
+
+    def run(*args):
+        with nullcontext() if next(passes) == 0 else _frozen_statistics(layer):
+            return function(*args)
+
+    return checkpoint(run, *args)
 
 
 class RedNetBottleNeckLayer(GradientCheckpointingLayer):

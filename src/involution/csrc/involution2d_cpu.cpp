@@ -10,6 +10,7 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/conv2d.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -438,14 +439,13 @@ void generate(const acc_t* weight, const acc_t* bias, const acc_t* features, int
   }
 }
 
-// The 1x1 convolution that makes the kernels, and what follows the involution, in the accumulation type.
+// Scale, shift and ReLU of all channels; null where there is no scale.
 template <typename acc_t>
-struct Fused {
-  const acc_t *weight, *bias, *scale, *shift;
-  int64_t hidden;
-  bool relu;
+struct Epilogues {
+  const acc_t *scale = nullptr, *shift = nullptr;
+  bool relu = false;
 
-  Epilogue<acc_t> epilogue(const Chunk& chunk) const {
+  Epilogue<acc_t> of(const Chunk& chunk) const {
     Epilogue<acc_t> result{{}, {}, scale != nullptr, relu};
     for (int64_t c = 0; scale != nullptr && c < chunk.count; ++c) {
       result.scale[c] = scale[chunk.first + c];
@@ -453,6 +453,13 @@ struct Fused {
     }
     return result;
   }
+};
+
+// The 1x1 convolution that makes the kernels.
+template <typename acc_t>
+struct Generator {
+  const acc_t *weight, *bias;
+  int64_t hidden;
 };
 
 // The blocks of pixels whose kernels the fused form makes at a time: whole rows where they fit, parts of a row else.
@@ -506,7 +513,8 @@ struct RowWriter {
 };
 
 template <typename scalar_t>
-void forward_kernel(const Geometry& g, const at::Tensor& input, const at::Tensor& kernel, const at::Tensor& output) {
+void forward_kernel(const Geometry& g, const at::Tensor& input, const at::Tensor& kernel,
+                    const Epilogues<opmath_t<scalar_t>>& epilogues, const at::Tensor& output) {
   using acc_t = opmath_t<scalar_t>;
   const Image<const scalar_t> x(input);
   const int64_t columns = packed_columns(g), row_step = columns * kLanes, chunks = g.groups * chunks_per_group(g);
@@ -520,13 +528,14 @@ void forward_kernel(const Geometry& g, const at::Tensor& input, const at::Tensor
         const Chunk chunk = chunk_at(g, task % chunks);
         const int64_t b = task / chunks / strips.count, first = task / chunks % strips.count * strips.rows;
         const int64_t last = std::min(first + strips.rows, g.out_h);
+        const Epilogue<acc_t> epilogue = epilogues.of(chunk);
         pack_strip(g, x, packed.get(), columns, b, chunk, first, last);
         for (int64_t i = first; i < last; ++i) {
           const acc_t* window = packed.get() + (i - first) * g.stride_h * row_step;
           const auto [out, out_step] = writer.start(b, chunk, i);
           for_tiles(g.out_w, [&, out = out, out_step = out_step](auto T, int64_t j) {
             forward_tile<decltype(K)::value, decltype(S)::value, decltype(T)::value>(
-                g, window + j * g.stride_w * kLanes, row_step, kernels.tile(b, chunk.group, i, j, T), Epilogue<acc_t>{},
+                g, window + j * g.stride_w * kLanes, row_step, kernels.tile(b, chunk.group, i, j, T), epilogue,
                 out + j * out_step, out_step);
           });
           writer.finish(b, chunk, i, 0, g.out_w);
@@ -557,7 +566,8 @@ void pack_features(const Geometry& g, const Blocks& blocks, const Image<const sc
 }
 
 template <typename scalar_t>
-void fused_kernel(const Geometry& g, const at::Tensor& input, const at::Tensor& features_, const Fused<opmath_t<scalar_t>>& fused,
+void fused_kernel(const Geometry& g, const at::Tensor& input, const at::Tensor& features_,
+                  const Generator<opmath_t<scalar_t>>& generator, const Epilogues<opmath_t<scalar_t>>& epilogues,
                   const at::Tensor& output) {
   using acc_t = opmath_t<scalar_t>;
   const Image<const scalar_t> x(input), features(features_);
@@ -573,12 +583,12 @@ void fused_kernel(const Geometry& g, const at::Tensor& input, const at::Tensor& 
   parts = std::min(parts, g.groups);
   with_static_window(g, [&](auto K, auto S) {
     at::parallel_for(0, g.batch * strips.count * parts, 1, [&](int64_t begin, int64_t end) {
-      Buffer<acc_t> packed(chunks * strip_size), hidden(blocks.count(strips.rows) * fused.hidden * kBlock), kernels(taps * kTapStride);
+      Buffer<acc_t> packed(chunks * strip_size), hidden(blocks.count(strips.rows) * generator.hidden * kBlock), kernels(taps * kTapStride);
       RowWriter<scalar_t, acc_t> writer(output);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t b = task / parts / strips.count, first = task / parts % strips.count * strips.rows;
         const int64_t last = std::min(first + strips.rows, g.out_h);
-        pack_features(g, blocks, features, hidden.get(), fused.hidden, b, first, last);
+        pack_features(g, blocks, features, hidden.get(), generator.hidden, b, first, last);
         for (int64_t group = task % parts * g.groups / parts; group < (task % parts + 1) * g.groups / parts; ++group) {
           for (int64_t c = 0; c < chunks; ++c) {
             pack_strip(g, x, packed.get() + c * strip_size, columns, b, chunk_at(g, group * chunks + c), first, last);
@@ -586,11 +596,11 @@ void fused_kernel(const Geometry& g, const at::Tensor& input, const at::Tensor& 
           for (int64_t block = 0; block < blocks.count(last - first); ++block) {
             const int64_t i_begin = first + block / blocks.per_row * blocks.rows, i_end = std::min(i_begin + blocks.rows, last);
             const int64_t j_begin = block % blocks.per_row * blocks.columns, width = std::min(blocks.columns, g.out_w - j_begin);
-            generate(fused.weight + group * taps * fused.hidden, fused.bias + group * taps,
-                     hidden.get() + block * fused.hidden * kBlock, fused.hidden, taps, (i_end - i_begin) * width, kernels.get());
+            generate(generator.weight + group * taps * generator.hidden, generator.bias + group * taps,
+                     hidden.get() + block * generator.hidden * kBlock, generator.hidden, taps, (i_end - i_begin) * width, kernels.get());
             for (int64_t c = 0; c < chunks; ++c) {
               const Chunk chunk = chunk_at(g, group * chunks + c);
-              const Epilogue<acc_t> epilogue = fused.epilogue(chunk);
+              const Epilogue<acc_t> epilogue = epilogues.of(chunk);
               for (int64_t i = i_begin; i < i_end; ++i) {
                 const acc_t* window = packed.get() + c * strip_size + (i - first) * g.stride_h * row_step;
                 const acc_t* row = kernels.get() + (i - i_begin) * width;
@@ -814,7 +824,7 @@ at::Tensor involution2d(const at::Tensor& input, const at::Tensor& kernel, at::I
   const at::Tensor output = empty_image(input, g.batch, g.channels, g.out_h, g.out_w);
   if (output.numel() > 0) {
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "involution2d",
-                                    [&] { forward_kernel<scalar_t>(g, input, kernel, output); });
+                                    [&] { forward_kernel<scalar_t>(g, input, kernel, {}, output); });
   }
   return output;
 }
@@ -829,14 +839,23 @@ at::Tensor involution2d_fused(const at::Tensor& input, const at::Tensor& feature
     return output;
   }
   const auto acc = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const at::Tensor weight_ = weight.reshape({weight.size(0), weight.size(1)}).to(acc).contiguous();
-  const at::Tensor bias_ = bias ? bias->to(acc).contiguous() : at::zeros({weight.size(0)}, input.options().dtype(acc));
-  const at::Tensor scale_ = scale ? scale->contiguous() : at::Tensor(), shift_ = shift ? shift->contiguous() : at::Tensor();
+  const auto vector = [&](const std::optional<at::Tensor>& t) { return t ? t->to(acc).contiguous() : at::Tensor(); };
+  const at::Tensor scale_ = vector(scale), shift_ = vector(shift);
+  // Some processors multiply matrices of 16 bits many times faster than float vectors. From this many hidden channels on
+  // that is worth more than what the kernel's way through memory costs (measured with AMX).
+  const bool apart = input.scalar_type() == at::kBFloat16 && features.size(1) >= 64;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "involution2d_fused", [&] {
     using acc_t = opmath_t<scalar_t>;
     const auto values = [](const at::Tensor& t) { return t.defined() ? t.const_data_ptr<acc_t>() : nullptr; };
-    const Fused<acc_t> fused{values(weight_), values(bias_), values(scale_), values(shift_), weight.size(1), relu};
-    fused_kernel<scalar_t>(g, input, features, fused, output);
+    const Epilogues<acc_t> epilogues{values(scale_), values(shift_), relu};
+    if (apart) {
+      const at::Tensor kernel = at::conv2d(features, weight, bias).unflatten(1, {g.groups, g.kernel_h, g.kernel_w});
+      forward_kernel<scalar_t>(g, input, kernel, epilogues, output);
+    } else {
+      const at::Tensor weight_ = weight.reshape({weight.size(0), weight.size(1)}).to(acc).contiguous();
+      const at::Tensor bias_ = bias ? vector(bias) : at::zeros({weight.size(0)}, input.options().dtype(acc));
+      fused_kernel<scalar_t>(g, input, features, {values(weight_), values(bias_), weight.size(1)}, epilogues, output);
+    }
   });
   return output;
 }
