@@ -40,11 +40,6 @@ except ImportError:  # as remote code, where the package with the compiled opera
     involution2d_fused = None
 
 
-# Up to so many pixels a matrix product beats a 1x1 convolution on a CPU: for those oneDNN reorders the weights at every
-# call. A bias, which the product writes first, costs as much (measured with torch 2.15 on AVX-512).
-_FEW_PIXELS = {"without bias": 4096, "with bias": 1024}
-
-
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module does what its class does with its own parameters, and nothing is hooked to its call.
 
@@ -74,12 +69,22 @@ def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
 
 
+def _few_pixels(weight: Tensor, bias: Tensor | None) -> int:
+    """
+    Up to how many pixels a matrix product beats a 1x1 convolution on a CPU: for those oneDNN reorders the weights at
+    every call. In float32 the product writes the bias first (measured with torch 2.15 on AVX-512 and AMX).
+    """
+    if weight.dtype == torch.bfloat16:
+        return 16384
+    return 4096 if bias is None else 1024
+
+
 def _convolve(hidden_state: Tensor, weight: Tensor, bias: Tensor | None, convolution: nn.Conv2d) -> Tensor:
-    """`convolution` with this weight and bias. On a CPU, a 1x1 convolution of few pixels is a matrix product."""
+    """`convolution` with this weight and bias; a 1x1 convolution of few pixels as a matrix product."""
     (stride_h, stride_w), pixels = convolution.stride, hidden_state.numel() // hidden_state.shape[1]
     if (
         convolution.kernel_size == (1, 1)
-        and pixels <= _FEW_PIXELS["without bias" if bias is None else "with bias"] * stride_h * stride_w
+        and pixels <= _few_pixels(weight, bias) * stride_h * stride_w
         and hidden_state.is_contiguous(memory_format=torch.channels_last)
     ):
         pixels = hidden_state.permute(0, 2, 3, 1)[:, ::stride_h, ::stride_w].contiguous()
