@@ -1,6 +1,7 @@
 """Compilation at first use, in processes of their own with a cache of their own."""
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -61,21 +62,40 @@ def test_four_processes_compile_once_after_a_fifth_was_killed(tmp_path):
     assert "cpu: compiled (" in output and "RuntimeWarning" not in errors
 
 
-@pytest.mark.skipif(shutil.which("clang++") is None, reason="needs clang++")
-def test_clang_compiles_it_as_well(tmp_path):
-    code = """
+CHECK = """
 import torch
-from cases import Case, check_operators
+from cases import Case, check_fused, check_operators
 from involution import extension
 assert extension.load("cpu")
 for dtype in (torch.float32, torch.float64, torch.bfloat16):
     for size in ((7, 7), (3, 3), (2, 5)):
-        layout = "channels_last"
-        case = Case(2, 2, 16, (14, 15), size, (1, 1), (3, 3), (1, 1), dtype, layout, layout)
-        check_operators(torch.ops.involution, case)
+        for group_channels in (16, 5):
+            layout = "channels_last"
+            case = Case(2, 2, group_channels, (14, 15), size, (1, 1), (3, 3), (1, 1), dtype, layout, layout)
+            check_operators(torch.ops.involution, case)
+            check_fused(torch.ops.involution, case, 20, True, True)
 """
+
+
+def check_build(compiler: str, tmp_path) -> None:
     support = os.path.join(os.path.dirname(__file__), "..", "support")
-    finish(start(code, CXX="clang++", TORCH_EXTENSIONS_DIR=str(tmp_path), PYTHONPATH=support))
+    finish(start(CHECK, CXX=compiler, TORCH_EXTENSIONS_DIR=str(tmp_path / "cache"), PYTHONPATH=support))
+
+
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="needs clang++")
+def test_clang_compiles_it_as_well(tmp_path):
+    check_build("clang++", tmp_path)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="builds for kinds of x86-64")
+@pytest.mark.parametrize("target", ["x86-64", "x86-64-v3"])
+def test_processors_without_avx512(target, tmp_path):
+    """Compiled for a processor without AVX, and for one with AVX2, as it is on machines that have no more."""
+    compiler = tmp_path / "compiler"
+    arguments = f'"${{@/#-march=native/-march={target}}}"'
+    compiler.write_text(f"#!/bin/bash\nset -- {arguments}\nexec c++ " + '"${@/#-O3/-O1}"\n')
+    compiler.chmod(0o755)
+    check_build(str(compiler), tmp_path)
 
 
 @pytest.mark.parametrize(

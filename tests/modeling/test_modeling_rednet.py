@@ -257,8 +257,9 @@ def test_gradient_checkpointing_under_compile():
 
 
 class Recorder(TorchDispatchMode):
-    # What makes a matrix of a feature map, (B, C, H, W) -> (B, H, W, C), and takes its pixels.
-    matrices = {f"aten::{name}" for name in ("permute", "slice", "clone", "view", "_unsafe_view")}
+    # What makes feature maps; views of them as matrices (B, H, W, C) are none.
+    makers = {f"aten::{name}" for name in ("convolution", "native_batch_norm", "relu_", "add_", "avg_pool2d")}
+    makers |= {"aten::max_pool2d_with_indices", "involution::involution2d_fused"}
 
     def __init__(self):
         super().__init__()
@@ -267,7 +268,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         self.names.append(func._schema.name)
-        if func._schema.name not in self.matrices:
+        if func._schema.name in self.makers:
             results = result if isinstance(result, tuple) else [result]
             self.outputs += [t for t in results if isinstance(t, torch.Tensor)]
         return result
