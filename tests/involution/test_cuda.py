@@ -137,6 +137,15 @@ def test_every_tiled_kernel_on_the_host(cuda_on_cpu, dtype, k, stride, group_cha
     check_tiled(cuda_on_cpu, case, hidden_channels=16, affine=True, relu=False)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_hidden_channels_on_the_host(cuda_on_cpu, dtype, layout):
+    """Their kernels come from a convolution of its own, as long as the tensor cores are off."""
+    case = Case(2, 2, 16, (9, 8), (7, 7), (1, 1), (3, 3), (1, 1), dtype, layout, layout)
+    for affine, relu in ((True, True), (False, True), (True, False)):
+        check_fused(cuda_on_cpu, case, 64, affine, relu)
+
+
 def test_tensor_cores_match_definition_on_the_host(cuda_on_cpu):
     run_with_tensor_cores("tiled and on_the_host")
 

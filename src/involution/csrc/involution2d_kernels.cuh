@@ -9,6 +9,9 @@
 #include "cuda_general_fused.cuh"
 #include "cuda_tiled_launch.cuh"
 
+#include <ATen/ops/addcmul.h>
+#include <ATen/ops/conv2d.h>
+
 namespace involution {
 
 inline at::Tensor forward(const at::Tensor& input, const at::Tensor& kernel, at::IntArrayRef stride, at::IntArrayRef padding,
@@ -48,6 +51,22 @@ inline at::Tensor kernel_grad(const at::Tensor& grad_output, const at::Tensor& i
   return grad_kernel;
 }
 
+// From so many hidden channels on, a convolution of its own makes the kernel. On FMA units, generating takes R / 16 times
+// the multiplications of applying, and a convolution has the tensor cores for it. Reasoned, not measured on a GPU.
+constexpr int64_t kHiddenChannelsApart = 64;
+
+inline at::Tensor apart(const Geometry& g, const at::Tensor& input, const at::Tensor& features, const at::Tensor& weight,
+                        const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& scale,
+                        const std::optional<at::Tensor>& shift, bool relu, at::IntArrayRef stride, at::IntArrayRef padding,
+                        at::IntArrayRef dilation) {
+  const at::Tensor kernel = at::conv2d(features, weight, bias).unflatten(1, {g.groups, g.kernel_h, g.kernel_w});
+  const at::Tensor output = forward(input, kernel, stride, padding, dilation);
+  if (scale) {
+    output.copy_(at::addcmul(shift->view({-1, 1, 1}), output, scale->view({-1, 1, 1})));
+  }
+  return relu ? output.relu_() : output;
+}
+
 inline at::Tensor fused(const at::Tensor& input, const at::Tensor& features, const at::Tensor& weight,
                         const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& scale,
                         const std::optional<at::Tensor>& shift, bool relu, at::IntArrayRef kernel_size,
@@ -56,6 +75,9 @@ inline at::Tensor fused(const at::Tensor& input, const at::Tensor& features, con
   const at::Tensor output = empty_image(input, g.batch, g.channels, g.out_h, g.out_w);
   if (output.numel() == 0) {
     return output;
+  }
+  if (features.size(1) >= kHiddenChannelsApart && !is_tensor_core_geometry(g, input.scalar_type())) {
+    return apart(g, input, features, weight, bias, scale, shift, relu, stride, padding, dilation);
   }
   const auto vector = [](const std::optional<at::Tensor>& t) { return t ? t->contiguous() : at::Tensor(); };
   const FusedArguments arguments{features, weight, vector(bias), vector(scale), vector(shift), relu};
