@@ -1,0 +1,201 @@
+"""RedNet-50 beside ResNet-50, transformers' and timm's, and beside itself in plain PyTorch.
+
+    python benchmarks/network_speed.py --output benchmarks/results/network-DEVICE-DATE
+
+Inference and training at 224 x 224 in channels-last: images per second, and peak memory. The ratio of a row is against
+the better of the two ResNets under the same treatment.
+"""
+
+import copy
+import types
+
+import timm
+import torch
+import torch.nn.functional as F
+from measure import arguments, peak_bytes, report, seconds
+from torch import nn
+from torch._inductor import config as inductor_config
+from torch.fx.experimental import optimization
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from tqdm import tqdm
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from involution import reference
+from rednet import RedNetConfig, RedNetForImageClassification
+from rednet.modeling_rednet import RedNetInvolution
+
+
+OURS, PEERS, UNFOLD = "RedNet-50", ("ResNet-50 of transformers", "ResNet-50 of timm"), "RedNet-50 by unfold"
+
+
+def unfold_forward(self, hidden_state, scale=None, shift=None, relu=False):
+    """RedNetInvolution in plain PyTorch, as it runs without the compiled operator."""
+    features, size, stride = self.reduce(self.pooler(hidden_state)), self.kernel_size, self.stride
+    window = [size] * 2, [stride] * 2, [size // 2] * 2, [1, 1]
+    return reference.involution2d_fused(
+        hidden_state, features, self.span.weight, self.span.bias, scale, shift, relu, *window
+    )
+
+
+def networks(device: str, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
+    models = {
+        OURS: RedNetForImageClassification(RedNetConfig(num_labels=1000)),
+        PEERS[0]: ResNetForImageClassification(ResNetConfig(num_labels=1000)),
+        PEERS[1]: timm.create_model("resnet50"),
+    }
+    models[UNFOLD] = copy.deepcopy(models[OURS])
+    for module in models[UNFOLD].modules():
+        if isinstance(module, RedNetInvolution):
+            module.forward = types.MethodType(unfold_forward, module)
+    return {name: m.to(device, dtype).to(memory_format=torch.channels_last) for name, m in models.items()}
+
+
+def folded(name: str, model: nn.Module) -> nn.Module:
+    """With BatchNorm folded into the convolutions, by the means of each library."""
+    model = copy.deepcopy(model)
+    if name == OURS:
+        return model.fuse()
+    if name == PEERS[1]:
+        return optimization.fuse(model)
+    for module in model.modules():
+        if hasattr(module, "convolution") and hasattr(module, "normalization"):
+            module.convolution = fuse_conv_bn_eval(module.convolution, module.normalization)
+            module.normalization = nn.Identity()
+    return model
+
+
+def infer(model: nn.Module, images: torch.Tensor):
+    def run():
+        with torch.no_grad():
+            model(images)
+
+    return run
+
+
+def train(model: nn.Module, images: torch.Tensor):
+    labels = torch.randint(0, 1000, (len(images),), device=images.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def run():
+        output = model(images)
+        F.cross_entropy(getattr(output, "logits", output), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+class Benchmark:
+    def __init__(self, options):
+        self.options, self.device, self.rows = options, options.device, []
+        self.models = networks(self.device)
+
+    def images(self, batch: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        images = torch.randn(batch, 3, 224, 224, device=self.device, dtype=dtype)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def row(self, what: str, batch: int, times: dict[str, float], least: float, peers=PEERS) -> None:
+        peer = min(peers, key=times.get)
+        ratio = times[peer] / times[OURS]
+        self.rows.append(
+            {
+                "what": what,
+                "batch": batch,
+                "RedNet-50": f"{batch / times[OURS]:.1f} images/s",
+                "peer": peer,
+                "of the peer": f"{batch / times[peer]:.1f} images/s",
+                "times as fast": f"{ratio:.2f}",
+                "goal": f"{least:.2f}, {'met' if ratio >= least else 'not met'}",
+            }
+        )
+
+    def memory_row(self, what: str, make, training: bool, most: float) -> None:
+        batch = self.options.batch_size
+        images, peaks = self.images(batch), {}
+        for name in (OURS, *PEERS):
+            model = self.models[name].train(training)
+            state = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
+            state += sum(p.nbytes for p in model.parameters()) if training else 0  # momentum
+            peaks[name] = state + images.nbytes + peak_bytes(make(model, images), self.device)
+            model.zero_grad()
+        peer = min(PEERS, key=peaks.get)
+        ratio = peaks[OURS] / peaks[peer]
+        self.rows.append(
+            {
+                "what": what,
+                "batch": batch,
+                "RedNet-50": f"{peaks[OURS] / 2**20:.0f} MiB",
+                "peer": peer,
+                "of the peer": f"{peaks[peer] / 2**20:.0f} MiB",
+                "times as fast": f"{ratio:.2f} x the memory",
+                "goal": f"at most {most:.2f}, {'met' if ratio <= most else 'not met'}",
+            }
+        )
+
+    def inference(self, batch: int) -> None:
+        repeats = 3 * self.options.repeats if batch == 1 else self.options.repeats
+        images = self.images(batch)
+        for model in self.models.values():
+            model.eval()
+        main = {name: self.models[name] for name in (OURS, *PEERS)}
+        treatments = {
+            "eager": main,
+            "folded": {name: folded(name, model) for name, model in main.items()},
+            "compiled": {name: torch.compile(model, dynamic=False) for name, model in self.models.items()},
+        }
+        sides = {(t, n): infer(m, images) for t, models in treatments.items() for n, m in models.items()}
+        times = seconds(sides, repeats)
+        by = {t: {n: times[t, n] for n in models} for t, models in treatments.items()}
+        self.row("inference, eager", batch, by["eager"], 1.20)
+        self.row("inference, folded", batch, by["folded"], 1.20)
+        self.row("inference, compiled with freezing", batch, by["compiled"], 1.30)
+        best = {name: min(models[name] for models in by.values()) for name in (OURS, *PEERS)}
+        self.row("inference, best of each", batch, best, 1.30)
+        plain = infer(self.models[UNFOLD], images)
+        slow = seconds({OURS: infer(self.models[OURS], images), UNFOLD: plain}, 3)
+        self.row("inference, eager", batch, slow, 4.5 if batch == 1 else 7, (UNFOLD,))
+        self.row("inference, both compiled with freezing", batch, by["compiled"], 2.5, (UNFOLD,))
+        torch._dynamo.reset()
+
+    def low_precision(self) -> None:
+        batch = self.options.batch_size
+        models = networks(self.device, torch.bfloat16)
+        images = self.images(batch, torch.bfloat16)
+        sides = {name: infer(models[name].eval(), images) for name in (OURS, *PEERS)}
+        self.row("inference, eager, bfloat16", batch, seconds(sides, self.options.repeats), 1.20)
+        if self.device == "cuda":
+            sides = {name: infer(torch.compile(models[name], dynamic=False), images) for name in (OURS, *PEERS)}
+            self.row("inference, compiled, bfloat16", batch, seconds(sides, self.options.repeats), 1.15)
+            sides = {name: train(models[name].train(), images) for name in (OURS, *PEERS)}
+            self.row("training step, eager, bfloat16", batch, seconds(sides, self.options.repeats), 1.0)
+
+    def training(self) -> None:
+        batch = self.options.batch_size
+        images = self.images(batch)
+        sides = {name: train(self.models[name].train(), images) for name in (OURS, *PEERS)}
+        self.row("training step, eager", batch, seconds(sides, self.options.repeats), 1.10)
+        slow = {OURS: sides[OURS], UNFOLD: train(self.models[UNFOLD].train(), images)}
+        self.row("training step, eager", batch, seconds(slow, 2), 5, (UNFOLD,))
+
+
+def main() -> None:
+    options = arguments(__doc__.splitlines()[0])
+    inductor_config.freezing = True
+    benchmark = Benchmark(options)
+    batch = options.batch_size
+    with tqdm(total=6) as progress:
+        for step in (
+            lambda: benchmark.memory_row("peak memory, inference", infer, False, 1.05),
+            lambda: benchmark.memory_row("peak memory, training step", train, True, 1.00),
+            benchmark.low_precision,
+            benchmark.training,
+            lambda: benchmark.inference(1),
+            lambda: benchmark.inference(batch),
+        ):
+            step()
+            progress.update()
+    report("RedNet-50 beside ResNet-50, 224 x 224, channels-last", benchmark.rows, options)
+
+
+if __name__ == "__main__":
+    main()

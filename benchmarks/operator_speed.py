@@ -1,0 +1,105 @@
+"""Speed of the operator alone, over the seventeen involutions of RedNet-50.
+
+    python benchmarks/operator_speed.py --output benchmarks/results/operator-DEVICE-DATE
+
+Forward, both gradients, and the fused form, beside plain PyTorch (unfold, eager and compiled), beside the form of the
+authors (contiguous tensors, on a GPU one thread for each output), and beside the memory floor: the time in which a copy
+moves as many bytes as the operator has to read and write.
+"""
+
+import torch
+from measure import arguments, report, seconds
+from tqdm import tqdm
+
+import involution
+from involution import reference
+
+
+# Channels, size of the input, stride, kernel size, and how many of RedNet-50's involutions are so: seventeen in all.
+SHAPES = [
+    (32, 112, 1, 3, 1),
+    (64, 56, 1, 7, 3),
+    (128, 56, 2, 7, 1),
+    (128, 28, 1, 7, 3),
+    (256, 28, 2, 7, 1),
+    (256, 14, 1, 7, 5),
+    (512, 14, 2, 7, 1),
+    (512, 7, 1, 7, 2),
+]
+
+
+def sides(shape: tuple, batch: int, device: str, dtype: torch.dtype) -> tuple[dict, dict]:
+    """The functions to be timed, and the bytes that each has to move."""
+    channels, size, stride, kernel_size, _ = shape
+    groups, hidden, out, taps = channels // 16, channels // 4, size // stride, kernel_size**2
+
+    def image(channels, size):
+        return torch.randn(batch, channels, size, size, device=device, dtype=dtype).to(
+            memory_format=torch.channels_last
+        )
+
+    input, features, grad = image(channels, size), image(hidden, out), image(channels, out)
+    weight = torch.randn(groups * taps, hidden, 1, 1, device=device, dtype=dtype)
+    bias = torch.randn(groups * taps, device=device, dtype=dtype)
+    kernel = reference.generated_kernel(features, weight, bias, (kernel_size, kernel_size))
+    contiguous = (input.contiguous(), kernel.contiguous())
+    window = [stride] * 2, [kernel_size // 2] * 2, [1, 1]
+    ops, compiled_unfold = torch.ops.involution, torch.compile(reference.involution2d, dynamic=False)
+
+    functions = {
+        "forward": lambda: ops.involution2d(input, kernel, *window),
+        "input grad": lambda: ops.involution2d_input_grad(grad, kernel, [size, size], *window),
+        "kernel grad": lambda: ops.involution2d_kernel_grad(grad, input, groups, [kernel_size] * 2, *window),
+        "fused": lambda: ops.involution2d_fused(
+            input, features, weight, bias, None, None, False, [kernel_size] * 2, *window
+        ),
+        "1x1 convolution + forward": lambda: ops.involution2d(
+            input, reference.generated_kernel(features, weight, bias, (kernel_size, kernel_size)), *window
+        ),
+        "unfold": lambda: reference.involution2d(input, kernel, *window),
+        "unfold compiled": lambda: compiled_unfold(input, kernel, *window),
+        "contiguous": lambda: ops.involution2d(*contiguous, *window),
+    }
+    moved = {
+        "forward": (input, kernel, grad),
+        "input grad": (grad, kernel, input),
+        "kernel grad": (grad, input, kernel),
+        "fused": (input, features, grad),
+    }
+    return functions, {name: sum(t.nbytes for t in tensors) for name, tensors in moved.items()}
+
+
+@torch.no_grad()
+def main() -> None:
+    options = arguments(__doc__.splitlines()[0])
+    involution.involution2d(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, 1, 1))  # compiles where that is to do
+    block = torch.empty(2**26, device=options.device)  # 256 MB, more than any cache that matters
+    target = torch.empty_like(block)
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in tqdm(SHAPES, desc=str(dtype)):
+            channels, size, stride, kernel_size, count = shape
+            functions, moved = sides(shape, options.batch_size, options.device, dtype)
+            times = seconds({**functions, "copy": lambda: target.copy_(block)}, options.repeats)
+            bandwidth = 2 * block.nbytes / times["copy"]
+            output = options.batch_size * channels * (size // stride) ** 2
+            row = {
+                "dtype": str(dtype).removeprefix("torch."),
+                "input": f"{options.batch_size} x {channels} x {size} x {size}, K {kernel_size}, stride {stride}",
+                "in RedNet-50": count,
+                "forward ms": f"{1e3 * times['forward']:.2f}",
+                "GFLOP/s": f"{2e-9 * output * kernel_size**2 / times['forward']:.0f}",
+            }
+            for name in ("forward", "input grad", "kernel grad", "fused"):
+                row[f"{name} / memory floor"] = f"{times[name] * bandwidth / moved[name]:.2f}"
+            row["fused: faster than convolution + forward"] = (
+                f"{times['1x1 convolution + forward'] / times['fused']:.2f}"
+            )
+            for name in ("unfold", "unfold compiled", "contiguous"):
+                row[f"forward: faster than {name}"] = f"{times[name] / times['forward']:.1f}"
+            rows.append(row)
+    report("Involution, the operator alone", rows, options)
+
+
+if __name__ == "__main__":
+    main()
