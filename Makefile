@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test bench clean
 
 # Trains a small RedNet on Fashion-MNIST, saves it as a Hub folder, loads it again and classifies pictures.
 demo: $(VENV)/installed
@@ -16,6 +16,12 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# On a GPU where there is one. Leaves the tables in outputs/bench, as Markdown and CSV.
+bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/operator_speed.py --output outputs/bench/operator
+	$(BIN)/python benchmarks/network_speed.py --output outputs/bench/network
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, this is " + sys.version)'

@@ -12,7 +12,6 @@ import types
 import timm
 import torch
 import torch.nn.functional as F
-from measure import arguments, peak_bytes, report, seconds
 from torch import nn
 from torch._inductor import config as inductor_config
 from torch.fx.experimental import optimization
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from involution import reference
+from measure import arguments, peak_bytes, report, seconds
 from rednet import RedNetConfig, RedNetForImageClassification
 from rednet.modeling_rednet import RedNetInvolution
 

@@ -8,11 +8,11 @@ moves as many bytes as the operator has to read and write.
 """
 
 import torch
-from measure import arguments, report, seconds
 from tqdm import tqdm
 
 import involution
 from involution import reference
+from measure import arguments, report, seconds
 
 
 # Channels, size of the input, stride, kernel size, and how many of RedNet-50's involutions are so: seventeen in all.
@@ -44,6 +44,7 @@ def sides(shape: tuple, batch: int, device: str, dtype: torch.dtype) -> tuple[di
     kernel = reference.generated_kernel(features, weight, bias, (kernel_size, kernel_size))
     contiguous = (input.contiguous(), kernel.contiguous())
     window = [stride] * 2, [kernel_size // 2] * 2, [1, 1]
+    torch._dynamo.reset()
     ops, compiled_unfold = torch.ops.involution, torch.compile(reference.involution2d, dynamic=False)
 
     functions = {

@@ -110,7 +110,7 @@ def _convolve_and_normalize(convolution: nn.Module, norm: nn.Module, hidden_stat
     results = hidden_state.numel() // (hidden_state.shape[1] * math.prod(convolution.stride))
     if _is_affine(norm) and math.prod(weight.shape[1:]) < results:
         scale, shift = _scale_and_shift(norm)
-        weight = (weight * scale[:, None, None, None]).to(dtype)
+        weight = weight * scale.to(dtype)[:, None, None, None]
         return _convolve(hidden_state, weight, shift.to(dtype), convolution)
     return norm(_convolve(hidden_state, weight, convolution.bias, convolution))
 
