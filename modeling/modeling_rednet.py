@@ -239,6 +239,7 @@ class RedNetInvolutionLayer(nn.Module):
         norm = self.normalization
         return (
             involution2d_fused is not None
+            and hidden_state.device.type in ("cpu", "cuda")
             and torch.is_grad_enabled()
             and not torch.compiler.is_compiling()  # which decides by itself what to make again
             and not torch.is_autocast_enabled(hidden_state.device.type)
