@@ -97,17 +97,8 @@ class Benchmark:
     def row(self, what: str, batch: int, times: dict[str, float], least: float, peers=PEERS) -> None:
         peer = min(peers, key=times.get)
         ratio = times[peer] / times[OURS]
-        self.rows.append(
-            {
-                "what": what,
-                "batch": batch,
-                "RedNet-50": f"{batch / times[OURS]:.1f} images/s",
-                "peer": peer,
-                "of the peer": f"{batch / times[peer]:.1f} images/s",
-                "times as fast": f"{ratio:.2f}",
-                "goal": f"{least:.2f}, {'met' if ratio >= least else 'not met'}",
-            }
-        )
+        sides = [f"{batch / times[name]:.1f} images/s" for name in (OURS, peer)]
+        self.add(what, batch, peer, sides, f"{ratio:.2f} x as fast", f"{least:.2f}", ratio >= least)
 
     def memory_row(self, what: str, make, training: bool, most: float) -> None:
         batch = self.options.batch_size
@@ -120,17 +111,12 @@ class Benchmark:
             model.zero_grad()
         peer = min(PEERS, key=peaks.get)
         ratio = peaks[OURS] / peaks[peer]
-        self.rows.append(
-            {
-                "what": what,
-                "batch": batch,
-                "RedNet-50": f"{peaks[OURS] / 2**20:.0f} MiB",
-                "peer": peer,
-                "of the peer": f"{peaks[peer] / 2**20:.0f} MiB",
-                "times as fast": f"{ratio:.2f} x the memory",
-                "goal": f"at most {most:.2f}, {'met' if ratio <= most else 'not met'}",
-            }
-        )
+        sides = [f"{peaks[name] / 2**20:.0f} MiB" for name in (OURS, peer)]
+        self.add(what, batch, peer, sides, f"{ratio:.2f} x the memory", f"at most {most:.2f}", ratio <= most)
+
+    def add(self, what: str, batch: int, peer: str, sides: list[str], ratio: str, goal: str, met: bool) -> None:
+        row = {"what": what, "batch": batch, OURS: sides[0], "peer": peer, "of the peer": sides[1]}
+        self.rows.append({**row, "beside the peer": ratio, "goal": f"{goal}, {'met' if met else 'not met'}"})
 
     def inference(self, batch: int) -> None:
         repeats = 3 * self.options.repeats if batch == 1 else self.options.repeats

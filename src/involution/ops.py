@@ -62,7 +62,9 @@ def involution2d(
         Sums are taken in float32 (float64 for float64).
 
     Raises:
-        NotImplementedError: in forward-mode automatic differentiation.
+        NotImplementedError: in forward-mode automatic differentiation (`torch.func.jvp`, dual numbers). PyTorch offers
+            operators registered from Python no forward-mode formula and drops their tangents silently: refusing is
+            what keeps a wrong zero from being taken for the derivative.
         TypeError: something is not a tensor of a floating point dtype, or the dtypes of input and kernel differ.
         ValueError: shapes, devices or window parameters do not fit; the message names the argument, what was given
             and what was expected.
@@ -114,7 +116,8 @@ def involution2d_fused(
         (B, C, H', W'), as `involution2d`.
 
     Raises:
-        NotImplementedError, TypeError, ValueError: as `involution2d`.
+        NotImplementedError: in forward-mode automatic differentiation, as `involution2d`.
+        TypeError, ValueError: as `involution2d`.
     """
     tensors = {"input": input, "features": features, "weight": weight, "bias": bias, "scale": scale, "shift": shift}
     _check_tensors(**{name: tensor for name, tensor in tensors.items() if tensor is not None})

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DTYPES, TOLERANCE, Case, cases, check_fused
+from cases import DTYPES, TOLERANCE, Case, cases, check_fused, num_threads
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
@@ -50,12 +50,8 @@ def test_matches_definition(threads):
     def check(case, hidden, affine, relu):
         check_fused(torch.ops.involution, case, hidden, affine, relu)
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with num_threads(threads):
         check()
-    finally:
-        torch.set_num_threads(before)
 
 
 @given(cases(), st.integers(1, 20), st.booleans(), st.booleans())

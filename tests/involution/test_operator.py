@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import DTYPES, TOLERANCE, Case, cases, check_operators, plain_involution
+from cases import DTYPES, TOLERANCE, Case, cases, check_operators, num_threads, plain_involution
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from involution import extension, involution2d, reference, show_config
+from involution import extension, involution2d, involution2d_fused, reference, show_config
 
 
 ONES = [1, 1]
@@ -38,12 +38,8 @@ def test_compiled_matches_definition(threads):
     def check(case):
         check_operators(torch.ops.involution, case)
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with num_threads(threads):
         check()
-    finally:
-        torch.set_num_threads(before)
 
 
 @given(cases())
@@ -151,9 +147,12 @@ def test_gradients_keep_their_dtype_under_autocast():
 
 
 def test_forward_mode_is_refused():
+    """PyTorch would drop the tangent of an operator registered from Python, and the derivative be a wrong zero."""
     input, kernel = random_pair()
-    with pytest.raises(NotImplementedError, match="reverse mode"):
-        torch.func.jvp(lambda a: involution2d(a, kernel), (input,), (torch.ones_like(input),))
+    features, weight = torch.randn(2, 3, *input.shape[2:]), torch.randn(9, 3, 1, 1)
+    for function in (lambda a: involution2d(a, kernel), lambda a: involution2d_fused(a, features, weight, None, 3)):
+        with pytest.raises(NotImplementedError, match="reverse mode"):
+            torch.func.jvp(function, (input,), (torch.ones_like(input),))
 
 
 def test_autocast_leaves_float64_alone():

@@ -1,5 +1,7 @@
 """Random involutions and the definition that they are checked against."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +27,16 @@ def plain_involution(input: Tensor, kernel: Tensor, stride, padding, dilation) -
             spread = kernel[:, :, u, v].repeat_interleave(input.shape[1] // groups, dim=1)
             output = output + spread * padded[:, :, rows, columns]
     return output
+
+
+@contextmanager
+def num_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass
