@@ -1,8 +1,21 @@
 """RedNet model configuration."""
 
+import shutil
+from pathlib import Path
+
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
+
+
+# Where Auto classes find the code of a checkpoint: in these two files, which travel with every one.
+REMOTE_CODE = ("configuration_rednet.py", "modeling_rednet.py")
+AUTO_MAP = {
+    "AutoConfig": "configuration_rednet.RedNetConfig",
+    "AutoModel": "modeling_rednet.RedNetModel",
+    "AutoModelForImageClassification": "modeling_rednet.RedNetForImageClassification",
+    "AutoBackbone": "modeling_rednet.RedNetBackbone",
+}
 
 
 @strict
@@ -71,6 +84,21 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
         super().__post_init__(**kwargs)
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """
+        Saves the configuration and beside it the code that loads it, so that whatever is saved or pushed, by Trainer or
+        by hand, from the package or from remote code, works with `trust_remote_code=True` where `rednet` is not
+        installed. (Transformers alone writes the entry of the class that is saved, and leaves the others to the
+        repository that the model came from.)
+        """
+        self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, **kwargs)
+        for name in REMOTE_CODE:
+            source, copy = Path(__file__).with_name(name), Path(save_directory, name)
+            # Transformers fetches the code of the model only with a model: from a configuration alone it is not here.
+            if source.exists() and not (copy.exists() and copy.samefile(source)):
+                shutil.copyfile(source, copy)
 
     def validate_stages(self):
         """Every stage has a depth and a size."""

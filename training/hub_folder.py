@@ -1,27 +1,16 @@
-"""A complete Hub repository in a folder: weights, configuration, processor, card and remote code."""
+"""What a training run leaves: a complete Hub folder, with a card that says what was trained and what it reaches."""
 
-import json
-import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard
 from transformers import BaseImageProcessor
 
 import rednet
 from arguments import TrainingConfig
-
-
-CARD_TEMPLATE = Path(__file__).parent.parent / "hub_cards/model_card.md"
-REMOTE_CODE = [Path(rednet.__file__).with_name(f"{name}_rednet.py") for name in ("configuration", "modeling")]
-AUTO_MAP = {
-    "AutoConfig": "configuration_rednet.RedNetConfig",
-    "AutoModel": "modeling_rednet.RedNetModel",
-    "AutoModelForImageClassification": "modeling_rednet.RedNetForImageClassification",
-    "AutoBackbone": "modeling_rednet.RedNetBackbone",
-}
+from rednet import hub
+from rednet.hub_cards import make_card
 
 
 def save_hub_folder(
@@ -31,58 +20,44 @@ def save_hub_folder(
     config: TrainingConfig,
     results: dict,
 ) -> None:
-    """Writes everything beside `folder` and then puts it into its place: the folder is never half of a model."""
-    beside, replaced = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
-    for leftover in (beside, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
-    model.save_pretrained(beside)
-    processor.save_pretrained(beside)
-    for source in REMOTE_CODE:
-        shutil.copy(source, beside)
-    # save_pretrained writes an auto_map of two classes at most.
-    model_config = json.loads((beside / "config.json").read_text())
-    (beside / "config.json").write_text(json.dumps({**model_config, "auto_map": AUTO_MAP}, indent=2) + "\n")
-    make_card(model, config, results).save(beside / "README.md")
-    if folder.exists():
-        os.rename(folder, replaced)
-    os.rename(beside, folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    """Replaces `folder` as a whole. `results` has `eval_accuracy`, `eval_top_5_accuracy` and `eval_samples`."""
+    hub.save_hub_folder(folder, model, processor, trained_card(model, config, results))
 
 
-def make_card(model: rednet.RedNetForImageClassification, config: TrainingConfig, results: dict) -> ModelCard:
-    """The card of a trained model. `results` holds `eval_accuracy`, `eval_top_5_accuracy` and `eval_samples`."""
-    name = f"rednet-{config.dataset_name.rstrip('/').split('/')[-1].replace('_', '-')}"
-    measured = {"task_type": "image-classification", "dataset_type": config.dataset_name}
-    measured |= {"dataset_name": config.dataset_name, "dataset_split": config.validation_split}
-    card_data = ModelCardData(
-        model_name=name,
-        license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=["vision", "rednet", "involution"],
-        datasets=[config.dataset_name],
-        metrics=["accuracy"],
-        base_model=config.model_name_or_path,
-        eval_results=[
-            EvalResult(metric_type="accuracy", metric_value=results["eval_accuracy"], metric_name="Top-1", **measured)
-        ],
+def trained_card(model: rednet.RedNetForImageClassification, config: TrainingConfig, results: dict) -> ModelCard:
+    dataset = config.dataset_name.rstrip("/")
+    title = dataset.split("/")[-1].replace("_", " ")
+    name = f"RedNet, trained on {title}"
+    origin = f"from {config.model_name_or_path}" if config.model_name_or_path else "from scratch"
+    introduction = (
+        f"A RedNet for image classification, trained {origin} on {title}, and measured on the "
+        f"{results['eval_samples']:,} images of its split `{config.validation_split}`."
     )
-    return ModelCard.from_template(
-        card_data,
-        template_path=str(CARD_TEMPLATE),
-        model_name=name,
-        repository=name,
-        origin=config.model_name_or_path or "scratch",
-        dataset_name=config.dataset_name,
-        validation_split=config.validation_split,
-        eval_samples=f"{results['eval_samples']:,}",
-        group_channels=model.config.group_channels,
+    augmentation = "flips" if config.random_crop_min_scale is None else "crops and flips"
+    training = (
+        f"SGD with Nesterov momentum, {config.num_train_epochs} epochs, cosine schedule, label smoothing "
+        f"{config.label_smoothing}, random {augmentation}."
+    )
+    measured = {
+        "task_type": "image-classification",
+        "dataset_type": dataset,
+        "dataset_name": title,
+        "dataset_split": config.validation_split,
+        "metric_type": "accuracy",
+    }
+    metrics = {"Top-1": results["eval_accuracy"]}
+    if model.config.num_labels > 5:
+        metrics["Top-5"] = results["eval_top_5_accuracy"]
+    local = Path(dataset).exists()
+    return make_card(
+        model.config,
+        name,
+        f"rednet-{title.replace(' ', '-')}",
+        introduction,
+        training,
         image_size=config.image_size,
-        parameters=f"{rednet.count_parameters(model):,}",
-        macs=f"{rednet.count_macs(model, config.image_size, config.image_size) / 1e6:,.2f} M",
-        accuracy=f"{100 * results['eval_accuracy']:.2f}",
-        top_5_accuracy=f"{100 * results['eval_top_5_accuracy']:.2f}",
-        num_labels=model.config.num_labels,
-        augmentation="flips" if config.random_crop_min_scale is None else "crops and flips",
+        results=[EvalResult(metric_name=name, metric_value=value, **measured) for name, value in metrics.items()],
+        datasets=None if local else [dataset],
+        base_model=config.model_name_or_path,
         options=yaml.safe_dump(asdict(config), sort_keys=False).strip(),
     )

@@ -1,44 +1,32 @@
-"""RedNet-26 has the structure of the authors' model: with their weights it gives their logits."""
+"""Checkpoints in the two public layouts: converted, they give the logits of the authors' and of PaddleClas's code."""
 
 import json
 import math
-import re
+import os
+import pickle
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
-from rednet import RedNetConfig, RedNetForImageClassification
-
-
-# From their names to ours, applied one after the other.
-RENAMES = [
-    (r"^backbone\.stem\.0\.", "rednet.embedder.layers.0."),
-    (r"^backbone\.stem\.1\.", "rednet.embedder.layers.1.involution."),
-    (r"^backbone\.stem\.2\.", "rednet.embedder.layers.1.normalization."),
-    (r"^backbone\.stem\.4\.", "rednet.embedder.layers.2."),
-    *[(rf"^backbone\.layer{n}\.(\d+)\.", rf"rednet.encoder.stages.{n - 1}.layers.\1.") for n in range(1, 5)],
-    (r"(layers\.\d+)\.conv2\.", r"\1.layer.1.involution."),
-    (r"involution\.conv1\.", "involution.reduce."),
-    (r"involution\.conv2\.conv\.", "involution.span."),
-    (r"(layers\.\d+)\.conv1\.", r"\1.layer.0.convolution."),
-    (r"(layers\.\d+)\.conv3\.", r"\1.layer.2.convolution."),
-    *[(rf"(layers\.\d+)\.bn{n}\.", rf"\1.layer.{n - 1}.normalization.") for n in range(1, 4)],
-    (r"\.downsample\.0\.", ".shortcut.convolution."),
-    (r"\.downsample\.1\.", ".shortcut.normalization."),
-    (r"\.conv\.", ".convolution."),
-    (r"\.bn\.", ".normalization."),
-    (r"^head\.fc\.", "classifier."),
-]
+import rednet
+from rednet import RedNetBackbone
+from rednet.convert_rednet_to_hf import convert
+from rednet.hub import check_hub_folder
 
 
-def rename(key: str) -> str:
-    for pattern, name in RENAMES:
-        key = re.sub(pattern, name, key)
-    return key
+@pytest.fixture(scope="module")
+def official(root) -> dict:
+    return json.loads((root / "tests/data/rednet26.json").read_text())
 
 
-def fill(key: str, shape: list[int]) -> torch.Tensor:
+def authors_fill(key: str, shape: list[int]) -> torch.Tensor:
     """The weights as the file describes them."""
     r = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())), dtype=torch.float64)
     if key.endswith("num_batches_tracked"):
@@ -53,22 +41,202 @@ def fill(key: str, shape: list[int]) -> torch.Tensor:
     return r * math.sqrt(1 / math.prod(shape[1:])) * small
 
 
+def paddle_fill(key: str, shape: list[int]) -> np.ndarray:
+    r = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
+    if key.endswith("_variance"):
+        r = 0.5 + np.abs(0.2 * r)
+    elif key.endswith("_mean"):
+        r = 0.1 * r
+    elif len(shape) == 1:
+        r = (0.3 if ".bn3." in key else 1) * (1 + 0.1 * r) if key.endswith("weight") else 0.05 * r
+    elif len(shape) == 2:
+        r = r / math.sqrt(shape[0])
+    else:
+        r = r / math.sqrt(math.prod(shape[1:])) * (0.1 if ".conv2.conv.weight" in key else 1)
+    return r.astype(np.float32)
+
+
 @pytest.fixture(scope="module")
-def official(root) -> dict:
-    return json.loads((root / "tests/data/rednet26_mmcls.json").read_text())
+def authors_weights(official) -> dict[str, torch.Tensor]:
+    return {key: authors_fill(key, shape) for key, shape in official["mmcls"]["keys"].items()}
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_gives_the_authors_logits(official, memory_format):
-    config = RedNetConfig(depths=[1, 2, 4, 1], num_labels=1000)
-    model = RedNetForImageClassification(config).double().eval().to(memory_format=memory_format)
-    assert sum(p.numel() for p in model.parameters()) == official["parameters"]
-    model.load_state_dict({rename(key): fill(key, shape) for key, shape in official["keys"].items()})  # strict
+@pytest.fixture(scope="module")
+def paddle_weights(official) -> dict[str, np.ndarray]:
+    weights = {key: paddle_fill(key, shape) for key, shape in official["paddleclas"]["keys"].items()}
+    return {**weights, "StructuredToParameterName@@": {key: f"parameter of {key}" for key in weights}}
+
+
+def write_pickle(path: Path, content) -> Path:
+    path.write_bytes(pickle.dumps(content, protocol=4))
+    return path
+
+
+def check_logits(logits: torch.Tensor, expected: dict, tolerance: float) -> None:
+    first = torch.tensor(expected["logits_first8"], dtype=torch.float64)
+    torch.testing.assert_close(logits[:, :8].double(), first, rtol=0, atol=tolerance)
+    assert logits.argmax(1).tolist() == expected["logits_argmax"]
+    assert abs(logits.abs().mean().item() - expected["logits_mean_abs"]) < tolerance
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_authors_checkpoint(official, authors_weights, tmp_path, bare):
+    content = authors_weights if bare else {"meta": {"epoch": 130}, "state_dict": authors_weights, "optimizer": None}
+    torch.save(content, tmp_path / "rednet26.pth")
+    convert(tmp_path / "rednet26.pth", tmp_path / "rednet-26")
 
     image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "rednet-26")
+    assert rednet.count_parameters(model) == official["mmcls"]["parameters"]
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        with torch.no_grad():
+            logits = model.to(memory_format=memory_format)(image.to(memory_format=memory_format)).logits
+        check_logits(logits, official["mmcls"], 1e-9)
+
+
+def test_paddle_checkpoint(official, paddle_weights, tmp_path):
+    convert(write_pickle(tmp_path / "RedNet26_pretrained.pdparams", paddle_weights), tmp_path / "rednet-26")
+    image = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype("float32"))
     with torch.no_grad():
-        logits = model(image.to(memory_format=memory_format)).logits
-    expected = torch.tensor(official["logits_first8"], dtype=torch.float64)
-    torch.testing.assert_close(logits[:, :8], expected, rtol=0, atol=1e-9)
-    assert logits.argmax(1).tolist() == official["logits_argmax"]
-    assert abs(logits.abs().mean().item() - official["logits_mean_abs"]) < 1e-9
+        logits = AutoModelForImageClassification.from_pretrained(tmp_path / "rednet-26")(image).logits
+    check_logits(logits, official["paddleclas"], 1e-4)
+    card = ModelCard.load(tmp_path / "rednet-26/README.md")
+    assert [result.metric_value for result in card.data.eval_results] == [0.7595, 0.9319]
+    assert "PaddleClas" in card.data.eval_results[0].source_name
+
+
+def test_writes_a_complete_folder(authors_weights, tmp_path):
+    torch.save(authors_weights, tmp_path / "rednet26.pth")
+    convert(tmp_path / "rednet26.pth", tmp_path / "rednet-26")
+    names = "README.md config.json configuration_rednet.py involution.png model.safetensors modeling_rednet.py"
+    assert sorted(os.listdir(tmp_path / "rednet-26")) == [*names.split(), "preprocessor_config.json"]
+    check_hub_folder(tmp_path / "rednet-26")
+    config = json.loads((tmp_path / "rednet-26/config.json").read_text())
+    assert config["depths"] == [1, 2, 4, 1] and config["stem_kernel_size"] == 3
+    assert config["id2label"]["0"] == "tench" and config["label2id"]["toilet tissue"] == 999
+    assert len(set(config["id2label"].values())) == 1000
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "rednet-26")
+    assert (processor.size["shortest_edge"], processor.crop_pct, processor.do_convert_rgb) == (224, 0.875, True)
+    card = ModelCard.load(tmp_path / "rednet-26/README.md")
+    assert [result.metric_value for result in card.data.eval_results] == [0.7596, 0.9319]
+    assert card.data.eval_results[0].source_url == "https://github.com/d-li14/involution"
+
+
+def test_detector_with_a_stem_of_seven(authors_weights, tmp_path):
+    """Of a detector the backbone is taken: its features are those of the same weights in the backbone class."""
+    weights = {key: value.float() for key, value in authors_weights.items() if not key.startswith("head.")}
+    torch.manual_seed(0)
+    weights["backbone.stem.1.conv2.conv.weight"] = torch.randn(98, 8, 1, 1) / 10
+    weights["backbone.stem.1.conv2.conv.bias"] = torch.zeros(98)
+    parts = {"neck.lateral_convs.0.conv.weight": torch.zeros(3), "roi_head.bbox_head.fc_cls.bias": torch.zeros(2)}
+    torch.save({"state_dict": {**weights, **parts}}, tmp_path / "faster_rcnn.pth")
+    convert(tmp_path / "faster_rcnn.pth", tmp_path / "detector")
+    bare = {key.removeprefix("backbone."): value for key, value in weights.items()}
+    torch.save(bare, tmp_path / "backbone.pth")
+    convert(tmp_path / "backbone.pth", tmp_path / "bare")
+
+    model = AutoModel.from_pretrained(tmp_path / "detector")
+    assert model.config.stem_kernel_size == 7 and model.config.architectures == ["RedNetModel"]
+    backbone = RedNetBackbone.from_pretrained(tmp_path / "bare", out_features=["stage4"])
+    image = torch.randn(1, 3, 65, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(image).feature_maps[0], model(image).last_hidden_state)
+    torch.testing.assert_close(
+        model.state_dict()["embedder.layers.1.involution.span.weight"], weights["backbone.stem.1.conv2.conv.weight"]
+    )
+    card = ModelCard.load(tmp_path / "detector/README.md")
+    assert card.data.pipeline_tag == "image-feature-extraction" and not card.data.eval_results
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("touch harmed",)
+
+
+def damage(kind: str, weights: dict) -> dict:
+    weights, key = dict(weights), "backbone.layer3.1.conv3.weight"
+    if kind == "missing":
+        del weights[key]
+    elif kind == "surplus":
+        weights["backbone.layer3.1.conv4.weight"] = torch.zeros(3)
+    elif kind == "shape":
+        weights[key] = torch.zeros(1024, 255, 1, 1)
+    elif kind == "kernel":
+        weights["backbone.layer1.0.conv2.conv2.conv.weight"] = torch.zeros(197, 16, 1, 1)
+    elif kind == "other":
+        weights = {"backbone.conv1.weight": torch.zeros(64, 3, 7, 7)}
+    elif kind == "malicious":
+        weights[key] = Malicious()
+    elif kind == "not tensors":
+        weights[key] = [1.0, 2.0]
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "no 'layer3.1.conv3.weight'"),
+        ("surplus", "'layer3.1.conv4.weight'"),
+        ("shape", r"'layer3.1.conv3.weight' .* \[1024, 255, 1, 1\], expected \[1024, 256, 1, 1\]"),
+        ("kernel", r"'layer1.0.conv2.conv2.conv.weight' has shape \[197, 16, 1, 1\]"),
+        ("other", "'layer1.0.conv3.weight' is missing"),
+        ("malicious", r"asks for (posix|nt)\.system"),
+        ("not tensors", "'backbone.layer3.1.conv3.weight' is list, expected Tensor"),
+    ],
+)
+def test_bad_checkpoints_are_refused(authors_weights, tmp_path, monkeypatch, kind, message):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": damage(kind, authors_weights)}, "bad.pth")
+    with pytest.raises(ValueError, match=message):
+        convert("bad.pth", "folder")
+    assert os.listdir() == ["bad.pth"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"stem.0.conv.weight": Malicious()}, r"asks for (posix|nt)\.system"),
+        ({"stem.0.conv.weight": np.array([Malicious()], dtype=object)}, r"asks for (posix|nt)\.system"),
+        ({"stem.0.conv.weight": np.array(["text"])}, "'stem.0.conv.weight' is ndarray, expected ndarray of numbers"),
+        ({"stem.0.conv.weight": 3}, "'stem.0.conv.weight' is int"),
+        ([1, 2], "holds list"),
+        ({"fc.weight": np.zeros((2, 3))}, "is missing"),
+    ],
+)
+def test_bad_pickles_are_refused(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    write_pickle(tmp_path / "bad.pdparams", content)
+    with pytest.raises(ValueError, match=message):
+        convert("bad.pdparams", "folder")
+    assert os.listdir() == ["bad.pdparams"]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pdparams"])
+@pytest.mark.parametrize("part", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_files_are_refused(authors_weights, paddle_weights, tmp_path, suffix, part):
+    whole = tmp_path / f"whole{suffix}"
+    torch.save(authors_weights, whole) if suffix == ".pth" else write_pickle(whole, paddle_weights)
+    cut = tmp_path / f"cut{suffix}"
+    cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * part)])
+    with pytest.raises(ValueError, match=f"cut{suffix} cannot be read as a checkpoint"):
+        convert(cut, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_command(root, authors_weights, tmp_path):
+    def run(*arguments):
+        command = [sys.executable, "-m", "rednet.convert_rednet_to_hf", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    torch.save({key: value.float() for key, value in authors_weights.items()}, tmp_path / "rednet26.pth")
+    arguments = ["--checkpoint_path", "rednet26.pth", "--output_dir"]
+    wrong = run(*arguments, "out", "--config", str(root / "configs/models/rednet-50.json"))
+    assert wrong.returncode == 1 and "depths is [3, 4, 6, 3] in the configuration, [1, 2, 4, 1] in" in wrong.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("keep")
+    occupied = run(*arguments, "mine")
+    assert occupied.returncode == 1 and "not a folder of a saved model" in occupied.stderr
+    assert (tmp_path / "mine/notes.txt").read_text() == "keep"
+    result = run(*arguments, "out", "--config", str(root / "configs/models/rednet-26.json"))
+    assert result.returncode == 0, result.stderr
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "out").config.num_labels == 1000

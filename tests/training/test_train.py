@@ -66,7 +66,7 @@ def test_learns_and_says_how_well(trained):
 def test_leaves_complete_hub_folders(trained, options, which):
     folder = trained / which
     files = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
-    files |= {"configuration_rednet.py", "modeling_rednet.py"}
+    files |= {"configuration_rednet.py", "modeling_rednet.py", "involution.png"}
     assert {path.name for path in folder.iterdir()} == files
     config = json.loads((folder / "config.json").read_text())
     assert len(config["auto_map"]) == 4 and config["id2label"]["3"] == "number 3"

@@ -1,0 +1,162 @@
+"""Model cards: the template, and what is known of each checkpoint."""
+
+import re
+from pathlib import Path
+
+import torch
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from rednet.configuration_rednet import RedNetConfig
+from rednet.modeling_rednet import RedNetForImageClassification, RedNetModel
+from rednet.profile import count_macs, count_parameters
+
+
+FOLDER = Path(__file__).parent
+PICTURE = FOLDER / "involution.png"
+PAPER_RECIPE = """\
+ImageNet-1k (1.28 million images, 1000 classes) in the paper's recipe: SGD with Nesterov momentum 0.9, learning rate 0.8
+at a batch of 2048, weight decay 1e-4, 130 epochs, cosine schedule after a linear warm-up of 3130 iterations, label
+smoothing 0.1, random resized crops of 224 and flips. Evaluation: resize to 256, centre crop of 224."""
+LIMITS = """\
+It knows the {num_labels} classes of its training set, and gives one of them for every picture, also for one that shows
+none of them. Its accuracy is known on the validation images named above and on nothing else; pictures of another
+kind, of other regions of the world or of people may be treated worse. The biases of the training images are its own."""
+LIMITS_OF_FEATURES = """\
+Its features are what its training set taught it, and have the biases of those images. What they are worth for a task
+is known once it was measured there."""
+# Whose weights, and where they say what these reach.
+SOURCES = {
+    "authors": ("the authors' release", "https://github.com/d-li14/involution"),
+    "paddleclas": ("the release of PaddleClas", "https://github.com/PaddlePaddle/PaddleClas"),
+}
+
+
+def known_checkpoints() -> dict[str, dict]:
+    """The data files of this folder, by name: rednet-26 to rednet-152."""
+    paths = sorted(FOLDER.glob("rednet-*.yaml"), key=lambda path: int(path.stem.split("-")[1]))
+    return {path.stem: yaml.safe_load(path.read_text()) for path in paths}
+
+
+def imagenet_card(config: RedNetConfig, repository: str, weights: str) -> ModelCard:
+    """
+    The card of weights that were published elsewhere and converted, with what their publishers say of that depth.
+
+    Args:
+        config: the converted model's. A depth that nobody published gets a card without results.
+        repository: the id or folder that the card's examples load.
+        weights: whose they are, `authors` or `paddleclas`.
+    """
+    depths = list(config.depths)
+    facts = next((facts for facts in known_checkpoints().values() if facts["depths"] == depths), {})
+    classifier = config.architectures != ["RedNetModel"]
+    publisher, url = SOURCES[weights]
+    name = facts.get("name", f"RedNet with stages of {', '.join(map(str, depths))} bottlenecks")
+    introduction = f"{name}, converted from a checkpoint of {publisher} ({url}) without a change of any weight."
+    results, training = [], f"See {publisher}, {url}."
+    if config.num_labels == 1000 and facts and classifier:
+        results = [
+            EvalResult(
+                task_type="image-classification",
+                dataset_type="ILSVRC/imagenet-1k",
+                dataset_name="ImageNet-1k",
+                dataset_split="validation",
+                metric_type="accuracy",
+                metric_name=metric_name,
+                metric_value=round(facts["released"][weights][key] / 100, 6),
+                source_name=f"as published with {publisher}",
+                source_url=url,
+            )
+            for metric_name, key in (("Top-1", "top_1"), ("Top-5", "top_5"))
+        ]
+        introduction += (
+            f" The accuracies below are those published with {publisher} for this depth; they were not measured again."
+        )
+        training = PAPER_RECIPE
+    elif not classifier:
+        introduction += " It has no classifier: it gives features."
+    return make_card(
+        config,
+        name,
+        repository,
+        introduction,
+        training,
+        results=results,
+        datasets=["ILSVRC/imagenet-1k"] if results else None,
+        paper=facts.get("paper") if results else None,
+        speed=facts.get("speed"),
+    )
+
+
+def make_card(
+    config: RedNetConfig,
+    name: str,
+    repository: str,
+    introduction: str,
+    training: str,
+    *,
+    image_size: int = 224,
+    results: list[EvalResult] | None = None,
+    datasets: list[str] | None = None,
+    base_model: str | None = None,
+    paper: dict | None = None,
+    speed: dict | None = None,
+    options: str | None = None,
+) -> ModelCard:
+    """
+    Renders the template.
+
+    Args:
+        config: its architecture is counted: parameters and multiply-accumulates at `image_size`.
+        repository: the id or folder that the examples load.
+        introduction, training: paragraphs of Markdown: what it is, and how it was trained.
+        results: accuracies as parts of 1, each with its data set, and its source where it is not our measurement.
+        paper, speed: tables, as in the data files of this folder.
+        options: of the training script, as YAML.
+    """
+    classifier = config.architectures != ["RedNetModel"]
+    with torch.device("meta"):
+        model = (RedNetForImageClassification if classifier else RedNetModel)(config)
+    card_data = ModelCardData(
+        model_name=name,
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-classification" if classifier else "image-feature-extraction",
+        tags=["vision", "rednet", "involution", "backbone"],
+        datasets=datasets,
+        metrics=["accuracy"] if results else None,
+        base_model=base_model,
+        eval_results=results or None,
+    )
+    stages = config.stage_names[1:]
+    return ModelCard.from_template(
+        card_data,
+        template_path=str(FOLDER / "model_card.md"),
+        name=name,
+        repository=repository,
+        introduction=introduction,
+        training=training,
+        limits=LIMITS.format(num_labels=config.num_labels) if classifier else LIMITS_OF_FEATURES,
+        classifier=classifier,
+        results=results or [],
+        image_size=image_size,
+        parameters=f"{count_parameters(model):,}",
+        macs=f"{count_macs(model, image_size, image_size) / 1e9:,.3f} G",
+        group_channels=config.group_channels,
+        kernel_size=config.kernel_size,
+        stages=str(stages).replace("'", '"'),
+        strides=", ".join(str(config.stem_stride * 2**n) for n in range(len(stages))),
+        sizes=", ".join(map(str, config.hidden_sizes)),
+        paper=paper,
+        speed=speed,
+        options=options,
+    )
+
+
+def name_repository(card: ModelCard, repository: str) -> None:
+    """Lets the examples of a rendered card load `repository`."""
+    if loaded := re.search(r'AutoImageProcessor\.from_pretrained\("([^"]+)"\)', card.text):
+        card.text = card.text.replace(f'"{loaded[1]}"', f'"{repository}"')
+
+
+__all__ = ["PICTURE", "imagenet_card", "known_checkpoints", "make_card", "name_repository"]

@@ -1,0 +1,166 @@
+"""A complete Hub repository: written into a folder, checked, and pushed in one commit."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from huggingface_hub import CommitInfo, HfApi, ModelCard, get_token
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError, safe_open
+from transformers import BaseImageProcessor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from yaml import YAMLError
+
+from . import modeling_rednet
+from .configuration_rednet import AUTO_MAP, REMOTE_CODE, RedNetConfig
+from .hub_cards import PICTURE, name_repository
+from .modeling_rednet import RedNetPreTrainedModel
+
+
+# What belongs to a repository. A folder may hold more: logs, checkpoints, the state of an optimizer.
+FILES = ["README.md", "*.json", "*.safetensors", "*.png", *REMOTE_CODE]
+
+
+def save_hub_folder(
+    folder: str | os.PathLike, model: RedNetPreTrainedModel, processor: BaseImageProcessor, card: ModelCard
+) -> None:
+    """
+    Writes weights, configuration, image processor, card (with the picture it shows) and remote code.
+
+    Everything is written beside `folder` and then put into its place: the folder is never half of a model.
+
+    Raises:
+        FileExistsError: `folder` holds something that is not a saved model.
+    """
+    folder = Path(folder)
+    check_replaceable(folder)
+    beside, replaced = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    for leftover in (beside, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+    model.save_pretrained(beside)
+    processor.save_pretrained(beside)
+    card.save(beside / "README.md")
+    shutil.copy(PICTURE, beside)
+    if folder.exists():
+        folder.rename(replaced)
+    beside.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def check_replaceable(folder: Path) -> None:
+    """
+    Raises:
+        FileExistsError: `folder` is a file, or has content that is not a saved model.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()):
+        raise FileExistsError(
+            f"{folder} is there and is not a folder of a saved model: give another one, or remove it"
+        )
+
+
+def check_hub_folder(folder: str | os.PathLike) -> None:
+    """
+    Whether a folder is a complete repository: every file is there, and the weights are those of the configuration.
+
+    Raises:
+        ValueError: it is not; the message names the file, and the weight where it is one.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    for name in ("config.json", "preprocessor_config.json", "README.md", *REMOTE_CODE):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is not a complete model: {name} is missing")
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("model_type") != "rednet":
+        raise ValueError(f"{folder}/config.json has model_type {config.get('model_type')!r}, expected 'rednet'")
+    if config.get("auto_map") != AUTO_MAP:
+        raise ValueError(f"{folder}/config.json has auto_map {config.get('auto_map')}, expected {AUTO_MAP}")
+    names = config.get("architectures") or ["RedNetForImageClassification"]
+    if names[0] not in modeling_rednet.__all__:
+        raise ValueError(f"{folder}/config.json has architectures {names}, expected one of {modeling_rednet.__all__}")
+    with torch.device("meta"):
+        model = getattr(modeling_rednet, names[0])(RedNetConfig.from_dict(config))
+    expected, found = {name: list(t.shape) for name, t in model.state_dict().items()}, _shapes(folder)
+    if found != expected:
+        name = min(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+        raise ValueError(
+            f"the weights in {folder} are not those of its config.json: {name} is {found.get(name, 'missing')}, "
+            f"expected {expected.get(name, 'not to be there')}"
+        )
+
+
+def _shapes(folder: Path) -> dict[str, list[int]]:
+    """Shape of every weight, from the headers of the files alone."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    names = {SAFE_WEIGHTS_NAME} if not index.is_file() else set(json.loads(index.read_text())["weight_map"].values())
+    shapes = {}
+    for name in sorted(names):
+        try:
+            with safe_open(folder / name, "pt") as file:
+                shapes |= {key: file.get_slice(key).get_shape() for key in file.keys()}
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{folder / name} cannot be read: {error}") from error
+    return shapes
+
+
+def check_token() -> str:
+    """
+    The name of the Hub account that pushes.
+
+    Raises:
+        PermissionError: there is no token, or the Hub does not accept it.
+    """
+    if get_token() is None:
+        raise PermissionError("there is no Hub token: run `hf auth login`, or set HF_TOKEN")
+    try:
+        return HfApi().whoami()["name"]
+    except HfHubHTTPError as error:
+        if error.response.status_code != 401:
+            raise
+        raise PermissionError("the Hub does not accept this token: run `hf auth login`, or set HF_TOKEN") from error
+
+
+def push_hub_folder(
+    folder: str | os.PathLike, repo_id: str, private: bool | None = None, commit_message: str | None = None
+) -> CommitInfo:
+    """
+    Pushes a folder that `save_hub_folder` wrote, in one commit: the repository has all of it, or what it had before.
+
+    The repository is created where there is none, and the card's examples load it. After a failure the same call goes on: weights that were uploaded
+    completely are not uploaded again. Weights of an earlier commit that the folder no longer has are removed.
+
+    Args:
+        folder: what is pushed of it are the files of a model, not logs or checkpoints.
+        repo_id: `user/name`, or a name in the account that the token belongs to.
+        private: whether a repository that is created is private.
+
+    Raises:
+        PermissionError: there is no token, or the Hub does not accept it.
+        ValueError: the folder is not a complete model, or the Hub does not accept the metadata of its card.
+        HfHubHTTPError: the Hub failed. The folder stays as it is.
+    """
+    check_hub_folder(folder)
+    check_token()
+    try:
+        card = ModelCard.load(Path(folder) / "README.md")
+        card.validate()
+    except (ValueError, YAMLError) as error:
+        raise ValueError(f"{folder}/README.md has metadata that the Hub does not accept: {error}") from error
+    api = HfApi(library_name="rednet")
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    name_repository(card, repo_id)
+    card.save(Path(folder) / "README.md")
+    return api.upload_folder(
+        folder_path=folder,
+        repo_id=repo_id,
+        commit_message=commit_message or f"Upload {card.data.model_name or 'RedNet'}",
+        allow_patterns=FILES,
+        ignore_patterns=["*/*"],
+        delete_patterns=["*.safetensors", SAFE_WEIGHTS_INDEX_NAME],
+    )
+
+
+__all__ = ["check_hub_folder", "check_token", "push_hub_folder", "save_hub_folder"]
