@@ -1,0 +1,320 @@
+"""Pushed to a Hub and pulled from it, by unmodified libraries in processes of their own with empty caches."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from hub_server import ALWAYS, HubServer
+from huggingface_hub import EvalResult
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import ConvNextImageProcessor
+
+from rednet import RedNetConfig, RedNetForImageClassification
+from rednet.configuration_rednet import AUTO_MAP, REMOTE_CODE
+from rednet.hub import check_hub_folder, save_hub_folder
+from rednet.hub_cards import make_card
+
+
+REPO = "user/rednet-tiny"
+# Imports of the two packages fail as where they are not installed.
+WITHOUT_PACKAGES = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("rednet", "involution"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+remote = {"trust_remote_code": True}
+"""
+WITH_PACKAGES = "import rednet\nremote = {}\n"
+PULL = """
+import json, sys, torch
+from PIL import Image
+from transformers import AutoBackbone, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+repo = sys.argv[1]
+processor = AutoImageProcessor.from_pretrained(repo)
+inputs = processor(Image.open("picture.jpg"), return_tensors="pt")
+model, base = (c.from_pretrained(repo, **remote).eval() for c in (AutoModelForImageClassification, AutoModel))
+backbone = AutoBackbone.from_pretrained(repo, out_features=["stage1"], **remote).eval()
+with torch.no_grad():
+    logits = model(**inputs).logits
+    torch.testing.assert_close(model.classifier(base(**inputs).pooler_output), logits)
+    torch.testing.assert_close(backbone(**inputs).feature_maps[0].mean((2, 3)), base(**inputs).pooler_output)
+best = pipeline("image-classification", model=repo, **remote)("picture.jpg")[0]
+assert best["label"] == model.config.id2label[logits.argmax().item()]
+json.dump(logits.double().tolist(), sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def model() -> RedNetForImageClassification:
+    torch.manual_seed(0)
+    labels = ["cat", "dog", "red"]
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: n for n, label in enumerate(labels)}}
+    config = RedNetConfig(embedding_size=32, hidden_sizes=[64], depths=[2], **names)
+    model = RedNetForImageClassification(config).eval()
+    torch.nn.init.ones_(model.rednet.encoder.stages[0].layers[1].layer[2].normalization.weight)
+    torch.nn.init.normal_(model.classifier.weight)
+    return model
+
+
+def write_folder(folder, model, license="apache-2.0"):
+    result = EvalResult("image-classification", "user/things", "things", "accuracy", 0.5, metric_name="Top-1")
+    card = make_card(model.config, "RedNet of things", "rednet-tiny", "A test.", "None.", results=[result])
+    card.data.license = license
+    model.config.architectures = ["RedNetForImageClassification"]
+    save_hub_folder(folder, model, ConvNextImageProcessor(size={"shortest_edge": 64}), card)
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A working directory with a picture, and the folder `pictures` with two classes of them."""
+    for n, color in enumerate(("red", "blue", "red", "blue")):
+        (tmp_path / "pictures" / color).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (80, 60), color).save(tmp_path / "pictures" / color / f"{n}.jpg")
+    shutil.copy(tmp_path / "pictures/red/0.jpg", tmp_path / "picture.jpg")
+    return tmp_path
+
+
+def run(hub, place, code, *arguments, token=None, stdin=None):
+    """In a new interpreter with an empty cache."""
+    home = place / f"home-{len(list(place.iterdir()))}"
+    environment = hub.environment(home, token)
+    return subprocess.run(
+        [sys.executable, *([code] if os.fspath(code).endswith(".py") else ["-c", code]), *map(str, arguments)],
+        cwd=place, env=environment, capture_output=True, text=True, input=stdin,
+    )  # fmt: skip
+
+
+def output(result) -> str:
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def push(hub, root, place):
+    def push(folder, repo=REPO, *arguments, token=None):
+        return run(hub, place, root / "training/push_to_hub.py", folder, repo, *arguments, token=token)
+
+    return push
+
+
+def local_logits(folder, place) -> torch.Tensor:
+    """What the package gives for the picture with the weights in a folder."""
+    model = RedNetForImageClassification.from_pretrained(folder)
+    inputs = ConvNextImageProcessor.from_pretrained(folder)(Image.open(place / "picture.jpg"), return_tensors="pt")
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def uploads(hub, repo) -> int:
+    """Commits after the one that creates the repository."""
+    return len(hub.commits(repo)) - 1
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, root, model, tmp_path_factory):
+    place = tmp_path_factory.mktemp("pushed")
+    folder = write_folder(place / "folder", model)
+    (folder / "events.log").write_text("not for the Hub")
+    (folder / "checkpoint-1").mkdir()
+    (folder / "checkpoint-1/config.json").write_text("{}")
+    result = run(hub, place, root / "training/push_to_hub.py", folder, REPO)
+    assert REPO in output(result)
+    return folder
+
+
+def test_a_push_is_one_commit_of_the_whole(hub, pushed):
+    files = hub.files(REPO)
+    expected = {".gitattributes", "README.md", "config.json", "preprocessor_config.json", "involution.png"}
+    assert set(files) == expected | {"model.safetensors", *REMOTE_CODE}
+    assert uploads(hub, REPO) == 1
+    assert all(data == (pushed / name).read_bytes() for name, data in files.items() if name != ".gitattributes")
+    assert f'model="{REPO}"' in files["README.md"].decode()
+
+
+@pytest.mark.parametrize("start", [WITH_PACKAGES, WITHOUT_PACKAGES], ids=["package", "remote code"])
+def test_pull(hub, pushed, place, start):
+    logits = torch.tensor(json.loads(output(run(hub, place, start + PULL, REPO))))
+    torch.testing.assert_close(logits, local_logits(pushed, place), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", [WITH_PACKAGES, WITHOUT_PACKAGES], ids=["package", "remote code"])
+def test_the_snippets_of_a_card_run(hub, pushed, place, start):
+    blocks = re.findall(r"```python\n(.*?)```", hub.files(REPO)["README.md"].decode(), re.DOTALL)
+    assert len(blocks) == 3
+    if start == WITH_PACKAGES:
+        blocks = [re.sub(r",?\s*trust_remote_code=True", "", block) for block in blocks]
+    check = "\nassert len(classify('picture.jpg')) == 3 and len(feature_maps) == 1 and model.num_labels == 2\n"
+    output(run(hub, place, start + "\n".join(blocks) + check))
+
+
+FINE_TUNE = """
+import torch
+from datasets import load_dataset
+from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments
+model = AutoModelForImageClassification.from_pretrained(
+    sys.argv[1], id2label={0: "blue", 1: "red", 2: "none"}, label2id={"blue": 0, "red": 1, "none": 2}, **remote
+)
+processor = AutoImageProcessor.from_pretrained(sys.argv[1])
+def collate(rows):
+    batch = processor([row["image"] for row in rows], return_tensors="pt")
+    return {**batch, "labels": torch.tensor([row["label"] for row in rows])}
+arguments = TrainingArguments(
+    "trained", max_steps=2, push_to_hub=True, hub_model_id=sys.argv[2], remove_unused_columns=False, report_to=[],
+    use_cpu=True,
+)
+pictures = load_dataset("imagefolder", data_dir="pictures", split="train")
+trainer = Trainer(model, arguments, train_dataset=pictures, data_collator=collate, processing_class=processor)
+trainer.train()
+trainer.push_to_hub()
+"""
+
+
+@pytest.mark.parametrize("start", [WITH_PACKAGES, WITHOUT_PACKAGES], ids=["package", "remote code"])
+def test_what_trainer_pushes_is_complete(hub, pushed, place, start):
+    """Also where Trainer ran on remote code: the repository does not lean on the one that the model came from."""
+    repo = f"user/fine-tuned-{'package' if start == WITH_PACKAGES else 'remote'}"
+    output(run(hub, place, start.replace("import rednet", "import rednet, sys") + FINE_TUNE, REPO, repo))
+    files = hub.files(repo)
+    assert json.loads(files["config.json"])["auto_map"] == AUTO_MAP
+    assert all(files[name] == (pushed / name).read_bytes() for name in REMOTE_CODE)
+    assert {"README.md", "preprocessor_config.json", "model.safetensors"} < set(files)
+
+    for name, data in files.items():
+        (place / name).write_bytes(data)
+    logits = torch.tensor(json.loads(output(run(hub, place, WITHOUT_PACKAGES + PULL, repo))))
+    torch.testing.assert_close(logits, local_logits(place, place), rtol=1e-5, atol=1e-5)
+
+
+def test_after_a_failure_the_same_command_goes_on(hub, model, place, push):
+    folder = write_folder(place / "folder", model)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "README.md"}
+    hub.cut(r"/lfs/|/upload", times=ALWAYS, method="PUT")
+    cut = push(folder, "user/unlucky")
+    assert cut.returncode == 1 and "tries again" in cut.stderr
+    hub.recover()
+    assert uploads(hub, "user/unlucky") == 0
+
+    hub.fail(r"/commit/", status=500, times=ALWAYS)
+    failed = push(folder, "user/unlucky")
+    assert failed.returncode == 1
+    hub.recover()
+    assert uploads(hub, "user/unlucky") == 0
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "README.md"}
+
+    # The weights came through before the commit failed: they are not sent again.
+    start = len(hub.log)
+    output(push(folder, "user/unlucky"))
+    assert uploads(hub, "user/unlucky") == 1
+    sent = [entry for entry in hub.log[start:] if entry.method == "PUT"]
+    assert sent == []
+
+
+def test_a_server_error_that_goes_away(hub, model, place, push):
+    folder = write_folder(place / "folder", model)
+    hub.fail(r"/(upload|lfs)/", status=503, times=2, method="PUT")
+    output(push(folder, "user/patient"))
+    assert uploads(hub, "user/patient") == 1 and "model.safetensors" in hub.files("user/patient")
+
+
+def test_a_second_push_replaces_the_weights(hub, model, place, push):
+    folder = write_folder(place / "folder", model)
+    output(push(folder, "user/twice", "--commit_message", "The first"))
+    model.save_pretrained(place / "sharded", max_shard_size="20KB")
+    shutil.rmtree(folder)
+    shutil.copytree(place / "sharded", folder)
+    ConvNextImageProcessor().save_pretrained(folder)
+    make_card(model.config, "RedNet", "x", "A test.", "None.").save(folder / "README.md")
+    output(push(folder, "user/twice"))
+    files = hub.files("user/twice")
+    assert uploads(hub, "user/twice") == 2 and hub.commits("user/twice")[1].title == "The first"
+    assert "model.safetensors" not in files and "model.safetensors.index.json" in files
+    assert json.loads(output(run(hub, place, WITH_PACKAGES + PULL, "user/twice")))
+
+
+def damage(kind, folder):
+    weights = folder / "model.safetensors"
+    if kind == "no processor":
+        (folder / "preprocessor_config.json").unlink()
+    elif kind == "no code":
+        (folder / "modeling_rednet.py").unlink()
+    elif kind == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif kind == "other weights":
+        state = load_file(weights)
+        state["classifier.weight"] = state["classifier.weight"][:2].clone()
+        save_file(state, weights, {"format": "pt"})
+    elif kind == "auto_map":
+        config = json.loads((folder / "config.json").read_text())
+        del config["auto_map"]["AutoBackbone"]
+        (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no processor", "preprocessor_config.json is missing"),
+        ("no code", "modeling_rednet.py is missing"),
+        ("truncated", "model.safetensors cannot be read"),
+        ("other weights", r"classifier.weight is \[2, 64\], expected \[3, 64\]"),
+        ("auto_map", "auto_map"),
+    ],
+)
+def test_incomplete_folders_are_refused(model, place, kind, message):
+    folder = write_folder(place / "folder", model)
+    check_hub_folder(folder)
+    damage(kind, folder)
+    with pytest.raises(ValueError, match=message):
+        check_hub_folder(folder)
+
+
+REFUSED = """
+import os, sys
+from rednet.hub import push_hub_folder
+for line in sys.stdin.read().splitlines():
+    folder, os.environ["HF_TOKEN"] = line.split(",")
+    try:
+        push_hub_folder(folder, "user/refused")
+    except (PermissionError, ValueError) as error:
+        print(type(error).__name__, str(error).replace("\\n", " "))
+"""
+
+
+def test_refusals_of_a_push(hub, model, place):
+    """Without a token, with a wrong one, of a folder that is incomplete, and of a card with wrong metadata."""
+    write_folder(place / "good", model)
+    write_folder(place / "card", model, license="my own")
+    damage("no processor", write_folder(place / "incomplete", model))
+    lines = f"good,\ngood,hf_wrong\nincomplete,{hub.token}\ncard,{hub.token}\n"
+    errors = output(run(hub, place, REFUSED, token="", stdin=lines)).splitlines()
+    for error, message in zip(
+        errors,
+        (
+            "PermissionError there is no Hub token: run `hf auth login`",
+            "PermissionError the Hub does not accept this token",
+            "ValueError .*preprocessor_config.json is missing",
+            "ValueError .*metadata that the Hub does not accept.*license",
+        ),
+        strict=True,
+    ):
+        assert re.match(message, error), errors
+    assert "user/refused" not in str(hub.log)
+
+
+def test_a_failed_command_says_what_and_leaves_the_folder(push, place):
+    result = push(place, "user/refused")
+    assert result.returncode == 1 and "config.json is missing" in result.stderr and "Traceback" not in result.stderr
