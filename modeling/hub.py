@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from huggingface_hub import CommitInfo, HfApi, ModelCard, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from transformers import BaseImageProcessor
@@ -153,14 +153,22 @@ def push_hub_folder(
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     name_repository(card, repo_id)
     card.save(Path(folder) / "README.md")
-    return api.upload_folder(
-        folder_path=folder,
-        repo_id=repo_id,
+    paths = sorted({path for pattern in FILES for path in Path(folder).glob(pattern)})
+    names = {path.name for path in paths}
+    stale = [name for name in api.list_repo_files(repo_id) if _is_weights(name) and name not in names]
+    # Not upload_folder, which divides what is large among several commits.
+    return api.create_commit(
+        repo_id,
+        [
+            *(CommitOperationAdd(path.name, path) for path in paths),
+            *(CommitOperationDelete(name) for name in stale),
+        ],
         commit_message=commit_message or f"Upload {card.data.model_name or 'RedNet'}",
-        allow_patterns=FILES,
-        ignore_patterns=["*/*"],
-        delete_patterns=["*.safetensors", SAFE_WEIGHTS_INDEX_NAME],
     )
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") or name == SAFE_WEIGHTS_INDEX_NAME
 
 
 __all__ = ["check_hub_folder", "check_token", "push_hub_folder", "save_hub_folder"]
