@@ -162,6 +162,11 @@ def test_the_snippets_of_a_card_run(hub, pushed, place, start):
     output(run(hub, place, start + "\n".join(blocks) + check))
 
 
+def test_the_use_section_of_the_readme_runs(hub, root, pushed, place):
+    block = re.search(r"```python\n(import rednet .*?)```", (root / "README.md").read_text(), re.DOTALL)[1]
+    assert "cat" in output(run(hub, place, block.replace("your-name/rednet-50", REPO)))
+
+
 FINE_TUNE = """
 import torch
 from datasets import load_dataset
