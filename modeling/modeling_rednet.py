@@ -2,9 +2,11 @@
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -21,23 +23,48 @@ from transformers.modeling_outputs import (
     ImageClassifierOutputWithNoAttention,
 )
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import auto_docstring, can_return_tuple
+from transformers.utils import auto_docstring, can_return_tuple, logging
 
 from .configuration_rednet import RedNetConfig
 
 
+logger = logging.get_logger(__name__)
+
 try:
-    from involution import involution2d, involution2d_fused
-except ImportError:  # as remote code, where the package with the compiled operator is not installed
+    from involution import involution2d, involution2d_fused, operators
+except ImportError as error:  # as remote code, where the package with the compiled operator is not installed
+    involution2d_fused, _missing = None, str(error)
+    if _source := os.environ.get("REDNET_KERNEL"):
+        try:
+            from kernels import get_kernel, get_local_kernel
+
+            # By default a CUDA build of torch would take no kernel for the CPU, GPU or not. Who names a repository
+            # trusts its code; without this `kernels` asks that the Hub vouches for its owner.
+            _backend = None if torch.cuda.is_available() else "cpu"
+            _kernel = (
+                get_local_kernel(Path(_source), backend=_backend)
+                if os.path.isdir(_source)
+                else get_kernel(_source, version=1, backend=_backend, trust_remote_code=[_source])
+            )
+            operators, involution2d = _kernel.operators, _kernel.involution2d
+            involution2d_fused = _kernel.involution2d_fused
+        except Exception as error:  # whatever goes wrong, plain PyTorch can take over
+            _missing = f"REDNET_KERNEL={_source} cannot be loaded: {error!r}"
+
+if involution2d_fused is None:
 
     def involution2d(input: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
         """Applies kernels (B, G, K, K, H', W') to an input (B, C, H, W) with "same" padding, in plain PyTorch."""
+        if not torch.compiler.is_compiling():  # where a warning would break the graph
+            logger.warning_once(
+                f"RedNet's involutions run in plain PyTorch, slower and with far more memory ({_missing}). For the "
+                "compiled operator install the package `rednet` from its repository (`pip install .` there), or "
+                "`pip install kernels` and set REDNET_KERNEL to a repository (user/involution) or folder with it."
+            )
         batch, groups, kernel_size, _, height, width = kernel.shape
         columns = F.unfold(input, kernel_size, padding=kernel_size // 2, stride=stride)
         columns = columns.view(batch, groups, -1, kernel_size, kernel_size, height, width)
         return (kernel.unsqueeze(2) * columns).sum((3, 4)).flatten(1, 2)
-
-    involution2d_fused = None
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -202,17 +229,17 @@ class _NormalizedInvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         hidden_state, features, weight, bias, gamma, mean, inverse_std = ctx.saved_tensors
-        groups, size, ops = weight.shape[0] // ctx.size**2, [ctx.size] * 2, torch.ops
+        groups, size, aten = weight.shape[0] // ctx.size**2, [ctx.size] * 2, torch.ops.aten
         kernel = F.conv2d(features, weight, bias).unflatten(1, (groups, *size))
         window = [ctx.stride] * 2, [ctx.size // 2] * 2, [1, 1]
         output = involution2d(hidden_state, kernel, stride=ctx.stride)
-        grad, grad_gamma, grad_beta = ops.aten.native_batch_norm_backward(
+        grad, grad_gamma, grad_beta = aten.native_batch_norm_backward(
             grad, output, gamma, None, None, mean, inverse_std, True, ctx.eps, [True] * 3
         )
-        grad_input = ops.involution.involution2d_input_grad(grad, kernel, hidden_state.shape[2:], *window)
-        grad_kernel = ops.involution.involution2d_kernel_grad(grad, hidden_state, groups, size, *window).flatten(1, 3)
+        grad_input = operators.involution2d_input_grad(grad, kernel, hidden_state.shape[2:], *window)
+        grad_kernel = operators.involution2d_kernel_grad(grad, hidden_state, groups, size, *window).flatten(1, 3)
         convolution = (weight.shape[:1], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True] * 3)
-        grads = ops.aten.convolution_backward(grad_kernel, features, weight, *convolution)
+        grads = aten.convolution_backward(grad_kernel, features, weight, *convolution)
         return grad_input, *grads, grad_gamma, grad_beta, None, None, None, None, None, None
 
 

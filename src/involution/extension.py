@@ -24,6 +24,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from ._ops import ops
+
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def load(device_type: str) -> bool:
 
     Returns whether they are there. The first failure warns with the reason; later calls answer at once.
     """
-    if device_type in _loaded:
+    if device_type in _loaded or _came_along(device_type):
         return True
     if device_type in _failed or device_type not in _SOURCES:
         return False
@@ -72,6 +74,14 @@ def build(device_type: str) -> Path:
         RuntimeError: it cannot be compiled here; the message says why and what helps.
     """
     name = "_".join(["involution", device_type, _key(device_type), *_architectures(device_type)])
+    return build_as(name, device_type)
+
+
+def build_as(name: str, device_type: str, cflags: list[str] | None = None) -> Path:
+    """`build` under a name that has to tell everything that the library depends on, and with these compiler flags.
+
+    Where flags are given, and `INVOLUTION_NAMESPACE` is not among them, the name is the operators' namespace as well.
+    """
     directory = _cache_directory() / name
     library = directory / f"{name}.so"
     try:
@@ -84,7 +94,7 @@ def build(device_type: str) -> Path:
         ) from error
     with lock:
         if not (directory / _COMPLETE).exists():
-            _compile(device_type, name, directory)
+            _compile(device_type, name, directory, cflags)
             (directory / _COMPLETE).touch()
     return library
 
@@ -98,6 +108,8 @@ def show_config() -> str:
     for device_type in _SOURCES:
         if device_type in _loaded:
             state = f"compiled ({_loaded[device_type]})"
+        elif _came_along(device_type):
+            state = "compiled, came with the kernel"
         elif device_type in _failed:
             state = f"plain PyTorch, because {_failed[device_type]}"
         elif device_type == "cuda" and not torch.cuda.is_available():
@@ -112,7 +124,12 @@ def show_config() -> str:
     return "\n".join(lines)
 
 
-def _compile(device_type: str, name: str, directory: Path) -> None:
+def _came_along(device_type: str) -> bool:
+    """Whether the kernels were there without being loaded here: in a kernel from the Hub, `_ops` may bring them."""
+    return device_type in _SOURCES and ops.involution2d.default.has_kernel_for_dispatch_key(device_type.upper())
+
+
+def _compile(device_type: str, name: str, directory: Path, cflags: list[str] | None) -> None:
     from torch.utils import cpp_extension
 
     if obstacle := _obstacle(device_type):
@@ -121,13 +138,15 @@ def _compile(device_type: str, name: str, directory: Path) -> None:
     (directory / "lock").unlink(missing_ok=True)
     logger.warning("Compiling the involution operator for %s, once on this machine (%s)", device_type, directory)
     start = time.perf_counter()
+    if cflags is None:
+        cflags = [*_cflags(), f"-DINVOLUTION_NAMESPACE={ops.name}"]
     try:
         with _scripts_on_path():
             cpp_extension.load(
                 name,
                 [str(_CSRC / _SOURCES[device_type])],
-                extra_cflags=_cflags(),
-                extra_cuda_cflags=["-O3"],
+                extra_cflags=cflags,
+                extra_cuda_cflags=["-O3", *(flag for flag in cflags if flag.startswith("-D"))],
                 extra_ldflags=_cuda_runtime_flags(directory) if device_type == "cuda" else None,
                 build_directory=str(directory),
                 with_cuda=device_type == "cuda",
@@ -216,7 +235,7 @@ def _key(device_type: str) -> str:
     for source in [*sorted(_CSRC.iterdir()), Path(__file__)]:
         digest.update(source.read_bytes())
     machine = f"{platform.system()} {platform.machine()} {platform.libc_ver()}"
-    digest.update(f"{torch.__version__} {torch.version.cuda} {machine}".encode())
+    digest.update(f"{ops.name} {torch.__version__} {torch.version.cuda} {machine}".encode())
     if device_type == "cpu":
         digest.update(_cpu_capability().encode())
     return digest.hexdigest()[:16]

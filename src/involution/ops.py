@@ -1,5 +1,7 @@
 """The operators `torch.ops.involution.*` and the functions `involution2d` and `involution2d_fused`.
 
+A kernel from the Hub has the same operators in another namespace: `_ops` tells which.
+
 Involution is bilinear in input and kernel, so its two gradients are bilinear as well and the three operators are
 closed under differentiation: each one's derivative is another of them, to any order. The fourth, `involution2d_fused`,
 makes its kernel itself, by the 1x1 convolution that ends the kernel generation; its derivative makes the kernel again
@@ -19,6 +21,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from . import extension, reference
+from ._ops import add_op_namespace_prefix, ops
 
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -74,7 +77,7 @@ def involution2d(
         raise ValueError(f"involution2d: kernel has {kernel.dim()} dimensions, expected 6 (B, G, Kh, Kw, H', W')")
     window = _window(kernel.shape[2:4], stride, padding, dilation)
     _check(input, kernel, *window)
-    return torch.ops.involution.involution2d.default(input, kernel, *window)
+    return ops.involution2d.default(input, kernel, *window)
 
 
 def involution2d_fused(
@@ -124,7 +127,7 @@ def involution2d_fused(
     kernel_size = _pair("kernel_size", kernel_size, 1)
     window = _window(kernel_size, stride, padding, dilation)
     _check_fused(input, features, weight, bias, scale, shift, kernel_size, *window)
-    op = torch.ops.involution.involution2d_fused.default
+    op = ops.involution2d_fused.default
     return op(input, features, weight, bias, scale, shift, relu, kernel_size, *window)
 
 
@@ -257,7 +260,7 @@ def _empty_image(like: Tensor, height: int, width: int) -> Tensor:
 
 def _involution2d(input, kernel, stride, padding, dilation):
     if extension.load(input.device.type):
-        return torch.ops.involution.involution2d.default(input, kernel, stride, padding, dilation)
+        return ops.involution2d.default(input, kernel, stride, padding, dilation)
     result = _empty_image(input, kernel.shape[4], kernel.shape[5])
     if result.numel() == 0:
         return result
@@ -266,7 +269,7 @@ def _involution2d(input, kernel, stride, padding, dilation):
 
 def _involution2d_input_grad(grad_output, kernel, input_size, stride, padding, dilation):
     if extension.load(kernel.device.type):
-        op = torch.ops.involution.involution2d_input_grad.default
+        op = ops.involution2d_input_grad.default
         return op(grad_output, kernel, input_size, stride, padding, dilation)
     result = _empty_image(grad_output, *input_size)
     if result.numel() == 0:
@@ -276,7 +279,7 @@ def _involution2d_input_grad(grad_output, kernel, input_size, stride, padding, d
 
 def _involution2d_kernel_grad(grad_output, input, groups, kernel_size, stride, padding, dilation):
     if extension.load(input.device.type):
-        op = torch.ops.involution.involution2d_kernel_grad.default
+        op = ops.involution2d_kernel_grad.default
         return op(grad_output, input, groups, kernel_size, stride, padding, dilation)
     result = _fake_involution2d_kernel_grad(grad_output, input, groups, kernel_size, stride, padding, dilation)
     if grad_output.numel() == 0:
@@ -288,7 +291,7 @@ def _involution2d_kernel_grad(grad_output, input, groups, kernel_size, stride, p
 
 def _involution2d_fused(input, features, *arguments):
     if extension.load(input.device.type):
-        return torch.ops.involution.involution2d_fused.default(input, features, *arguments)
+        return ops.involution2d_fused.default(input, features, *arguments)
     result = _empty_image(input, features.shape[2], features.shape[3])
     return result.copy_(reference.involution2d_fused(input, features, *arguments)) if result.numel() > 0 else result
 
@@ -333,7 +336,6 @@ def _save(ctx, inputs, output):
 
 def _involution2d_backward(ctx, grad):
     input, kernel = ctx.saved_tensors
-    ops = torch.ops.involution
     grad_input = grad_kernel = None
     if ctx.needs_input_grad[0]:
         grad_input = ops.involution2d_input_grad(grad, kernel, input.shape[2:], *ctx.arguments)
@@ -346,7 +348,6 @@ def _involution2d_backward(ctx, grad):
 def _input_grad_backward(ctx, grad):
     grad_output, kernel = ctx.saved_tensors
     _, *window = ctx.arguments
-    ops = torch.ops.involution
     grad_grad_output = grad_kernel = None
     if ctx.needs_input_grad[0]:
         grad_grad_output = ops.involution2d(grad, kernel, *window)
@@ -359,7 +360,6 @@ def _input_grad_backward(ctx, grad):
 def _kernel_grad_backward(ctx, grad):
     grad_output, input = ctx.saved_tensors
     _, _, *window = ctx.arguments
-    ops = torch.ops.involution
     grad_grad_output = grad_input = None
     if ctx.needs_input_grad[0]:
         grad_grad_output = ops.involution2d(input, grad, *window)
@@ -377,7 +377,6 @@ def _fused_backward(ctx, grad):
     input, features, weight, bias, scale, shift, rectified = ctx.saved_tensors
     kernel_size, *window = ctx.arguments
     needs_input, needs_features, needs_weight, needs_bias, needs_scale, needs_shift, *_ = ctx.needs_input_grad
-    ops = torch.ops.involution
     grad_input = grad_features = grad_weight = grad_bias = grad_scale = grad_shift = None
     kernel = None
     if needs_input or needs_scale:
@@ -410,7 +409,7 @@ def _autocast_kernel(device_type: str):
         dtype = torch.get_autocast_dtype(device_type)
         input, kernel = (t if t.dtype == torch.float64 else t.to(dtype) for t in (input, kernel))
         with torch.autocast(device_type, enabled=False):
-            return torch.ops.involution.involution2d.default(input, kernel, *window)
+            return ops.involution2d.default(input, kernel, *window)
 
     return autocast
 
@@ -422,7 +421,7 @@ def _autocast_fused_kernel(device_type: str):
             t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (input, features, weight, bias)
         ]
         with torch.autocast(device_type, enabled=False):
-            return torch.ops.involution.involution2d_fused.default(*tensors, *arguments)
+            return ops.involution2d_fused.default(*tensors, *arguments)
 
     return autocast
 
@@ -455,20 +454,19 @@ def _register() -> None:
         "involution2d_fused": (_involution2d_fused, _fake_involution2d_fused, _save_fused, _fused_backward),
     }  # fmt: skip
     for name, (composite, fake, save, backward) in kernels.items():
-        qualified = f"involution::{name}"
+        qualified = add_op_namespace_prefix(name)
         torch.library.define(qualified, _SCHEMAS[name])
         torch.library.impl(qualified, "default")(composite)
         torch.library.register_fake(qualified)(fake)
         torch.library.register_autograd(qualified, backward, setup_context=save)
     for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        torch.library.impl("involution::involution2d", key)(_autocast_kernel(device_type))
-        torch.library.impl("involution::involution2d_fused", key)(_autocast_fused_kernel(device_type))
-    ops = torch.ops.involution
+        torch.library.impl(add_op_namespace_prefix("involution2d"), key)(_autocast_kernel(device_type))
+        torch.library.impl(add_op_namespace_prefix("involution2d_fused"), key)(_autocast_fused_kernel(device_type))
     register_flop_formula([ops.involution2d, ops.involution2d_input_grad])(_flops)
     register_flop_formula(ops.involution2d_kernel_grad)(_kernel_grad_flops)
     register_flop_formula(ops.involution2d_fused)(_fused_flops)
 
 
 # A second definition in one process is an error of the dispatcher, so a reloaded module must not repeat it.
-if not hasattr(torch.ops.involution, "involution2d"):
+if not hasattr(ops, "involution2d"):
     _register()

@@ -4,7 +4,6 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#include <torch/library.h>
 
 #define STRIP(...) __VA_ARGS__
 #define LAUNCH(kernel, blocks, threads, ...)                                                   \
@@ -25,6 +24,7 @@ inline bool has_tensor_cores() {
 }  // namespace involution
 
 #include "involution2d_kernels.cuh"
+#include "library.h"
 
 namespace {
 
@@ -61,7 +61,7 @@ at::Tensor involution2d_fused(const at::Tensor& input, const at::Tensor& feature
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(involution, CUDA, m) {
+INVOLUTION_LIBRARY_IMPL(CUDA, m) {
   m.impl("involution2d", &involution2d);
   m.impl("involution2d_input_grad", &involution2d_input_grad);
   m.impl("involution2d_kernel_grad", &involution2d_kernel_grad);
