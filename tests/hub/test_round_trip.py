@@ -12,6 +12,7 @@ import torch
 from hub_server import ALWAYS, HubServer
 from huggingface_hub import EvalResult
 from PIL import Image
+from remote import WITHOUT_PACKAGES
 from safetensors.torch import load_file, save_file
 from transformers import ConvNextImageProcessor
 
@@ -22,16 +23,7 @@ from rednet.hub_cards import make_card
 
 
 REPO = "user/rednet-tiny"
-# Imports of the two packages fail as where they are not installed.
-WITHOUT_PACKAGES = """
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("rednet", "involution"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Absent())
-remote = {"trust_remote_code": True}
-"""
+REMOTE = WITHOUT_PACKAGES + "remote = {'trust_remote_code': True}\n"
 WITH_PACKAGES = "import rednet\nremote = {}\n"
 PULL = """
 import json, sys, torch
@@ -146,13 +138,13 @@ def test_a_push_is_one_commit_of_the_whole(hub, pushed):
     assert f'model="{REPO}"' in files["README.md"].decode()
 
 
-@pytest.mark.parametrize("start", [WITH_PACKAGES, WITHOUT_PACKAGES], ids=["package", "remote code"])
+@pytest.mark.parametrize("start", [WITH_PACKAGES, REMOTE], ids=["package", "remote code"])
 def test_pull(hub, pushed, place, start):
     logits = torch.tensor(json.loads(output(run(hub, place, start + PULL, REPO))))
     torch.testing.assert_close(logits, local_logits(pushed, place), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("start", [WITH_PACKAGES, WITHOUT_PACKAGES], ids=["package", "remote code"])
+@pytest.mark.parametrize("start", [WITH_PACKAGES, REMOTE], ids=["package", "remote code"])
 def test_the_snippets_of_a_card_run(hub, pushed, place, start):
     blocks = re.findall(r"```python\n(.*?)```", hub.files(REPO)["README.md"].decode(), re.DOTALL)
     assert len(blocks) == 3
@@ -189,7 +181,7 @@ trainer.push_to_hub()
 """
 
 
-@pytest.mark.parametrize("start", [WITH_PACKAGES, WITHOUT_PACKAGES], ids=["package", "remote code"])
+@pytest.mark.parametrize("start", [WITH_PACKAGES, REMOTE], ids=["package", "remote code"])
 def test_what_trainer_pushes_is_complete(hub, pushed, place, start):
     """Also where Trainer ran on remote code: the repository does not lean on the one that the model came from."""
     repo = f"user/fine-tuned-{'package' if start == WITH_PACKAGES else 'remote'}"
@@ -201,7 +193,7 @@ def test_what_trainer_pushes_is_complete(hub, pushed, place, start):
 
     for name, data in files.items():
         (place / name).write_bytes(data)
-    logits = torch.tensor(json.loads(output(run(hub, place, WITHOUT_PACKAGES + PULL, repo))))
+    logits = torch.tensor(json.loads(output(run(hub, place, REMOTE + PULL, repo))))
     torch.testing.assert_close(logits, local_logits(place, place), rtol=1e-5, atol=1e-5)
 
 

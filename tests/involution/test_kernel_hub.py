@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from remote import WITHOUT_PACKAGES
 
 from rednet import RedNetConfig, RedNetForImageClassification
 
@@ -15,17 +16,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-
-# Imports of the two packages fail as where they are not installed.
-ABSENT = """
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("rednet", "involution"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Absent())
-"""
 
 
 def run(code: str, *arguments, **environment: str) -> tuple[str, str]:
@@ -127,7 +117,9 @@ expected_grads = torch.autograd.grad(expected.square().sum(), [image, layer.span
 torch.testing.assert_close(torch.autograd.grad(layer(image).square().sum(), [image, layer.span.weight]), expected_grads)
 """
     # There is no compiler: what runs compiled came compiled.
-    _, errors = run(ABSENT + code, repository, PATH="/nonexistent", TORCH_EXTENSIONS_DIR=os.devnull + "/cache")
+    _, errors = run(
+        WITHOUT_PACKAGES + code, repository, PATH="/nonexistent", TORCH_EXTENSIONS_DIR=os.devnull + "/cache"
+    )
     assert "RuntimeWarning" not in errors
 
 
@@ -201,7 +193,9 @@ def run_remotely(model, root: Path, folder: Path, **environment: str) -> tuple[s
         (folder / source).write_text((root / "modeling" / source).read_text())
     images = torch.randn(2, 3, 33, 50, dtype=torch.float64)
     torch.save(images, folder / "tensors.pt")
-    result = run(ABSENT + REMOTE, folder, folder / "tensors.pt", HF_HOME=str(folder / "cache"), **environment)
+    result = run(
+        WITHOUT_PACKAGES + REMOTE, folder, folder / "tensors.pt", HF_HOME=str(folder / "cache"), **environment
+    )
     logits, grads = torch.load(folder / "tensors.pt")
 
     expected = RedNetForImageClassification.from_pretrained(folder).double()

@@ -5,21 +5,14 @@ import subprocess
 import sys
 
 import torch
+from remote import WITHOUT_PACKAGES
 from transformers import ConvNextImageProcessor
 
 from rednet import RedNetConfig, RedNetForImageClassification
 from rednet.configuration_rednet import AUTO_MAP
 
 
-# Imports of the two packages fail as where they are not installed.
 REMOTE = """
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("rednet", "involution"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Absent())
-
 import torch
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, pipeline
 folder, images = sys.argv[1], torch.load(sys.argv[2])
@@ -54,7 +47,9 @@ def test_gives_the_same_logits_as_the_package(root, tmp_path):
     Image.new("RGB", (80, 60), "red").save(tmp_path / "red.png")
 
     arguments = [str(tmp_path), str(tmp_path / "tensor.pt"), str(tmp_path / "red.png")]
-    result = subprocess.run([sys.executable, "-c", REMOTE, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PACKAGES + REMOTE, *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     with torch.no_grad():
         expected = model.double()(images).logits
