@@ -18,6 +18,7 @@ from transformers import ConvNextImageProcessor
 
 from rednet import RedNetConfig, RedNetForImageClassification
 from rednet.configuration_rednet import AUTO_MAP, REMOTE_CODE
+from rednet.convert_rednet_to_hf import checkpoint_name
 from rednet.hub import check_hub_folder, save_hub_folder
 from rednet.hub_cards import make_card
 
@@ -195,6 +196,22 @@ def test_what_trainer_pushes_is_complete(hub, pushed, place, start):
         (place / name).write_bytes(data)
     logits = torch.tensor(json.loads(output(run(hub, place, REMOTE + PULL, repo))))
     torch.testing.assert_close(logits, local_logits(place, place), rtol=1e-5, atol=1e-5)
+
+
+def test_the_converter_pushes(hub, model, place):
+    torch.save(
+        {f"backbone.{checkpoint_name(key)}": value for key, value in model.rednet.state_dict().items()},
+        place / "a.pth",
+    )
+    arguments = ["--checkpoint_path", "a.pth", "--output_dir", "converted", "--push_to_hub", "user/converted"]
+    code = "from rednet.convert_rednet_to_hf import main; main()"
+    assert "/user/converted" in output(run(hub, place, code, *arguments))
+    files = hub.files("user/converted")
+    assert uploads(hub, "user/converted") == 1 and '"user/converted"' in files["README.md"].decode()
+    assert files["model.safetensors"] == (place / "converted/model.safetensors").read_bytes()
+    assert run(hub, place, code, *arguments, token="").stderr == (
+        "error: there is no Hub token: run `hf auth login`, or set HF_TOKEN\n"
+    )
 
 
 def test_after_a_failure_the_same_command_goes_on(hub, model, place, push):
