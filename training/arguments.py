@@ -65,6 +65,8 @@ class TrainingConfig:
     checkpointing_steps: str = _option("epoch", "How often the state is saved: a number of steps, or epoch.")
     checkpoints_total_limit: int = _option(2, "How many of the newest checkpoints stay.")
     logging_steps: int = _option(50, "Steps between two lines of the log.")
+    push_to_hub: bool = _option(False, "Push the Hub folder `last` when the run ends; needs `hf auth login`.")
+    hub_model_id: str | None = _option(None, "Repository to push to; by default one with the name of output_dir.")
     report_to: str | None = _option(None, "Trackers of Accelerate, separated by commas: tensorboard, wandb, trackio.")
 
 

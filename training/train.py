@@ -29,6 +29,7 @@ import rednet
 from arguments import TrainingConfig, parse_config
 from data import EvaluationCollator, TrainingCollator, load_images, normalize
 from hub_folder import save_hub_folder
+from rednet.hub import check_token, push_hub_folder
 
 
 class Progress:
@@ -63,6 +64,8 @@ def main() -> None:
         # `accelerate launch` (which sets that variable) leaves processes without a GPU one thread each.
         torch.set_num_threads(max(os.cpu_count() // accelerator.num_processes, 1))
     check_options(output_dir, config)
+    if config.push_to_hub:
+        check_push()
     set_seed(config.seed)
 
     with accelerator.main_process_first():
@@ -112,6 +115,8 @@ def main() -> None:
         results |= {"device": str(accelerator.device), "torch": torch.__version__}
         write_json(output_dir / "results.json", results)
         print(f"top-1 {100 * results['eval_accuracy']:.2f} % on {results['eval_samples']} images -> {output_dir}/last")
+        if config.push_to_hub:
+            push(output_dir, config)
     accelerator.end_training()
 
 
@@ -244,12 +249,32 @@ def save(accelerator: Accelerator, folder: Path, model, processor, config: Train
         save_hub_folder(folder, accelerator.unwrap_model(model), processor, config, results)
 
 
+def check_push() -> None:
+    """Before hours of training, not after them."""
+    try:
+        check_token()
+    except PermissionError as error:
+        raise SystemExit(f"--push_to_hub: {error}") from error
+
+
+def push(output_dir: Path, config: TrainingConfig) -> None:
+    folder, repository = output_dir / "last", config.hub_model_id or output_dir.resolve().name
+    try:
+        print(push_hub_folder(folder, repository).repo_url)
+    except Exception as error:  # what a broken connection raises differs between releases of huggingface_hub
+        raise SystemExit(
+            f"{folder} is whole, but was not pushed: {error}\n"
+            f"To push it: python training/push_to_hub.py {folder} {repository}"
+        ) from error
+
+
 def check_options(output_dir: Path, config: TrainingConfig) -> None:
     """Refuses an `output_dir` that belongs to a run with other options."""
     path = output_dir / "options.json"
     if path.exists():
         before, options = json.loads(path.read_text()), asdict(config)
-        changed = [name for name in options if options[name] != before.get(name) and name != "output_dir"]
+        elsewhere = ("output_dir", "push_to_hub", "hub_model_id")  # where it goes, not what it is
+        changed = [name for name in options if options[name] != before.get(name) and name not in elsewhere]
         if changed:
             differences = ", ".join(f"{name} {before.get(name)!r} -> {options[name]!r}" for name in changed)
             raise SystemExit(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import ALWAYS, HubServer
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -35,8 +36,8 @@ def command(options_file: Path, output_dir: Path, *more: str) -> list[str]:
     return [sys.executable, SCRIPT, "--config", str(options_file), "--output_dir", str(output_dir), *more]
 
 
-def run(root: Path, arguments: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(arguments, cwd=root, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+def run(root: Path, arguments: list[str], environment: dict = ENVIRONMENT) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def read_log(folder: Path) -> list[dict]:
@@ -94,6 +95,25 @@ def test_a_finished_run_is_not_trained_again(root, trained, options):
     result = run(root, [*LAUNCH, *arguments])
     assert result.returncode == 0 and "Going on from step 280" in result.stdout
     assert (trained / "last/model.safetensors").read_bytes() == before and read_log(trained) == log
+
+
+def test_pushes_what_it_trained(root, trained, options, tmp_path):
+    """A finished run is pushed by its own command. Without a token it says so at once; a failed push loses nothing."""
+    arguments = command(options[0], trained, "--push_to_hub", "--hub_model_id", "user/digits")
+    before = (trained / "last/model.safetensors").read_bytes()
+    with HubServer() as hub:
+        refused = run(root, arguments, ENVIRONMENT | hub.environment(tmp_path / "nobody", token=""))
+        assert refused.returncode == 1 and "--push_to_hub: there is no Hub token" in refused.stderr
+        hub.fail("/commit/", status=500, times=ALWAYS)
+        failed = run(root, arguments, ENVIRONMENT | hub.environment(tmp_path / "failed"))
+        assert failed.returncode == 1 and "training/push_to_hub.py" in failed.stderr
+        assert (trained / "last/model.safetensors").read_bytes() == before and len(hub.commits("user/digits")) == 1
+        hub.recover()
+        result = run(root, arguments, ENVIRONMENT | hub.environment(tmp_path / "pushed"))
+        assert result.returncode == 0 and "user/digits" in result.stdout, result.stderr
+        files = hub.files("user/digits")
+        assert len(hub.commits("user/digits")) == 2 and files["model.safetensors"] == before
+        assert 'model="user/digits"' in files["README.md"].decode() and "modeling_rednet.py" in files
 
 
 def test_refuses_a_folder_of_another_run(root, trained, options):
