@@ -1,9 +1,11 @@
 """What a training run can be told, in a YAML file and on the command line. The command line wins."""
 
 import argparse
-from dataclasses import dataclass, field
+import difflib
+import sys
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import get_type_hints
+from typing import TypeVar, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -15,36 +17,73 @@ def _option(default, help: str, **kwargs):
     return field(default=default, metadata={"help": help, **kwargs})
 
 
-@dataclass
-class TrainingConfig:
-    """Names are those of Transformers' run_image_classification_no_trainer.py wherever it has them."""
+# Names are those of Transformers' run_image_classification_no_trainer.py wherever it has them.
 
-    # Model
+
+@dataclass
+class ModelOptions:
     model_name_or_path: str | None = _option(None, "Weights to start from: a folder or the id of a Hub repository.")
     config_name: str | None = _option(None, "Architecture to start from scratch: a config.json, or a folder or id.")
+    ignore_mismatched_sizes: bool = _option(
+        False, "Take weights of a model for other classes; a classifier of another size starts from scratch."
+    )
 
-    # Data
-    dataset_name: str = _option("", "Data set: a Hub id or a local folder that `datasets` can load.")
+
+@dataclass
+class DataOptions:
+    dataset_name: str = _option(
+        "", "Data set: a Hub id or a local folder (parquet, webdataset, images) for `datasets`."
+    )
+    dataset_config_name: str | None = _option(None, "Configuration of the data set, where it has several.")
+    train_dir: str | None = _option(None, "Instead of dataset_name, a folder with one folder of images per class.")
+    validation_dir: str | None = _option(None, "The same for the images to evaluate on.")
     train_split: str = _option("train", "Split to train on.")
     validation_split: str = _option("validation", "Split to evaluate on after every epoch.")
+    train_val_split: float | None = _option(
+        None, "Where there is no validation split, this part of the training images becomes one."
+    )
     image_column_name: str = _option("image", "Column with the images.")
     label_column_name: str = _option("label", "Column with the labels.")
-    max_train_samples: int | None = _option(None, "Train on the first so many images only.")
-    max_eval_samples: int | None = _option(None, "Evaluate on the first so many images only.")
-    dataloader_num_workers: int = _option(4, "Processes that load and augment images.")
+    max_train_samples: int | None = _option(
+        None, "Train on so many images only, drawn by the seed. Streamed: so many images are an epoch."
+    )
+    max_eval_samples: int | None = _option(
+        None, "Evaluate on so many images only, drawn likewise. Streamed: the first."
+    )
+    streaming: bool = _option(False, "Read the images in passing, from the Hub or from files, and store nothing.")
+    shuffle_buffer_size: int = _option(
+        10_000,
+        "Streamed training images that are shuffled among each other, undecoded in memory (ImageNet: 0.1 MB each).",
+    )
+    dataloader_num_workers: int = _option(4, "Processes that decode and augment images.")
 
-    # Pictures
+
+@dataclass
+class PictureOptions:
     image_size: int = _option(224, "Height and width that the model sees, in pixels.")
     crop_pct: float = _option(
         0.875, "In evaluation the image is resized to image_size / crop_pct, then cropped (below 384)."
     )
     image_mean: list[float] = _option([0.485, 0.456, 0.406], "Mean of each channel, of values in 0 ... 1.")
     image_std: list[float] = _option([0.229, 0.224, 0.225], "Standard deviation of each channel.")
+
+
+@dataclass
+class AugmentationOptions:
     random_crop_min_scale: float | None = _option(
         0.08, "The least part of its area that a random crop of a training image keeps; null in a file for no crop."
     )
+    random_flip: float = _option(0.5, "Probability that a training image is mirrored.")
+    color_jitter: float = _option(0.0, "Brightness, contrast and saturation change by up to this part.")
+    rand_augment_magnitude: int | None = _option(None, "RandAugment: two operations of this strength, 0 ... 30.")
+    mixup_alpha: float = _option(0.0, "MixUp: how evenly two images are mixed. With CutMix, one of both by chance.")
+    cutmix_alpha: float = _option(0.0, "CutMix: how evenly two images share the area.")
 
-    # Optimisation: SGD with Nesterov momentum, cosine schedule after a linear warm-up
+
+@dataclass
+class OptimizationOptions:
+    """SGD with Nesterov momentum, cosine schedule after a linear warm-up."""
+
     per_device_train_batch_size: int = _option(32, "Images in a training batch of one process.")
     per_device_eval_batch_size: int = _option(64, "Images in an evaluation batch of one process.")
     gradient_accumulation_steps: int = _option(1, "Batches whose gradients are averaged for one step.")
@@ -52,15 +91,21 @@ class TrainingConfig:
     max_train_steps: int | None = _option(None, "Stop after so many steps; the schedule ends there as well.")
     learning_rate: float = _option(0.8, "Learning rate after the warm-up, for the whole batch of all processes.")
     momentum: float = _option(0.9, "Nesterov momentum.")
-    weight_decay: float = _option(1e-4, "Weight decay of all parameters.")
+    weight_decay: float = _option(1e-4, "Weight decay.")
+    no_decay_on_norm_and_bias: bool = _option(False, "No weight decay on BatchNorm and biases.")
     num_warmup_steps: int = _option(3130, "Steps of linear warm-up.")
     warmup_start_factor: float = _option(0.25, "Part of the learning rate that the warm-up starts from.")
     label_smoothing: float = _option(0.1, "Part of the target that is spread over all classes.")
     max_grad_norm: float | None = _option(None, "Gradients are scaled down to this norm.")
+    ema_decay: float | None = _option(None, "Evaluate and save an exponential moving average of the weights.")
+    sync_batch_norm: bool = _option(False, "Statistics of BatchNorm over the batches of all processes (GPUs only).")
     mixed_precision: str = _option("no", "no, bf16 or fp16.", choices=["no", "bf16", "fp16"])
+    torch_compile: bool = _option(False, "Compile the model.")
     seed: int = _option(42, "Seed of everything random.")
 
-    # Run
+
+@dataclass
+class RunOptions:
     output_dir: str = _option("outputs/train", "Everything goes here; a run that finds its own checkpoints resumes.")
     checkpointing_steps: str = _option("epoch", "How often the state is saved: a number of steps, or epoch.")
     checkpoints_total_limit: int = _option(2, "How many of the newest checkpoints stay.")
@@ -70,48 +115,98 @@ class TrainingConfig:
     report_to: str | None = _option(None, "Trackers of Accelerate, separated by commas: tensorboard, wandb, trackio.")
 
 
-def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
-    """Reads `--config FILE.yaml` and the command line.
+@dataclass
+class TrainingConfig(RunOptions, OptimizationOptions, AugmentationOptions, PictureOptions, DataOptions, ModelOptions):
+    """Everything that `train.py` can be told; the other scripts combine the groups that they need."""
+
+
+Options = TypeVar("Options")
+
+
+def parse_options(
+    kind: type[Options], arguments: list[str] | None, description: str | None
+) -> tuple[Options, argparse.ArgumentParser]:
+    """Reads `--config FILE.yaml` and the command line into the dataclass `kind`; the parser is there for its `error`.
 
     Raises:
         SystemExit: an argument is unknown, missing or of the wrong type; the message names it.
     """
-    first = argparse.ArgumentParser(add_help=False)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     file, rest = first.parse_known_args(arguments)
-    parser = HfArgumentParser(TrainingConfig, description=__doc__)
+    parser = HfArgumentParser(kind, description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with any of these options.")
     if file.config is not None:
-        parser.set_defaults(**_read(file.config, parser))
-    config, _ = parser.parse_args_into_dataclasses(rest)
+        parser.set_defaults(**_read(file.config, kind, parser))
+    options, _, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unknown on the command line: {_with_nearest(unknown[0], kind, '--')}")
+    return options, parser
+
+
+def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
+    """The options of `train.py`, from `--config FILE.yaml` and the command line.
+
+    Raises:
+        SystemExit: an argument is unknown, missing, of the wrong type or of no use; the message names it.
+    """
+    config, parser = parse_options(TrainingConfig, arguments, __doc__)
     if (config.model_name_or_path is None) == (config.config_name is None):
         parser.error("give one of --model_name_or_path (weights to start from) and --config_name (from scratch)")
-    if not config.dataset_name:
-        parser.error("give --dataset_name, a Hub id or a local folder")
+    check_data_options(config, parser)
     steps = config.checkpointing_steps
     if steps != "epoch" and not (steps.isdecimal() and int(steps) > 0):
         parser.error(f"--checkpointing_steps is {steps!r}, expected a positive number or 'epoch'")
-    if config.checkpoints_total_limit < 1:
-        parser.error(f"--checkpoints_total_limit is {config.checkpoints_total_limit}, expected at least 1")
+    for name in ("checkpoints_total_limit", "logging_steps", "gradient_accumulation_steps", "num_train_epochs"):
+        if getattr(config, name) < 1:
+            parser.error(f"--{name} is {getattr(config, name)}, expected at least 1")
     return config
 
 
-def _read(path: Path, parser: argparse.ArgumentParser) -> dict:
+def check_data_options(config: DataOptions, parser: argparse.ArgumentParser) -> None:
+    """Stops with a message where `config` names no source or two; names the source of a `train_dir`."""
+    if bool(config.dataset_name) == bool(config.train_dir):
+        parser.error("give one of --dataset_name, a Hub id or a local folder, and --train_dir, a folder of images")
+    if config.validation_dir and not config.train_dir:
+        parser.error("--validation_dir belongs to --train_dir, which is not given")
+    for name in ("train_dir", "validation_dir"):
+        if getattr(config, name) and not Path(getattr(config, name)).is_dir():
+            parser.error(f"--{name} {getattr(config, name)}: there is no such folder")
+    if config.train_val_split is not None and not 0 < config.train_val_split < 1:
+        parser.error(f"--train_val_split is {config.train_val_split}, expected a part between 0 and 1")
+
+
+def _read(path: Path, config_kind: type, parser: argparse.ArgumentParser) -> dict:
     if not path.is_file():
         parser.error(f"--config {path}: there is no such file")
     values = yaml.safe_load(path.read_text()) or {}
-    kinds = get_type_hints(TrainingConfig)
-    if unknown := set(values) - set(kinds):
-        parser.error(f"{path}: unknown options {sorted(unknown)}")
-    for name, value in values.items():
-        kind = kinds[name]
-        try:
-            if kind in (float, float | None) and isinstance(value, (int, str)):
-                values[name] = value = float(value)  # YAML reads 1e-4 as a string
-            elif kind is str and isinstance(value, int):
-                values[name] = value = "no" if value is False else str(value)  # and a bare `no` as False
-            if not isinstance(value, list if kind == list[float] else kind):
-                raise ValueError
-        except ValueError:
-            parser.error(f"{path}: {name} is {value!r}, expected {kind}")
-    return values
+    if not isinstance(values, dict):
+        parser.error(f"{path} holds {values!r}, expected lines of `option: value`")
+    kinds = get_type_hints(config_kind)
+    for name in values:
+        if name not in kinds:
+            parser.error(f"unknown in {path}: {_with_nearest(str(name), config_kind)}")
+    return {name: _convert(path, name, value, kinds[name], parser) for name, value in values.items()}
+
+
+def _convert(path: Path, name: str, value, kind, parser: argparse.ArgumentParser):
+    """`value` as the type of its option, as far as YAML reads it differently from what was meant."""
+    try:
+        if kind in (float, float | None) and isinstance(value, (int, str)) and not isinstance(value, bool):
+            value = float(value)  # YAML reads 1e-4 as a string
+        elif kind is str and isinstance(value, int):
+            value = "no" if value is False else str(value)  # and a bare `no` as False
+        if not isinstance(value, list if kind == list[float] else kind):
+            raise ValueError
+        if isinstance(value, bool) and bool not in (kind, *getattr(kind, "__args__", ())):
+            raise ValueError  # bool is an int to isinstance
+    except ValueError:
+        parser.error(f"{path}: {name} is {value!r}, expected {getattr(kind, '__name__', kind)}")
+    return value
+
+
+def _with_nearest(unknown: str, kind: type, prefix: str = "") -> str:
+    name = unknown.split("=")[0].lstrip("-").replace("-", "_")
+    nearest = difflib.get_close_matches(name, [option.name for option in fields(kind)], 1)
+    return f"{unknown} (did you mean {prefix}{nearest[0]}?)" if nearest else f"{unknown} (--help lists what there is)"

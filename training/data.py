@@ -1,166 +1,129 @@
-"""Images: where they come from and how they become batches."""
+"""Where the images come from: anything that `datasets` can load, in memory-mapped files or as a stream."""
 
-import gzip
-import io
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
-import numpy as np
-import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
-from huggingface_hub import HfApi
-from PIL import Image as PILImage
-from torchvision.transforms import v2
-from transformers import BaseImageProcessor
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset, load_dataset_builder
+from pyarrow import parquet
 
-from arguments import TrainingConfig
+from arguments import DataOptions, TrainingConfig
+from fashion_mnist import FASHION_MNIST, load_fashion_mnist
 
 
-FASHION_MNIST = "zalando-datasets/fashion_mnist"
-FASHION_MNIST_CLASSES = [
-    "T - shirt / top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-]
-DEBIAN_PACKAGE = "dataset-fashion-mnist"
-DEBIAN_FILES = Path("usr/share/datasets/fashion-mnist")
-DATA_DIRECTORY = Path("outputs/data")
-
-
-def load_images(config: TrainingConfig) -> tuple[Dataset, Dataset]:
-    """The training and the validation images, with columns `image` and `label` (a `ClassLabel`).
+def load_images(config: TrainingConfig) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
+    """The training and the validation images, with columns `image` and `label` (a `ClassLabel`, or integers).
 
     Raises:
-        ValueError: a split or a column is not there, or the labels are no classes.
+        ValueError: a split or a column is not there, the labels are no classes, or those of both splits differ. The
+            message names what is missing, and what there is.
     """
-    dataset = load_fashion_mnist() if config.dataset_name == FASHION_MNIST else load_dataset(config.dataset_name)
-    splits = []
-    for option, limit in (("train_split", config.max_train_samples), ("validation_split", config.max_eval_samples)):
-        name = getattr(config, option)
-        if name not in dataset:
-            raise ValueError(f"{option} is {name!r}, but {config.dataset_name} has {sorted(dataset)}")
-        split = dataset[name]
-        for column in (config.image_column_name, config.label_column_name):
-            if column not in split.column_names:
-                raise ValueError(f"there is no column {column!r} in {config.dataset_name}: {split.column_names}")
-        split = split.select_columns([config.image_column_name, config.label_column_name])
-        split = split.rename_columns({config.image_column_name: "image", config.label_column_name: "label"})
-        if not isinstance(split.features["label"], ClassLabel):
-            raise ValueError(f"{config.label_column_name} holds {split.features['label']}, expected a ClassLabel")
-        splits.append(split.select(range(min(limit or len(split), len(split)))))
-    return splits[0], splits[1]
+    splits = read_splits(config)
+    if config.validation_split not in splits and config.train_val_split is not None:
+        splits = split_off_validation(splits, config)
+    train, validation = (select(splits, option, config) for option in ("train_split", "validation_split"))
+    if not config.streaming:
+        check_labels(train, validation, config)
+    return limit(train, config.max_train_samples, config), limit(validation, config.max_eval_samples, config)
 
 
-def load_fashion_mnist() -> DatasetDict:
-    """Fashion-MNIST from the Hub where it can be reached, else from Debian's package, kept in outputs/data.
-
-    Raises:
-        RuntimeError: neither can be had; the message says what helps.
-    """
-    kept = DATA_DIRECTORY / "fashion_mnist"
-    if kept.is_dir():
-        return load_from_disk(kept)
-    try:
-        # A quick question first: `load_dataset` retries for half a minute where there is no network.
-        HfApi().dataset_info(FASHION_MNIST, timeout=10)
-        return load_dataset(FASHION_MNIST)
-    except Exception as error:
-        print(f"Fashion-MNIST cannot be had from the Hub ({type(error).__name__}), taking Debian's package")
-    files = _debian_files()
-    features = Features({"image": Image(), "label": ClassLabel(names=FASHION_MNIST_CLASSES)})
-    dataset = DatasetDict()
-    for split, prefix in (("train", "train"), ("test", "t10k")):
-        images = _read_idx(files / f"{prefix}-images-idx3-ubyte.gz")
-        labels = _read_idx(files / f"{prefix}-labels-idx1-ubyte.gz")
-        columns = {"image": [{"bytes": _png(image), "path": None} for image in images], "label": labels.tolist()}
-        dataset[split] = Dataset.from_dict(columns, features=features)
-    beside = kept.with_name(f"{kept.name}.{os.getpid()}")
-    dataset.save_to_disk(beside)
-    beside.rename(kept)
-    return load_from_disk(kept)
+def read_splits(config: DataOptions) -> dict[str, Dataset | IterableDataset]:
+    """All splits of the data set, as they are."""
+    if config.train_dir:
+        check_class_folders(config)
+        # `validation_split` may have another name; what is in validation_dir is what it means.
+        folders = {config.train_split: config.train_dir, config.validation_split: config.validation_dir}
+        files = {split: str(Path(folder) / "**") for split, folder in folders.items() if folder}
+        return load_dataset("imagefolder", data_files=files, streaming=config.streaming)
+    if config.dataset_name == FASHION_MNIST and not config.streaming:
+        return load_fashion_mnist()
+    check_parquet_classes(config)
+    return load_dataset(config.dataset_name, config.dataset_config_name, streaming=config.streaming)
 
 
-def _debian_files() -> Path:
-    installed, unpacked = Path("/") / DEBIAN_FILES, DATA_DIRECTORY / DEBIAN_FILES
-    if installed.is_dir():
-        return installed
-    if not unpacked.is_dir() and shutil.which("apt-get") and shutil.which("dpkg"):
-        _download_debian_package()
-    if not unpacked.is_dir():
-        raise RuntimeError(
-            f"Fashion-MNIST cannot be had here. Either give this machine a network that reaches the Hugging Face Hub "
-            f"({FASHION_MNIST}), or install Debian's package {DEBIAN_PACKAGE} (its files belong into {installed})"
+def check_class_folders(config: DataOptions) -> None:
+    """`imagefolder` makes classes of the folders of both splits together: one too many would go unnoticed."""
+    train, validation = (
+        {path.name for path in Path(folder).iterdir() if path.is_dir()} if folder else set()
+        for folder in (config.train_dir, config.validation_dir)
+    )
+    if unknown := validation - train:
+        raise ValueError(f"{config.validation_dir} has classes {sorted(unknown)}, {config.train_dir} {sorted(train)}")
+
+
+def check_parquet_classes(config: DataOptions) -> None:
+    """`datasets` reads all splits with the class names of the first: with others, labels would silently change."""
+    if not Path(config.dataset_name).is_dir():
+        return
+    files = load_dataset_builder(config.dataset_name, config.dataset_config_name).config.data_files or {}
+    first = [files[split][0] for split in (config.train_split, config.validation_split) if split in files]
+    if all(file.endswith(".parquet") for file in first):
+        columns = [
+            Features.from_arrow_schema(parquet.read_schema(file)).get(config.label_column_name) for file in first
+        ]
+        names = [getattr(column, "names", None) for column in columns]
+        if len(names) == 2 and names[0] != names[1]:
+            raise ValueError(f"the classes of {first[0]} are {names[0]}, those of {first[1]} are {names[1]}")
+
+
+def split_off_validation(splits: dict[str, Dataset], config: TrainingConfig) -> dict[str, Dataset]:
+    """Divides the training split; a class has the same part in both where the labels say the classes."""
+    if config.streaming:
+        raise ValueError("train_val_split needs all images at hand: not with streaming. Give a validation split")
+    train = split_named(splits, "train_split", config)
+    label = config.label_column_name
+    by_class = label if isinstance(train.features.get(label), ClassLabel) else None
+    parts = train.train_test_split(config.train_val_split, seed=config.seed, stratify_by_column=by_class)
+    return {config.train_split: parts["train"], config.validation_split: parts["test"]}
+
+
+def select(splits: dict, option: str, config: DataOptions) -> Dataset | IterableDataset:
+    """One split with the columns `image` and `label`."""
+    split = split_named(splits, option, config)
+    image, label = config.image_column_name, config.label_column_name
+    features = split.features or Features()
+    for column_option, column in (("image_column_name", image), ("label_column_name", label)):
+        if column not in features:
+            raise ValueError(f"{column_option} is {column!r}, but {source(config)} has the columns {sorted(features)}")
+    if not isinstance(features[image], Image):
+        raise ValueError(f"{image} holds {features[image]}, expected an Image")
+    if not isinstance(features[label], ClassLabel) and features[label] not in (Value("int64"), Value("int32")):
+        raise ValueError(f"{label} holds {features[label]}, expected a ClassLabel or integers")
+    split = split.select_columns([image, label])
+    return split.rename_columns({old: new for old, new in ((image, "image"), (label, "label")) if old != new})
+
+
+def check_labels(train: Dataset, validation: Dataset, config: DataOptions) -> None:
+    """Classes that are never trained are a mistake: of the folders, the files or the splits."""
+    if strange := set(validation.unique("label")) - set(train.unique("label")):
+        names = class_names(validation) or range(max(strange) + 1)
+        raise ValueError(
+            f"{source(config)}: {config.validation_split} has labels {[names[n] for n in sorted(strange)]}, "
+            f"{config.train_split} has none of them"
         )
-    return unpacked
 
 
-def _download_debian_package() -> None:
-    """Downloads and unpacks into outputs/data, which needs no root; with package lists of its own where the machine
-    has none."""
-    lists = (DATA_DIRECTORY / "apt").resolve()
-    (lists / "partial").mkdir(parents=True, exist_ok=True)
-    own_lists = ["-o", f"Dir::State::Lists={lists}"]
-    for commands in ([["download"]], [[*own_lists, "update"], [*own_lists, "download"]]):
-        for command in commands:
-            package = [DEBIAN_PACKAGE] if command[-1] == "download" else []
-            subprocess.run(["apt-get", "-qq", *command, *package], cwd=DATA_DIRECTORY, stderr=subprocess.DEVNULL)
-        if archives := sorted(DATA_DIRECTORY.glob(f"{DEBIAN_PACKAGE}_*.deb")):
-            subprocess.run(["dpkg", "-x", str(archives[-1]), str(DATA_DIRECTORY)])
-            break
+def limit(images: Dataset | IterableDataset, samples: int | None, config: TrainingConfig) -> Dataset | IterableDataset:
+    """At most `samples` images, drawn by the seed because the images of a class may be beside each other.
 
-
-def _read_idx(path: Path) -> np.ndarray:
-    content = gzip.decompress(path.read_bytes())
-    dimensions = content[3]
-    shape = np.frombuffer(content, ">i4", dimensions, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    PILImage.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-class TrainingCollator:
-    """Rows of a data set to a batch of images, randomly cropped and flipped, as uint8 (B, 3, size, size).
-
-    Bytes travel; `normalize` makes them floats where the model is.
+    A stream stays what it is: its limit is the length of an epoch, see `TrainingOrder` and `EvaluationOrder`. Cutting
+    it here would end the shuffling of its files.
     """
-
-    def __init__(self, config: TrainingConfig):
-        size, min_scale = (config.image_size, config.image_size), config.random_crop_min_scale
-        self.crop = v2.Resize(size) if min_scale is None else v2.RandomResizedCrop(size, scale=(min_scale, 1))
-
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        pictures = [np.array(self.crop(row["image"].convert("RGB"))) for row in rows]
-        images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)  # channels-last, as PIL has them
-        flipped = torch.rand(len(rows)) < 0.5
-        images[flipped] = images[flipped].flip(3)
-        return {"pixel_values": images, "labels": torch.tensor([row["label"] for row in rows])}
+    if samples is None or isinstance(images, IterableDataset):
+        return images
+    return images.shuffle(config.seed).select(range(min(samples, len(images))))
 
 
-class EvaluationCollator:
-    """Rows of a data set to a batch as the image processor makes it: what is measured is what users will run."""
-
-    def __init__(self, processor: BaseImageProcessor):
-        self.processor = processor
-
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        batch = self.processor([row["image"] for row in rows], return_tensors="pt")
-        return {**batch, "labels": torch.tensor([row["label"] for row in rows])}
+def split_named(splits: dict, option: str, config: DataOptions) -> Dataset | IterableDataset:
+    name = getattr(config, option)
+    if name not in splits:
+        cure = " (--train_val_split takes a part of the training images)" if option == "validation_split" else ""
+        raise ValueError(f"{option} is {name!r}, but {source(config)} has {sorted(splits)}{cure}")
+    return splits[name]
 
 
-def normalize(images: torch.Tensor, config: TrainingConfig) -> torch.Tensor:
-    """uint8 (B, 3, H, W) to the floats that the image processor gives, in channels-last."""
-    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (config.image_mean, config.image_std))
-    return ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+def source(config: DataOptions) -> str:
+    return config.train_dir or config.dataset_name
+
+
+def class_names(images: Dataset | IterableDataset) -> list[str] | None:
+    """The names of the classes, None where the labels are bare integers."""
+    return getattr(images.features["label"], "names", None)

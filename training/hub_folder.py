@@ -25,13 +25,18 @@ def save_hub_folder(
 
 
 def trained_card(model: rednet.RedNetForImageClassification, config: TrainingConfig, results: dict) -> ModelCard:
-    dataset = config.dataset_name.rstrip("/")
+    dataset = (config.dataset_name or config.train_dir).rstrip("/")
     title = dataset.split("/")[-1].replace("_", " ")
     name = f"RedNet, trained on {title}"
     origin = f"from {config.model_name_or_path}" if config.model_name_or_path else "from scratch"
+    held_out = f"of its split `{config.validation_split}`"
+    if config.train_val_split is not None:
+        held_out = f"of it that were held out, a part of {config.train_val_split}"
+    elif config.validation_dir is not None:
+        held_out = f"of {Path(config.validation_dir).name}"
     introduction = (
         f"A RedNet for image classification, trained {origin} on {title}, and measured on the "
-        f"{results['eval_samples']:,} images of its split `{config.validation_split}`."
+        f"{results['eval_samples']:,} images {held_out}."
     )
     augmentation = "flips" if config.random_crop_min_scale is None else "crops and flips"
     training = (
@@ -61,3 +66,21 @@ def trained_card(model: rednet.RedNetForImageClassification, config: TrainingCon
         base_model=config.model_name_or_path,
         options=yaml.safe_dump(asdict(config), sort_keys=False).strip(),
     )
+
+
+def check_push() -> None:
+    """Before hours of training, not after them: whether there is a token that the Hub accepts."""
+    try:
+        hub.check_token()
+    except PermissionError as error:
+        raise SystemExit(f"--push_to_hub: {error}") from error
+
+
+def push(folder: Path, repository: str) -> None:
+    try:
+        print(hub.push_hub_folder(folder, repository).repo_url)
+    except Exception as error:  # what a broken connection raises differs between releases of huggingface_hub
+        raise SystemExit(
+            f"{folder} is whole, but was not pushed: {error}\n"
+            f"To push it: python training/push_to_hub.py {folder} {repository}"
+        ) from error

@@ -7,38 +7,45 @@ Every option of the file can be given on the command line as well (`--help`). In
 goes on from its newest checkpoint when it is started again with the same options; a finished one is evaluated only.
 """
 
-import json
 import math
 import os
-import shutil
 import time
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
-import evaluate
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import set_seed
+from accelerate import Accelerator
+from accelerate.utils import broadcast, set_seed
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForImageClassification, ConvNextImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
 import rednet
 from arguments import TrainingConfig, parse_config
-from data import EvaluationCollator, TrainingCollator, load_images, normalize
-from hub_folder import save_hub_folder
-from rednet.hub import check_token, push_hub_folder
+from augmentation import make_mixing, normalize, seeded
+from batches import evaluation_loader, training_loader
+from checkpoints import checkpoints, load_newest, save_checkpoint
+from data import class_names, load_images
+from evaluation import evaluate_model
+from hub_folder import check_push, push, save_hub_folder
+from run_folder import append_log, check_options, shorten_log, write_json
 
 
 class Progress:
-    """What of a run Accelerate does not save by itself: where it is, and the best accuracy so far."""
+    """What of a run Accelerate does not save by itself: where it is, and what it has seen."""
 
     def __init__(self) -> None:
         self.epoch = 0
-        self.step_in_epoch = 0  # batches, not optimizer steps
+        self.position = 0  # images of the epoch, of all processes together
         self.step = 0  # optimizer steps
+        self.losses = []  # of the steps since the last line of the log, means over all processes
+        self.log_lines = 0
         self.best_accuracy = -1.0
         self.seconds = 0.0
 
@@ -49,21 +56,31 @@ class Progress:
         vars(self).update(state)
 
 
-def main() -> None:
-    config = parse_config()
+@dataclass
+class Run:
+    """All that the functions below work on."""
+
+    config: TrainingConfig
+    accelerator: Accelerator
+    model: torch.nn.Module
+    ema: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    mixing: v2.Transform | None
+    progress: Progress
+    total_steps: int
+    bar: tqdm
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.output_dir)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    config = parse_config(arguments)
     disable_progress_bar()  # those of loading and saving weights; the training has its own
-    output_dir = Path(config.output_dir)
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=config.report_to.split(",") if config.report_to else None,
-        project_dir=output_dir,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
-    )
-    if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        # `accelerate launch` (which sets that variable) leaves processes without a GPU one thread each.
-        torch.set_num_threads(max(os.cpu_count() // accelerator.num_processes, 1))
-    check_options(output_dir, config)
+    accelerator = make_accelerator(config)
+    check_options(config)
     if config.push_to_hub:
         check_push()
     set_seed(config.seed)
@@ -71,53 +88,30 @@ def main() -> None:
     with accelerator.main_process_first():
         train_images, eval_images = load_images(config)
     processor = make_processor(config)
-    model = make_model(config, train_images.features["label"].names)
-    train_loader, eval_loader = make_loaders(config, train_images, eval_images, processor)
-    optimizer = torch.optim.SGD(
-        model.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=True
-    )
-    if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(output_dir / "options.json", asdict(config))
-    model, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)
-
-    steps_per_epoch = math.ceil(len(train_loader) / config.gradient_accumulation_steps)
-    total_steps = config.max_train_steps or config.num_train_epochs * steps_per_epoch
-    # Not prepared: Accelerate would step it once for every process.
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, total_steps, config))
-    progress = Progress()
-    accelerator.register_for_checkpointing(scheduler, progress)
-    resume(accelerator, output_dir, progress)
-    if accelerator.is_main_process:
-        drop_log_after(output_dir / "log.jsonl", progress.step)
-    accelerator.init_trackers("rednet", asdict(config))
-
-    bar = tqdm(total=total_steps, initial=progress.step, unit="step", disable=not accelerator.is_local_main_process)
-    results = {}
-    while progress.step < total_steps:
-        train_epoch(accelerator, config, model, optimizer, scheduler, train_loader, progress, total_steps, bar)
-        results = evaluate_model(accelerator, model, eval_loader)
-        log(accelerator, output_dir, progress, {"epoch": progress.epoch, **results})
-        bar.write(f"epoch {progress.epoch}: top-1 {100 * results['eval_accuracy']:.2f} %")
-        if results["eval_accuracy"] > progress.best_accuracy:
-            progress.best_accuracy = results["eval_accuracy"]
-            save(accelerator, output_dir / "best", model, processor, config, results)
-        if config.checkpointing_steps == "epoch" or progress.step >= total_steps:
-            save_checkpoint(accelerator, config, progress)
-    bar.close()
-
-    results = results or evaluate_model(accelerator, model, eval_loader)
-    save(accelerator, output_dir / "last", model, processor, config, results)
-    if accelerator.is_main_process:
-        results |= {"best_eval_accuracy": progress.best_accuracy, "steps": progress.step, "epochs": progress.epoch}
-        results |= {"train_seconds": round(progress.seconds, 1), "train_samples": len(train_images)}
-        results |= {"parameters": rednet.count_parameters(model), "threads": torch.get_num_threads()}
-        results |= {"device": str(accelerator.device), "torch": torch.__version__}
-        write_json(output_dir / "results.json", results)
-        print(f"top-1 {100 * results['eval_accuracy']:.2f} % on {results['eval_samples']} images -> {output_dir}/last")
-        if config.push_to_hub:
-            push(output_dir, config)
+    model = make_model(config, class_names(train_images))
+    places = {"process": accelerator.process_index, "num_processes": accelerator.num_processes}
+    train_loader = training_loader(train_images, config, model.config.num_labels, **places)
+    eval_loader = evaluation_loader(eval_images, config, processor, model.config.num_labels, **places)
+    run = prepare(config, accelerator, model, train_loader)
+    train(run, train_loader, eval_loader, processor)
     accelerator.end_training()
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """Without accumulation of its own: it divides by the number of batches even where an epoch ends with fewer."""
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with=config.report_to.split(",") if config.report_to else None,
+        project_dir=config.output_dir,
+    )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise SystemExit("give --gradient_accumulation_steps to train.py, not to accelerate launch")
+    if config.sync_batch_norm and accelerator.device.type == "cpu":
+        raise SystemExit("--sync_batch_norm: torch has it for GPUs only, this process runs on the CPU")
+    if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        # `accelerate launch` (which sets that variable) leaves processes without a GPU one thread each.
+        torch.set_num_threads(max(os.cpu_count() // accelerator.num_processes, 1))
+    return accelerator
 
 
 def make_processor(config: TrainingConfig) -> ConvNextImageProcessor:
@@ -131,39 +125,70 @@ def make_processor(config: TrainingConfig) -> ConvNextImageProcessor:
     )
 
 
-def make_model(config: TrainingConfig, labels: list[str]) -> rednet.RedNetForImageClassification:
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: n for n, label in enumerate(labels)}}
+def make_model(config: TrainingConfig, labels: list[str] | None) -> rednet.RedNetForImageClassification:
+    """The model for these classes; where the data set has bare numbers, for those that the model has already.
+
+    Raises:
+        ValueError: the weights are of a model for other classes, and `ignore_mismatched_sizes` does not allow it.
+    """
+    names = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}
     if config.model_name_or_path is not None:
+        known = list(AutoConfig.from_pretrained(config.model_name_or_path).id2label.values())
+        if labels and known != labels and not config.ignore_mismatched_sizes:
+            raise ValueError(
+                f"{config.model_name_or_path} knows {len(known)} classes, {known[:3]} ..., the data set has "
+                f"{len(labels)}, {labels[:3]} ...: --ignore_mismatched_sizes takes its weights for those"
+            )
         model = AutoModelForImageClassification.from_pretrained(
-            config.model_name_or_path, ignore_mismatched_sizes=True, **names
+            config.model_name_or_path, ignore_mismatched_sizes=config.ignore_mismatched_sizes, **names
         )
     else:
         model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(config.config_name, **names))
     return model.to(memory_format=torch.channels_last)
 
 
-def make_loaders(config: TrainingConfig, train_images, eval_images, processor) -> tuple[DataLoader, DataLoader]:
-    workers = {"num_workers": config.dataloader_num_workers, "pin_memory": torch.cuda.is_available()}
-    train_loader = DataLoader(
-        train_images,
-        batch_size=config.per_device_train_batch_size,
-        shuffle=True,
-        drop_last=True,  # a small batch at the end would weigh its images more than the others
-        collate_fn=TrainingCollator(config),
-        **workers,
-    )
-    if len(train_loader) == 0:
-        raise ValueError(
-            f"per_device_train_batch_size is {config.per_device_train_batch_size}, but there are only "
-            f"{len(train_images)} images to train on"
-        )
-    eval_loader = DataLoader(
-        eval_images,
-        batch_size=config.per_device_eval_batch_size,
-        collate_fn=EvaluationCollator(processor),
-        **workers,
-    )
-    return train_loader, eval_loader
+def prepare(config: TrainingConfig, accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader) -> Run:
+    """Everything that is trained, on its device, and as far as the newest checkpoint says."""
+    folder, mixing = Path(config.output_dir), make_mixing(config, model.config.num_labels)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "options.json", asdict(config))
+    if config.sync_batch_norm:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.to(accelerator.device)
+    ema = None
+    if config.ema_decay is not None:
+        # Statistics of BatchNorm are averaged as well: those of other weights would not fit.
+        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+        accelerator.register_for_checkpointing(ema)
+    if config.torch_compile:
+        model.compile()
+    groups = parameter_groups(model, config)
+    optimizer = torch.optim.SGD(groups, config.learning_rate, config.momentum, nesterov=True)
+    model, optimizer = accelerator.prepare(model, optimizer)
+
+    steps_per_epoch = math.ceil(len(loader.batch_sampler) / config.gradient_accumulation_steps)
+    total_steps = config.max_train_steps or config.num_train_epochs * steps_per_epoch
+    # Not prepared: Accelerate would step it once for every process.
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, total_steps, config))
+    progress = Progress()
+    accelerator.register_for_checkpointing(scheduler, progress)
+    if newest := load_newest(accelerator, folder / "checkpoints"):
+        accelerator.print(f"Going on from step {progress.step}, epoch {progress.epoch} ({newest})")
+    if accelerator.is_main_process:
+        shorten_log(folder / "log.jsonl", progress.log_lines)
+    # Trackers know numbers and strings, no lists.
+    accelerator.init_trackers("rednet", {name: str(value) for name, value in asdict(config).items()})
+    bar = tqdm(total=total_steps, initial=progress.step, unit="step", disable=not accelerator.is_local_main_process)
+    return Run(config, accelerator, model, ema, optimizer, scheduler, mixing, progress, total_steps, bar)
+
+
+def parameter_groups(model: torch.nn.Module, config: TrainingConfig) -> list[dict]:
+    """All parameters decay, as in the paper, or only those with more than one dimension: no BatchNorm, no biases."""
+    free = [p for p in model.parameters() if p.ndim <= 1 and config.no_decay_on_norm_and_bias]
+    decayed = [p for p in model.parameters() if p.ndim > 1 or not config.no_decay_on_norm_and_bias]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def schedule(step: int, total_steps: int, config: TrainingConfig) -> float:
@@ -174,165 +199,160 @@ def schedule(step: int, total_steps: int, config: TrainingConfig) -> float:
     return cosine * (config.warmup_start_factor + (1 - config.warmup_start_factor) * step / config.num_warmup_steps)
 
 
-def train_epoch(accelerator, config, model, optimizer, scheduler, loader, progress, total_steps, bar) -> None:
-    """Trains to the end of the epoch, or of the run, from where `progress` is."""
-    model.train()
-    # Order and augmentation of the images depend on seed and epoch, not on what ran before. (Resumed in mid-epoch, the
-    # order is that of the run that was interrupted, the crops and flips of what is left of the epoch are others.)
-    set_seed(config.seed + progress.epoch, device_specific=True)
-    loader.set_epoch(progress.epoch)
-    batches = accelerator.skip_first_batches(loader, progress.step_in_epoch) if progress.step_in_epoch else loader
-    start, images, losses, grad_norm = time.perf_counter(), 0, [], None
-    for batch in batches:
-        with accelerator.accumulate(model):
-            logits = model(normalize(batch["pixel_values"], config)).logits
-            loss = F.cross_entropy(logits, batch["labels"], label_smoothing=config.label_smoothing)
-            accelerator.backward(loss)
-            if accelerator.sync_gradients and config.max_grad_norm is not None:
-                grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            optimizer.step()
-            if accelerator.sync_gradients:
-                scheduler.step()
-            optimizer.zero_grad()
-        losses.append(loss.detach())
-        images += len(batch["labels"]) * accelerator.num_processes
-        progress.step_in_epoch += 1
-        if not accelerator.sync_gradients:
-            continue
+def train(run: Run, train_loader: DataLoader, eval_loader: DataLoader, processor: ConvNextImageProcessor) -> None:
+    """Trains to the end, evaluating after every epoch, and leaves the Hub folders and results.json."""
+    config, accelerator, progress, results = run.config, run.accelerator, run.progress, {}
+    trained = run.model if run.ema is None else run.ema.module
+    while progress.step < run.total_steps:
+        train_epoch(run, train_loader)
+        # Each process has statistics of its own batches; those of the first are saved, so all evaluate with them.
+        broadcast(list(trained.buffers()))
+        results = evaluate_model(accelerator, trained, eval_loader)
+        log(run, {"epoch": progress.epoch, **results})
+        run.bar.write(f"epoch {progress.epoch}: top-1 {100 * results['eval_accuracy']:.2f} %")
+        if results["eval_accuracy"] > progress.best_accuracy:
+            progress.best_accuracy = results["eval_accuracy"]
+            save(run, "best", trained, processor, results)
+        if config.checkpointing_steps == "epoch" or progress.step >= run.total_steps:
+            save_checkpoint(accelerator, run.folder / "checkpoints", progress.step, config.checkpoints_total_limit)
+    run.bar.close()
 
+    results = results or evaluate_model(accelerator, trained, eval_loader)
+    save(run, "last", trained, processor, results)
+    if accelerator.is_main_process:
+        results |= {"best_eval_accuracy": progress.best_accuracy, "steps": progress.step, "epochs": progress.epoch}
+        results |= {
+            "train_seconds": round(progress.seconds, 1),
+            "train_samples": train_loader.batch_sampler.num_images,
+        }
+        results |= {"parameters": rednet.count_parameters(trained), "threads": torch.get_num_threads()}
+        results |= {"device": str(accelerator.device), "torch": torch.__version__}
+        write_json(run.folder / "results.json", results)
+        print(f"top-1 {100 * results['eval_accuracy']:.2f} % on {results['eval_samples']} images -> {run.folder}/last")
+        if config.push_to_hub:
+            push(run.folder / "last", config.hub_model_id or run.folder.resolve().name)
+
+
+def train_epoch(run: Run, loader: DataLoader) -> None:
+    """Trains to the end of the epoch, or of the run, from where `progress` is. Afterwards all is known to be finite."""
+    config, accelerator, progress = run.config, run.accelerator, run.progress
+    run.model.train()
+    loader.batch_sampler.begin(progress.epoch, progress.position)
+    batches = iter(loader)
+    start, images, unread = time.perf_counter(), 0, []
+    while progress.step < run.total_steps and (group := list(islice(batches, config.gradient_accumulation_steps))):
+        loss, grad_norm = train_step(accelerator, run.model, run.optimizer, group, config, run.mixing, progress.step)
+        run.scheduler.step()
+        if run.ema is not None:
+            run.ema.update_parameters(accelerator.unwrap_model(run.model))
+        unread.append(loss)
+        seen = len(group) * loader.batch_sampler.global_batch
+        images += seen
+        progress.position += seen
         progress.step += 1
-        bar.update()
-        if progress.step % config.logging_steps == 0 or progress.step == total_steps:
-            mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-            if not math.isfinite(mean):
-                raise FloatingPointError(
-                    f"the loss is {mean} at step {progress.step}; the checkpoints in {config.output_dir} are from "
-                    "before. A lower learning rate, or --max_grad_norm 1, helps"
-                )
+        run.bar.update()
+
+        if progress.step % config.logging_steps == 0 or progress.step == run.total_steps:
+            read_losses(run, unread)
             seconds = time.perf_counter() - start
-            values = {"loss": mean, "learning_rate": scheduler.get_last_lr()[0], "images_per_second": images / seconds}
+            values = {"loss": math.fsum(progress.losses) / len(progress.losses)}
+            values |= {"learning_rate": run.scheduler.get_last_lr()[0], "images_per_second": images / seconds}
             if grad_norm is not None:
                 values["grad_norm"] = float(grad_norm)
-            log(accelerator, Path(config.output_dir), progress, values)
-            bar.set_postfix(loss=f"{mean:.3f}", images_per_s=f"{images / seconds:.0f}")
+            log(run, values)
+            run.bar.set_postfix(loss=f"{values['loss']:.3f}", images_per_s=f"{images / seconds:.0f}")
+            progress.losses.clear()
             progress.seconds += seconds
-            start, images, losses = time.perf_counter(), 0, []
-        if progress.step >= total_steps:
-            break  # its checkpoint comes after the evaluation
+            start, images = time.perf_counter(), 0
         if config.checkpointing_steps != "epoch" and progress.step % int(config.checkpointing_steps) == 0:
-            save_checkpoint(accelerator, config, progress)
+            read_losses(run, unread)
+            check_weights(run)
+            save_checkpoint(accelerator, run.folder / "checkpoints", progress.step, config.checkpoints_total_limit)
+    read_losses(run, unread)
+    check_weights(run)
     progress.seconds += time.perf_counter() - start
-    progress.epoch += 1
-    progress.step_in_epoch = 0
+    progress.epoch, progress.position = progress.epoch + 1, 0
 
 
-@torch.no_grad()
-def evaluate_model(accelerator: Accelerator, model, loader: DataLoader) -> dict:
-    """Top-1 and top-5 accuracy and the mean cross-entropy over all images."""
-    model.eval()
-    metric = evaluate.load(str(Path(__file__).parent / "metrics/top_k_accuracy.py"))
-    losses = []
-    for batch in tqdm(loader, desc="evaluate", leave=False, disable=not accelerator.is_local_main_process):
-        logits = model(batch["pixel_values"].contiguous(memory_format=torch.channels_last)).logits
-        logits, labels = accelerator.gather_for_metrics((logits, batch["labels"]))
-        ranked = logits.topk(min(5, logits.shape[1])).indices
-        metric.add_batch(predictions=ranked.tolist(), references=labels.tolist())
-        losses.append(F.cross_entropy(logits.float(), labels, reduction="none"))
-    losses = torch.cat(losses)
-    results = {f"eval_{name}": value for name, value in metric.compute().items()}
-    return {**results, "eval_loss": losses.mean().item(), "eval_samples": len(losses)}
+def train_step(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: list[dict],
+    config: TrainingConfig,
+    mixing: v2.Transform | None = None,
+    step: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One step with the mean gradient of `batches`: that of one batch with all their images.
+
+    Returns:
+        The mean loss of this process, and the norm of the gradient if it is clipped.
+    """
+    losses, grad_norm = [], None
+    for number, batch in enumerate(batches):
+        images = normalize(batch["pixel_values"].to(accelerator.device, non_blocking=True), config)
+        labels = batch["labels"].to(accelerator.device, non_blocking=True)
+        if mixing is not None:
+            with seeded(config.seed, step, accelerator.process_index, number):
+                images, labels = mixing(images, labels)
+            images = images.contiguous(memory_format=torch.channels_last)
+        with nullcontext() if number == len(batches) - 1 else accelerator.no_sync(model):
+            loss = F.cross_entropy(model(images).logits, labels, label_smoothing=config.label_smoothing)
+            accelerator.backward(loss / len(batches))
+        losses.append(loss.detach())
+    if config.max_grad_norm is not None:
+        grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return torch.stack(losses).mean(), grad_norm
 
 
-def save(accelerator: Accelerator, folder: Path, model, processor, config: TrainingConfig, results: dict) -> None:
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        save_hub_folder(folder, accelerator.unwrap_model(model), processor, config, results)
+def read_losses(run: Run, unread: list[torch.Tensor]) -> None:
+    """Moves the losses of the last steps, averaged over the processes, to `progress`.
+
+    Only now and then, because reading them waits for the GPU; and before anything is written.
+
+    Raises:
+        FloatingPointError: one is not finite. The message names its step and the last checkpoint from before.
+    """
+    if unread:
+        means = run.accelerator.reduce(torch.stack(unread), "mean").tolist()
+        unread.clear()
+        for number, mean in enumerate(means, run.progress.step - len(means) + 1):
+            if not math.isfinite(mean):
+                stop(run, f"the loss is {mean} at step {number}")
+        run.progress.losses += means
 
 
-def check_push() -> None:
-    """Before hours of training, not after them."""
-    try:
-        check_token()
-    except PermissionError as error:
-        raise SystemExit(f"--push_to_hub: {error}") from error
+def check_weights(run: Run) -> None:
+    """Raises FloatingPointError where a weight or statistic is not finite: the loss would tell only a step later."""
+    tensors = [t.detach() for t in (*run.model.parameters(), *run.model.buffers()) if t.is_floating_point()]
+    wrong = torch.stack([~t.isfinite().all() for t in tensors]).any().float()
+    if run.accelerator.reduce(wrong, "sum"):
+        stop(run, f"weights are not finite after step {run.progress.step}")
 
 
-def push(output_dir: Path, config: TrainingConfig) -> None:
-    folder, repository = output_dir / "last", config.hub_model_id or output_dir.resolve().name
-    try:
-        print(push_hub_folder(folder, repository).repo_url)
-    except Exception as error:  # what a broken connection raises differs between releases of huggingface_hub
-        raise SystemExit(
-            f"{folder} is whole, but was not pushed: {error}\n"
-            f"To push it: python training/push_to_hub.py {folder} {repository}"
-        ) from error
+def stop(run: Run, problem: str) -> None:
+    found = checkpoints(run.folder / "checkpoints")
+    raise FloatingPointError(
+        f"{problem}; the last checkpoint from before is {found[-1] if found else 'none'}, nothing was written since. "
+        "A lower learning rate, or --max_grad_norm 1, helps"
+    )
 
 
-def check_options(output_dir: Path, config: TrainingConfig) -> None:
-    """Refuses an `output_dir` that belongs to a run with other options."""
-    path = output_dir / "options.json"
-    if path.exists():
-        before, options = json.loads(path.read_text()), asdict(config)
-        elsewhere = ("output_dir", "push_to_hub", "hub_model_id")  # where it goes, not what it is
-        changed = [name for name in options if options[name] != before.get(name) and name not in elsewhere]
-        if changed:
-            differences = ", ".join(f"{name} {before.get(name)!r} -> {options[name]!r}" for name in changed)
-            raise SystemExit(
-                f"{output_dir} holds a run with other options ({differences}). Give another --output_dir, or remove it"
-            )
-
-
-def save_checkpoint(accelerator: Accelerator, config: TrainingConfig, progress: Progress) -> None:
-    """Writes the state beside its place, then renames it; removes the oldest ones beyond the limit."""
-    folder = Path(config.output_dir) / "checkpoints"
-    beside, final = folder / "new", folder / f"step_{progress.step:08d}"
-    if accelerator.is_main_process:
-        shutil.rmtree(beside, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(beside)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(final, ignore_errors=True)
-        beside.rename(final)
-        for old in checkpoints(folder)[: -config.checkpoints_total_limit]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints, oldest first."""
-    return sorted(folder.glob("step_*"))
-
-
-def resume(accelerator: Accelerator, output_dir: Path, progress: Progress) -> None:
-    if found := checkpoints(output_dir / "checkpoints"):
-        accelerator.load_state(found[-1])
-        accelerator.print(f"Going on from step {progress.step}, epoch {progress.epoch} ({found[-1]})")
-
-
-def log(accelerator: Accelerator, output_dir: Path, progress: Progress, values: dict) -> None:
+def log(run: Run, values: dict) -> None:
     """One line of log.jsonl, and the same to the trackers."""
-    accelerator.log(values, step=progress.step)
-    if accelerator.is_main_process:
-        with open(output_dir / "log.jsonl", "a") as file:
-            file.write(json.dumps({"step": progress.step, **values}) + "\n")
+    run.progress.log_lines += 1
+    run.accelerator.log(values, step=run.progress.step)
+    if run.accelerator.is_main_process:
+        append_log(run.folder / "log.jsonl", {"step": run.progress.step, **values})
 
 
-def drop_log_after(path: Path, step: int) -> None:
-    """What an interrupted run logged after its last checkpoint will be logged again."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
-        write_text(path, "".join(line for line in lines if json.loads(line)["step"] <= step))
-
-
-def write_json(path: Path, values: dict) -> None:
-    write_text(path, json.dumps(values, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text(text)
-    beside.replace(path)
+def save(run: Run, name: str, model: torch.nn.Module, processor: ConvNextImageProcessor, results: dict) -> None:
+    run.accelerator.wait_for_everyone()
+    if run.accelerator.is_main_process:
+        plain = run.accelerator.unwrap_model(model)
+        save_hub_folder(run.folder / name, plain, processor, run.config, results)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
+import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 
 
@@ -20,11 +23,29 @@ def digits(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def digit_archives(tmp_path_factory):
+    """240 and 60 of the same digits as WebDataset archives, four and one of them."""
+    folder = tmp_path_factory.mktemp("archives")
+    images, labels = load_digits(return_X_y=True)
+    for split, rows in (("train", range(240)), ("test", range(1400, 1460))):
+        for part in range(4 if split == "train" else 1):
+            with tarfile.open(folder / f"{split}-{part}.tar", "w") as archive:
+                for row in list(rows)[part :: 4 if split == "train" else 1]:
+                    picture = io.BytesIO()
+                    PILImage.fromarray((images[row].reshape(8, 8) * 255 / 16).astype(np.uint8)).save(picture, "PNG")
+                    for name, content in (("png", picture.getvalue()), ("cls", str(labels[row]).encode())):
+                        entry = tarfile.TarInfo(f"{row:04}.{name}")
+                        entry.size = len(content)
+                        archive.addfile(entry, io.BytesIO(content))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def options(digits, tmp_path_factory):
     """A training that takes seconds, as a configuration file and the values in it."""
     folder = tmp_path_factory.mktemp("options")
     model = {"model_type": "rednet", "embedding_size": 32, "hidden_sizes": [64, 128], "depths": [1, 1]}
-    model["stem_stride"] = 1
+    model |= {"stem_stride": 1, "num_labels": 10}
     (folder / "model.json").write_text(json.dumps(model))
     values = {
         "config_name": str(folder / "model.json"),

@@ -6,11 +6,16 @@ import evaluate
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as PILImage
 from sklearn.metrics import top_k_accuracy_score
-from train import make_processor
 
 import data
+import fashion_mnist
 from arguments import TrainingConfig, parse_config
+from augmentation import normalize
+from batches import EvaluationBatches, TrainingBatches
+from train import make_model, make_processor
 
 
 REQUIRED = ["--config_name", "model.json", "--dataset_name", "pictures"]
@@ -31,7 +36,12 @@ def test_every_recipe_in_the_repository_is_valid(root):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("learning_rat: 0.1", ["unknown", "learning_rat"]),
+        ("learning_rat: 0.1", ["unknown", "recipe.yaml", "learning_rat", "did you mean learning_rate?"]),
+        ("num_train_epochs: true", ["num_train_epochs", "True", "int"]),
+        ("logging_steps: 0", ["--logging_steps is 0"]),
+        ("train_dir: pictures", ["one of", "--dataset_name", "--train_dir"]),
+        ("validation_dir: pictures", ["--validation_dir", "--train_dir"]),
+        ("train_val_split: 5", ["--train_val_split is 5.0", "between 0 and 1"]),
         ("num_train_epochs: many", ["num_train_epochs", "many", "int"]),
         ("learning_rate: fast", ["learning_rate", "fast", "float"]),
         ("checkpointing_steps: 0", ["checkpointing_steps", "0"]),
@@ -59,6 +69,24 @@ def test_plain_yaml_is_understood(tmp_path):
     assert (config.mixed_precision, config.checkpointing_steps, config.learning_rate) == ("no", "500", 1e-4)
 
 
+@pytest.mark.parametrize(
+    "unknown, nearest",
+    [("--learning_rat", "--learning_rate"), ("--lerning-rate=3", "--learning_rate"), ("--xyz", "--help")],
+)
+def test_unknown_arguments_are_named(unknown, nearest, capsys):
+    """Also beginnings of an option's name, which argparse would take for it."""
+    with pytest.raises(SystemExit):
+        parse_config([*REQUIRED, unknown, "0.1"])
+    error = capsys.readouterr().err
+    assert unknown in error and nearest in error
+
+
+def test_missing_folders_are_named(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(["--config_name", "model.json", "--train_dir", "nowhere"])
+    assert "--train_dir nowhere: there is no such folder" in capsys.readouterr().err
+
+
 def test_missing_file_is_named(capsys):
     with pytest.raises(SystemExit):
         parse_config(["--config", "nowhere.yaml", *REQUIRED])
@@ -71,12 +99,80 @@ def test_missing_file_is_named(capsys):
         ({"validation_split": "dev"}, ["validation_split", "'dev'", "['test', 'train']"]),
         ({"image_column_name": "photo"}, ["'photo'", "picture"]),
         ({"label_column_name": "picture"}, ["picture", "ClassLabel"]),
+        ({"image_column_name": "digit"}, ["digit", "expected an Image"]),
+        ({"validation_split": "dev", "streaming": True}, ["validation_split", "'dev'", "['test', 'train']"]),
+        ({"validation_split": "dev", "streaming": True, "train_val_split": 0.1}, ["not with streaming"]),
     ],
 )
 def test_missing_splits_and_columns_are_named(options, changes, words):
     with pytest.raises(ValueError) as raised:
         data.load_images(TrainingConfig(**{**options[1], **changes}))
     assert all(word in str(raised.value) for word in words)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Images in a folder for each class: 12 cats and 4 dogs to train on, one of each to evaluate on."""
+    for split, name, number in (("train", "cat", 12), ("train", "dog", 4), ("val", "cat", 1), ("val", "dog", 1)):
+        (tmp_path / split / name).mkdir(parents=True, exist_ok=True)
+        for n in range(number):
+            picture = np.full((9, 9, 3), 10 * n + (name == "dog"), np.uint8)
+            PILImage.fromarray(picture).save(tmp_path / split / name / f"{n}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_folders_of_images(folders, streaming):
+    config = TrainingConfig(train_dir=str(folders / "train"), validation_dir=str(folders / "val"), streaming=streaming)
+    train, validation = data.load_images(config)
+    assert data.class_names(train) == data.class_names(validation) == ["cat", "dog"]
+    assert sorted((np.array(row["image"]).max(), row["label"]) for row in train) == sorted(
+        (10 * n + label, label) for label, number in ((0, 12), (1, 4)) for n in range(number)
+    )
+    assert len(list(validation)) == 2
+
+
+def test_a_part_of_the_training_images_for_validation(folders):
+    """A quarter of each class, by the seed; not where there is a validation split."""
+    values = {"train_dir": str(folders / "train"), "train_val_split": 0.25}
+    train, validation = data.load_images(TrainingConfig(**values))
+    assert sorted(validation["label"]) == [0, 0, 0, 1] and sorted(train["label"]) == [0] * 9 + [1] * 3
+    shades = [{np.array(image).max() for image in split["image"]} for split in (train, validation)]
+    assert not shades[0] & shades[1]
+    again = data.load_images(TrainingConfig(**values))[1]
+    assert {np.array(image).max() for image in again["image"]} == shades[1]
+    _, other = data.load_images(TrainingConfig(**values, validation_dir=str(folders / "val")))
+    assert len(other) == 2
+
+
+def test_classes_that_are_not_trained_are_named(tmp_path):
+    features = Features({"image": Image(), "label": Value("int64")})
+    for split, labels in (("train", [0, 2]), ("validation", [2, 3, 0, 5])):
+        rows = {"image": [np.zeros((8, 8), np.uint8)] * len(labels), "label": labels}
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(ValueError, match=r"validation has labels \[3, 5\], train has none"):
+        data.load_images(TrainingConfig(dataset_name=str(tmp_path)))
+
+
+def test_classes_that_do_not_match_are_named(folders, options, tmp_path):
+    (folders / "val/dog").rename(folders / "val/wolf")
+    config = TrainingConfig(train_dir=str(folders / "train"), validation_dir=str(folders / "val"))
+    with pytest.raises(ValueError, match=r"\['wolf'\].*\['cat', 'dog'\]"):
+        data.load_images(config)
+    for split, names in (("train", ["cat", "dog"]), ("validation", ["dog", "cat"])):
+        features = Features({"image": Image(), "label": ClassLabel(names=names)})
+        rows = {"image": [np.zeros((8, 8), np.uint8)], "label": [0]}
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"sets/{split}/0.parquet")
+    with pytest.raises(ValueError, match=r"\['cat', 'dog'\].*\['dog', 'cat'\]"):
+        data.load_images(TrainingConfig(dataset_name=str(tmp_path / "sets")))
+    model = make_model(TrainingConfig(**options[1]), ["cat", "dog"])
+    model.save_pretrained(tmp_path / "model")
+    config = TrainingConfig(model_name_or_path=str(tmp_path / "model"))
+    with pytest.raises(ValueError, match=r"2 classes, \['cat', 'dog'\].*3, \['dog', 'cat', 'cow'\].*--ignore_mis"):
+        make_model(config, ["dog", "cat", "cow"])
+    config.ignore_mismatched_sizes = True
+    assert make_model(config, ["dog", "cat", "cow"]).config.id2label == {0: "dog", 1: "cat", 2: "cow"}
+    assert make_model(config, None).config.id2label == {0: "cat", 1: "dog"}
 
 
 def test_limits_on_samples(options):
@@ -98,37 +194,36 @@ def test_fashion_mnist_from_debians_files(tmp_path, monkeypatch):
     for prefix in ("train", "t10k"):
         write_idx(files / f"{prefix}-images-idx3-ubyte.gz", images)
         write_idx(files / f"{prefix}-labels-idx1-ubyte.gz", labels)
-    monkeypatch.setattr(data, "DEBIAN_FILES", files)  # an absolute path stays what it is
-    monkeypatch.setattr(data, "DATA_DIRECTORY", tmp_path / "data")
-    dataset = data.load_fashion_mnist()
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FILES", files)  # an absolute path stays what it is
+    monkeypatch.setattr(fashion_mnist, "DATA_DIRECTORY", tmp_path / "data")
+    dataset = fashion_mnist.load_fashion_mnist()
     assert np.array_equal(np.stack([np.array(image) for image in dataset["test"]["image"]]), images)
     assert dataset["train"]["label"] == labels.tolist()
     assert dataset["train"].features["label"].int2str(9) == "Ankle boot"
-    monkeypatch.setattr(data, "DEBIAN_FILES", tmp_path / "gone")
-    assert len(data.load_fashion_mnist()["train"]) == 12
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FILES", tmp_path / "gone")
+    assert len(fashion_mnist.load_fashion_mnist()["train"]) == 12
 
 
 def test_fashion_mnist_where_there_is_no_way_to_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "DEBIAN_FILES", tmp_path / "missing")
-    monkeypatch.setattr(data, "DATA_DIRECTORY", tmp_path / "data")
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FILES", tmp_path / "missing")
+    monkeypatch.setattr(fashion_mnist, "DATA_DIRECTORY", tmp_path / "data")
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(RuntimeError) as raised:
-        data.load_fashion_mnist()
+        fashion_mnist.load_fashion_mnist()
     assert "Hugging Face Hub" in str(raised.value) and "dataset-fashion-mnist" in str(raised.value)
 
 
 def test_training_batches_look_like_the_processors(options):
     """Without crop (and up to the flip) a training image becomes what the image processor makes of it."""
     config = TrainingConfig(**{**options[1], "image_size": 8, "random_crop_min_scale": None})
-    rows = list(data.load_images(config)[1].select(range(6)))
-    torch.manual_seed(0)
-    batch = data.TrainingCollator(config)(rows)
-    images = data.normalize(batch["pixel_values"], config)
-    assert images.is_contiguous(memory_format=torch.channels_last) and batch["pixel_values"].dtype == torch.uint8
-    expected = data.EvaluationCollator(make_processor(config))(rows)
-    assert torch.equal(batch["labels"], expected["labels"])
+    images = data.load_images(config)[1].cast_column("image", Image(decode=False))
+    batch = TrainingBatches(images, config, 10).__getitems__([((0, 0, n), n) for n in range(6)])
+    normalized = normalize(batch["pixel_values"], config)
+    assert normalized.is_contiguous(memory_format=torch.channels_last) and batch["pixel_values"].dtype == torch.uint8
+    expected = EvaluationBatches(images, make_processor(config), 10).__getitems__([(n != 5, n) for n in range(6)])
+    assert torch.equal(batch["labels"][:5], expected["labels"][:5]) and expected["labels"][5] == -1
     flips = 0
-    for image, reference in zip(images, expected["pixel_values"]):
+    for image, reference in zip(normalized, expected["pixel_values"]):
         flipped = torch.allclose(image, reference.flip(2), atol=1e-5)
         assert flipped or torch.allclose(image, reference, atol=1e-5)
         flips += flipped

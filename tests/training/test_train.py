@@ -3,10 +3,8 @@
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,12 +13,15 @@ from hub_server import ALWAYS, HubServer
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from train import schedule
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import rednet
 from arguments import TrainingConfig
 from data import load_images
+from processes import Training
+from train import make_model, parameter_groups, schedule
 
 
 LAUNCH = [
@@ -33,22 +34,26 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def command(options_file: Path, output_dir: Path, *more: str) -> list[str]:
-    return [sys.executable, SCRIPT, "--config", str(options_file), "--output_dir", str(output_dir), *more]
+    return ["--config", str(options_file), "--output_dir", str(output_dir), *more]
 
 
-def run(root: Path, arguments: list[str], environment: dict = ENVIRONMENT) -> subprocess.CompletedProcess:
-    return subprocess.run(arguments, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
+def run(root: Path, output_dir: Path, arguments: list[str]) -> tuple[int, str]:
+    """Exit code and output of one training."""
+    training = Training(root, output_dir.with_name(f"{output_dir.name}.txt"), arguments)
+    return training.wait(), training.text()
 
 
 def read_log(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    """The log without the speed, which no two runs share."""
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in entry.items() if key != "images_per_second"} for entry in entries]
 
 
 @pytest.fixture(scope="module")
 def trained(root, options, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    result = run(root, command(options[0], folder))
-    assert result.returncode == 0, result.stderr
+    code, text = run(root, folder, command(options[0], folder))
+    assert code == 0, text
     return folder
 
 
@@ -90,9 +95,10 @@ def test_leaves_complete_hub_folders(trained, options, which):
 
 
 def test_a_finished_run_is_not_trained_again(root, trained, options):
+    """By the command that people use."""
     before, log = (trained / "last/model.safetensors").read_bytes(), read_log(trained)
-    _, *arguments = command(options[0], trained)
-    result = run(root, [*LAUNCH, *arguments])
+    arguments = [*LAUNCH, SCRIPT, *command(options[0], trained, "--dataloader_num_workers", "1")]
+    result = subprocess.run(arguments, cwd=root, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0 and "Going on from step 280" in result.stdout
     assert (trained / "last/model.safetensors").read_bytes() == before and read_log(trained) == log
 
@@ -100,16 +106,23 @@ def test_a_finished_run_is_not_trained_again(root, trained, options):
 def test_pushes_what_it_trained(root, trained, options, tmp_path):
     """A finished run is pushed by its own command. Without a token it says so at once; a failed push loses nothing."""
     arguments = command(options[0], trained, "--push_to_hub", "--hub_model_id", "user/digits")
+
+    def push(home: str, **more: str) -> subprocess.CompletedProcess:
+        environment = ENVIRONMENT | hub.environment(tmp_path / home, **more)
+        return subprocess.run(
+            [sys.executable, SCRIPT, *arguments], cwd=root, env=environment, capture_output=True, text=True
+        )
+
     before = (trained / "last/model.safetensors").read_bytes()
     with HubServer() as hub:
-        refused = run(root, arguments, ENVIRONMENT | hub.environment(tmp_path / "nobody", token=""))
+        refused = push("nobody", token="")
         assert refused.returncode == 1 and "--push_to_hub: there is no Hub token" in refused.stderr
         hub.fail("/commit/", status=500, times=ALWAYS)
-        failed = run(root, arguments, ENVIRONMENT | hub.environment(tmp_path / "failed"))
+        failed = push("failed")
         assert failed.returncode == 1 and "training/push_to_hub.py" in failed.stderr
         assert (trained / "last/model.safetensors").read_bytes() == before and len(hub.commits("user/digits")) == 1
         hub.recover()
-        result = run(root, arguments, ENVIRONMENT | hub.environment(tmp_path / "pushed"))
+        result = push("pushed")
         assert result.returncode == 0 and "user/digits" in result.stdout, result.stderr
         files = hub.files("user/digits")
         assert len(hub.commits("user/digits")) == 2 and files["model.safetensors"] == before
@@ -117,39 +130,8 @@ def test_pushes_what_it_trained(root, trained, options, tmp_path):
 
 
 def test_refuses_a_folder_of_another_run(root, trained, options):
-    result = run(root, command(options[0], trained, "--learning_rate", "0.1"))
-    assert result.returncode != 0 and "learning_rate 0.2 -> 0.1" in result.stderr
-
-
-def test_a_killed_run_ends_with_the_same_weights(root, trained, options, tmp_path):
-    process = subprocess.Popen(
-        command(options[0], tmp_path),
-        cwd=root,
-        env=ENVIRONMENT,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("checkpoints/step_*")):  # killed in the second epoch or later
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "results.json").exists()
-    (tmp_path / "checkpoints/new").mkdir(exist_ok=True)  # a checkpoint that was being written
-
-    result = run(root, command(options[0], tmp_path))
-    assert result.returncode == 0, result.stderr
-    assert "Going on from step" in result.stdout
-    expected, weights = (load_file(folder / "last/model.safetensors") for folder in (trained, tmp_path))
-    assert all(torch.equal(weights[name], value) for name, value in expected.items())
-    without_speed = [
-        [{k: v for k, v in entry.items() if k != "images_per_second"} for entry in read_log(folder)]
-        for folder in (trained, tmp_path)
-    ]
-    assert without_speed[0] == without_speed[1]
-    assert len(list(tmp_path.glob("checkpoints/*"))) == 2
+    code, text = run(root, trained, command(options[0], trained, "--learning_rate", "0.1"))
+    assert code != 0 and "learning_rate 0.2 -> 0.1" in text
 
 
 def test_half_precision_accumulation_and_fine_tuning(root, trained, options, tmp_path):
@@ -158,8 +140,10 @@ def test_half_precision_accumulation_and_fine_tuning(root, trained, options, tmp
     values = {**options[1], "config_name": None, "model_name_or_path": str(trained / "best"), "num_warmup_steps": 0}
     path.write_text(json.dumps(values))
     more = "--mixed_precision bf16 --gradient_accumulation_steps 3 --max_train_steps 2 --checkpointing_steps 1"
-    result = run(root, command(path, tmp_path / "run", *more.split(), "--learning_rate", "0.001"))
-    assert result.returncode == 0, result.stderr
+    code, text = run(
+        root, tmp_path / "run", command(path, tmp_path / "run", *more.split(), "--learning_rate", "0.001")
+    )
+    assert code == 0, text
     results = json.loads((tmp_path / "run/results.json").read_text())
     before = json.loads((trained / "results.json").read_text())["best_eval_accuracy"]
     assert results["steps"] == 2 and results["eval_accuracy"] > before - 0.1
@@ -167,9 +151,65 @@ def test_half_precision_accumulation_and_fine_tuning(root, trained, options, tmp
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 2
 
 
-def test_stops_when_the_loss_is_not_finite(root, options, tmp_path):
-    result = run(root, command(options[0], tmp_path, "--learning_rate", "1e30", "--num_warmup_steps", "0"))
-    assert result.returncode != 0 and "the loss is nan at step 10" in result.stderr
+@pytest.mark.parametrize(
+    "learning_rate, problem, last_good",
+    [
+        ("1e30", "the loss is nan at step 3", "step_00000002"),  # finite weights that overflow in the next step
+        ("1e38", "weights are not finite after step 2", "step_00000001"),
+    ],
+)
+def test_stops_before_ruined_weights_are_saved(root, options, tmp_path, learning_rate, problem, last_good):
+    """The warm-up starts from 0, so the first step changes nothing and the second one too much."""
+    more = ["--learning_rate", learning_rate, "--warmup_start_factor", "0", "--checkpointing_steps", "1"]
+    more += ["--weight_decay", "1e3"]
+    code, text = run(root, tmp_path / "run", command(options[0], tmp_path / "run", *more))
+    assert code != 0 and problem in text and f"before is {tmp_path}/run/checkpoints/{last_good}" in text
+    assert max((tmp_path / "run/checkpoints").iterdir()).name == last_good
+    assert not (tmp_path / "run/best").exists() and not (tmp_path / "run/last").exists()
+
+
+def test_moving_average_is_what_is_saved(root, options, tmp_path):
+    """The average of the weights after every step, from checkpoints of every step."""
+    more = ["--ema_decay", "0.7", "--max_train_steps", "4", "--checkpointing_steps", "1"]
+    more += ["--checkpoints_total_limit", "9", "--num_warmup_steps", "0"]
+    code, text = run(root, tmp_path / "run", command(options[0], tmp_path / "run", *more))
+    assert code == 0, text
+    steps = [load_file(path / "model.safetensors") for path in sorted((tmp_path / "run/checkpoints").iterdir())]
+    saved, expected = load_file(tmp_path / "run/last/model.safetensors"), steps[0]
+    assert len(steps) == 4
+    for step in steps[1:]:
+        expected = {name: 0.7 * value + 0.3 * step[name] for name, value in expected.items()}
+    for name, value in saved.items():
+        if value.is_floating_point():
+            assert torch.allclose(value, expected[name], rtol=1e-5, atol=1e-6), name
+    assert any(not torch.allclose(value, steps[-1][name]) for name, value in saved.items())
+
+
+def test_trackers(root, options, tmp_path):
+    more = ["--report_to", "tensorboard", "--max_train_steps", "10"]
+    code, text = run(root, tmp_path / "run", command(options[0], tmp_path / "run", *more))
+    assert code == 0, text
+    events = EventAccumulator(str(tmp_path / "run/rednet"))
+    events.Reload()
+    logged = [entry["loss"] for entry in read_log(tmp_path / "run") if "loss" in entry]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(logged)
+
+
+def test_groups_without_weight_decay(options):
+    """Off as in the paper: everything decays. On: neither BatchNorm nor biases."""
+    model = make_model(TrainingConfig(**options[1]), None)
+    (everything,) = parameter_groups(model, TrainingConfig())
+    assert len(everything["params"]) == len(list(model.parameters())) and everything["weight_decay"] == 1e-4
+    decayed, free = parameter_groups(model, TrainingConfig(no_decay_on_norm_and_bias=True))
+    assert decayed["weight_decay"] == 1e-4 and free["weight_decay"] == 0
+    expected = {id(module.weight) for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    assert {id(parameter) for parameter in decayed["params"]} == expected
+    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+
+
+def test_synchronised_batch_norm_needs_gpus(root, options, tmp_path):
+    code, text = run(root, tmp_path / "run", command(options[0], tmp_path / "run", "--sync_batch_norm"))
+    assert code != 0 and "--sync_batch_norm" in text and "CPU" in text
 
 
 def test_schedule_is_the_papers():
@@ -182,7 +222,8 @@ def test_schedule_is_the_papers():
 
 
 def test_demo_shows_what_was_learnt(root, trained):
-    result = run(root, [sys.executable, "training/demo.py", str(trained)])
+    arguments = [sys.executable, "training/demo.py", str(trained)]
+    result = subprocess.run(arguments, cwd=root, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("number ") >= 4 * 5 and "top-1" in result.stdout
     with Image.open(trained / "demo.png") as picture:

@@ -1,0 +1,49 @@
+"""One step of `train_step` by as many processes as start this, and its weights before and after, in float64.
+
+BatchNorm is in evaluation mode: in training mode its statistics are those of one process's batch, which makes two
+processes differ from one by design (`--sync_batch_norm` is the cure).
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from arguments import TrainingConfig
+from batches import training_loader
+from data import class_names, load_images
+from train import make_accelerator, make_model, parameter_groups, train_step
+
+
+class InFloat64(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model.double().eval()
+
+    def forward(self, images):
+        return self.model(images.double())
+
+
+def main(arguments: list[str]) -> None:
+    """`arguments`: a JSON file with the options of the training, and the file to write."""
+    config = TrainingConfig(**json.loads(Path(arguments[0]).read_text()))
+    accelerator = make_accelerator(config)
+    images, _ = load_images(config)
+    torch.manual_seed(config.seed)
+    model = make_model(config, class_names(images))
+    # Zero as they start, these scales would keep all other gradients of their blocks at zero.
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.uniform_(parameter, 0.2, 0.5)
+    loader = training_loader(images, config, 10, accelerator.process_index, accelerator.num_processes)
+    before = {name: value.double() for name, value in model.state_dict().items()}
+    groups = parameter_groups(model, config)
+    model = accelerator.prepare(InFloat64(model))
+    optimizer = accelerator.prepare(torch.optim.SGD(groups, 1.0))
+    loss, _ = train_step(accelerator, model, optimizer, list(loader), config)
+    loss = accelerator.reduce(loss, "mean")
+    if accelerator.is_main_process:
+        state = accelerator.unwrap_model(model).model.state_dict()
+        found = {"processes": accelerator.num_processes, "loss": loss, "before": before, "after": state}
+        torch.save(found, arguments[1])
+    accelerator.end_training()

@@ -1,0 +1,46 @@
+"""The files of a run beside its checkpoints and models: options.json, log.jsonl, results.json."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from arguments import RunOptions
+
+
+# With these changed, a run still ends with the same weights.
+FREE = {"output_dir", "dataloader_num_workers", "push_to_hub", "hub_model_id"}
+
+
+def check_options(config: RunOptions) -> None:
+    """Refuses an `output_dir` that belongs to a run with other options."""
+    path = Path(config.output_dir) / "options.json"
+    if path.exists():
+        before, options = json.loads(path.read_text()), asdict(config)
+        changed = [name for name in options if options[name] != before.get(name) and name not in FREE]
+        if changed:
+            differences = ", ".join(f"{name} {before.get(name)!r} -> {options[name]!r}" for name in changed)
+            raise SystemExit(
+                f"{config.output_dir} holds a run with other options ({differences}). Give another --output_dir, or "
+                "remove it"
+            )
+
+
+def append_log(path: Path, values: dict) -> None:
+    with open(path, "a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def shorten_log(path: Path, lines: int) -> None:
+    """What an interrupted run logged after its last checkpoint will be logged again."""
+    if path.exists():
+        write_text(path, "".join(path.read_text().splitlines(True)[:lines]))
+
+
+def write_json(path: Path, values: dict) -> None:
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(text)
+    beside.replace(path)
