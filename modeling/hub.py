@@ -13,7 +13,7 @@ from transformers import BaseImageProcessor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from yaml import YAMLError
 
-from . import modeling_rednet
+from . import modeling_rednet, modeling_rednet_segmentation
 from .configuration_rednet import AUTO_MAP, REMOTE_CODE, RedNetConfig
 from .hub_cards import PICTURE, name_repository
 from .modeling_rednet import RedNetPreTrainedModel
@@ -79,10 +79,12 @@ def check_hub_folder(folder: str | os.PathLike) -> None:
     if config.get("auto_map") != AUTO_MAP:
         raise ValueError(f"{folder}/config.json has auto_map {config.get('auto_map')}, expected {AUTO_MAP}")
     names = config.get("architectures") or ["RedNetForImageClassification"]
-    if names[0] not in modeling_rednet.__all__:
-        raise ValueError(f"{folder}/config.json has architectures {names}, expected one of {modeling_rednet.__all__}")
+    sources = (modeling_rednet, modeling_rednet_segmentation)
+    known = {name: getattr(source, name) for source in sources for name in source.__all__}
+    if names[0] not in known:
+        raise ValueError(f"{folder}/config.json has architectures {names}, expected one of {list(known)}")
     with torch.device("meta"):
-        model = getattr(modeling_rednet, names[0])(RedNetConfig.from_dict(config))
+        model = known[names[0]](RedNetConfig.from_dict(config))
     expected, found = {name: list(t.shape) for name, t in model.state_dict().items()}, _shapes(folder)
     if found != expected:
         name = min(name for name in {*expected, *found} if expected.get(name) != found.get(name))

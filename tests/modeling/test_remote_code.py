@@ -1,4 +1,4 @@
-"""The two files of `modeling` as remote code, in an interpreter without `rednet` and `involution`."""
+"""The files of `modeling` as remote code, in an interpreter without `rednet` and `involution`."""
 
 import json
 import subprocess
@@ -14,6 +14,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_rednet.RedNetConfig",
     "AutoModel": "modeling_rednet.RedNetModel",
     "AutoModelForImageClassification": "modeling_rednet.RedNetForImageClassification",
+    "AutoModelForSemanticSegmentation": "modeling_rednet_segmentation.RedNetForSemanticSegmentation",
     "AutoBackbone": "modeling_rednet.RedNetBackbone",
 }
 
@@ -51,7 +52,7 @@ def test_gives_the_same_logits_as_the_package(root, tmp_path):
     model.save_pretrained(tmp_path)
     ConvNextImageProcessor(size={"shortest_edge": 64}).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == AUTO_MAP
-    for source in ("configuration_rednet.py", "modeling_rednet.py"):
+    for source in ("configuration_rednet.py", "modeling_rednet.py", "modeling_rednet_segmentation.py"):
         (tmp_path / source).write_text((root / "modeling" / source).read_text())
     images = torch.randn(2, 3, 33, 50, dtype=torch.float64)
     torch.save(images, tmp_path / "tensor.pt")
