@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
@@ -52,7 +53,7 @@ class RedNetFPN(nn.Module):
         self.body = backbone
         self.fpn = FeaturePyramidNetwork(backbone.channels, channels, extra_blocks)
         if neck == "involution":
-            self.fpn.layer_blocks = nn.ModuleList(Involution2d(channels) for _ in backbone.channels)
+            self.fpn.layer_blocks = nn.ModuleList(_involution(channels) for _ in backbone.channels)
         self.out_channels = channels  # this name is torchvision's interface
         self.frozen = trainable_layers < len(layers)
         for layer in layers[: len(layers) - trainable_layers]:
@@ -122,7 +123,7 @@ def maskrcnn_rednet_fpn(
     mask_head = MaskRCNNHeads(channels, [channels] * 4, dilation=1)
     if head == "involution":
         for layer in mask_head:
-            layer[0] = Involution2d(channels)
+            layer[0] = _involution(channels)
     return MaskRCNN(
         _pyramid(backbone, STAGES, neck, LastLevelMaxPool(), channels, trainable_layers),
         rpn_head=_rpn_head(channels, head),
@@ -164,11 +165,26 @@ def _pyramid(backbone: RedNetBackbone, stages: list[str], *arguments) -> RedNetF
     return RedNetFPN(backbone, *arguments)
 
 
+def _involution(channels: int) -> Involution2d:
+    """The paper's 7x7 involution, which starts as the identity and a little noise.
+
+    It is not followed by normalization here. Initialized as the 1x1 convolution that it comes from, it would triple its
+    input, and the four in the mask head would make a hundred of one. As it mixes no channels, what it drops is lost:
+    from noise alone, however small, the mask head learned many times more slowly than one of convolutions.
+    """
+    layer = Involution2d(channels)
+    taps = layer.kernel_size[0] * layer.kernel_size[1]
+    nn.init.normal_(layer.span.weight, std=(layer.span.in_channels * taps) ** -0.5)
+    with torch.no_grad():
+        layer.span.bias.zero_().view(layer.groups, taps)[:, taps // 2] = 1
+    return layer
+
+
 def _rpn_head(channels: int, kind: Layer) -> RPNHead:
     _check_layer("head", kind)
     head = RPNHead(channels, ANCHORS)
     if kind == "involution":
-        head.conv[0][0] = Involution2d(channels)
+        head.conv[0][0] = _involution(channels)
     return head
 
 
