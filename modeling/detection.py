@@ -154,9 +154,7 @@ def retinanet_rednet_fpn(
     The other arguments and errors are those of `fasterrcnn_rednet_fpn`.
     """
     coarser = LastLevelP6P7(backbone.channels[-1], channels)
-    return RetinaNet(
-        _pyramid(backbone, STAGES[1:], neck, coarser, channels, trainable_layers), num_classes, **options
-    )
+    return RetinaNet(_pyramid(backbone, STAGES[1:], neck, coarser, channels, trainable_layers), num_classes, **options)
 
 
 def _pyramid(backbone: RedNetBackbone, stages: list[str], *arguments) -> RedNetFPN:
@@ -168,9 +166,9 @@ def _pyramid(backbone: RedNetBackbone, stages: list[str], *arguments) -> RedNetF
 def _involution(channels: int) -> Involution2d:
     """The paper's 7x7 involution, which starts as the identity and a little noise.
 
-    It is not followed by normalization here. Initialized as the 1x1 convolution that it comes from, it would triple its
-    input, and the four in the mask head would make a hundred of one. As it mixes no channels, what it drops is lost:
-    from noise alone, however small, the mask head learned many times more slowly than one of convolutions.
+    No normalization follows it here, and the mask head has four in a row. With the initialization of the 1x1
+    convolution that generates it, each would triple its input; from smaller noise alone the mask head learned many
+    times more slowly than one of convolutions, for an involution mixes no channels: what it loses in one is lost.
     """
     layer = Involution2d(channels)
     taps = layer.kernel_size[0] * layer.kernel_size[1]

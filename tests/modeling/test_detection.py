@@ -30,9 +30,7 @@ def small_detector(maker, neck="convolution", head="convolution", **options):
     arguments = {"neck": neck, "head": head}
     if maker is retinanet_rednet_fpn:
         del stages[0], arguments["head"]
-    config = RedNetConfig(
-        embedding_size=32, hidden_sizes=[64, 64, 128, 128], depths=[1, 1, 1, 1], out_features=stages
-    )
+    config = RedNetConfig(embedding_size=32, hidden_sizes=[64, 64, 128, 128], depths=[1, 1, 1, 1], out_features=stages)
     options = {"min_size": 150, "max_size": 256, "channels": 32, **arguments, **options}
     return maker(RedNetBackbone(config), 2, **options)
 
@@ -195,8 +193,6 @@ def test_finds_and_outlines_the_coins_it_was_shown():
 
 
 def test_the_family_needs_no_torchvision():
-    code = (
-        "import sys; sys.modules['torchvision'] = None; import rednet; from rednet import RedNetForSemanticSegmentation"
-    )
+    code = "import sys; sys.modules['torchvision'] = None; import rednet; from rednet import RedNetForSemanticSegmentation"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
