@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
@@ -14,6 +15,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_rednet.RedNetConfig",
     "AutoModel": "modeling_rednet.RedNetModel",
     "AutoModelForImageClassification": "modeling_rednet.RedNetForImageClassification",
+    "AutoModelForSemanticSegmentation": "modeling_rednet.RedNetForSemanticSegmentation",
     "AutoBackbone": "modeling_rednet.RedNetBackbone",
 }
 
@@ -46,6 +48,17 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
         stem_stride (`int`, *optional*, defaults to 4):
             How much the stem shrinks the image: 4 as in the paper (a strided convolution and a max pooling), 2 (the
             convolution alone) or 1 (neither) for images that are small already.
+        neck_type (`"convolution"` or `"involution"`, *optional*, defaults to `"convolution"`):
+            In semantic segmentation, the output layer of every level of the feature pyramid: a 3x3 convolution, or an
+            involution of `kernel_size` as in the paper.
+        neck_hidden_size (`int`, *optional*, defaults to 256):
+            Channels of the feature pyramid.
+        decoder_hidden_size (`int`, *optional*, defaults to 128):
+            Channels of the segmentation head.
+        classifier_dropout_prob (`float`, *optional*, defaults to 0.1):
+            How many channels the segmentation head drops before it classifies, in training.
+        semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
+            The label of pixels that the loss of semantic segmentation leaves out.
         out_features (`list[str]`, *optional*):
             As a backbone, the features to return: any of `"stem"`, `"stage1"`, `"stage2"` ... in this order. The last
             stage if neither this nor `out_indices` is given.
@@ -75,6 +88,11 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
     group_channels: int = 16
     reduction_ratio: int = 4
     stem_stride: int = 4
+    neck_type: Literal["convolution", "involution"] = "convolution"
+    neck_hidden_size: int = 256
+    decoder_hidden_size: int = 128
+    classifier_dropout_prob: float = 0.1
+    semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
         self.hidden_sizes = list(self.hidden_sizes)
@@ -124,12 +142,15 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
         if any(size % 4 != 0 for size in self.hidden_sizes):
             raise ValueError(f"hidden_sizes={self.hidden_sizes} must be multiples of 4, the expansion of a bottleneck")
         widths = [self.embedding_size // 2] + [size // 4 for size in self.hidden_sizes]
+        if self.neck_type == "involution":
+            widths.append(self.neck_hidden_size)
         for name in ("group_channels", "reduction_ratio"):
             value = getattr(self, name)
             if value < 1 or any(width < 1 or width % value != 0 for width in widths):
                 raise ValueError(
                     f"{name}={value} must divide the channels of every involution, which are {widths} (half of "
-                    "embedding_size in the stem, a quarter of hidden_sizes in the stages)"
+                    "embedding_size in the stem, a quarter of hidden_sizes in the stages, neck_hidden_size in an "
+                    "involution neck)"
                 )
 
     def validate_stem_stride(self):

@@ -1,37 +1,69 @@
 """Parameters and operations of a model."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def count_parameters(model: nn.Module) -> int:
-    """The number of learnable values."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
+    """The number of learnable values, or of those that are not frozen."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
-def count_macs(model: nn.Module, height: int = 224, width: int = 224) -> int:
-    """Multiply-accumulate operations of convolutions, involutions and linear layers for one image of this size.
+def count_macs(
+    model: nn.Module,
+    height: int = 224,
+    width: int = 224,
+    *,
+    num_channels: int | None = None,
+    proposals: int = 1000,
+    detections: int = 100,
+) -> int:
+    """Multiply-accumulate operations of convolutions, involutions and matrix products for one image of this size.
 
     Nothing is computed: the model runs on shapes alone. Half of what `torch.utils.flop_counter` counts; biases,
-    normalisation, activations and pooling are not in it.
+    normalisation, activations, pooling and interpolation are not in it.
 
     Args:
-        model: takes `pixel_values` (1, C, height, width) with C as `model.config.num_channels`.
-        height, width: in pixels.
+        model: takes images (1, num_channels, height, width), as those of Transformers do, or is a detector of
+            torchvision.
+        height, width: in pixels. Those that a detector's backbone sees, after it has resized and padded the image.
+        num_channels: of the image; by default what `model.config` says, and 3 where it says nothing.
+        proposals, detections: how many regions the box head and the mask head of an R-CNN see. In a real image it
+            depends on what is there; the defaults are the most that torchvision lets through, and what papers count.
     """
+    if num_channels is None:
+        num_channels = getattr(getattr(model, "config", None), "num_channels", 3)
     fake = torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True)
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with fake, torch.no_grad(), FlopCounterMode(display=False) as counter:
             parameter = next(model.parameters())
-            shape = (1, model.config.num_channels, height, width)
-            model(torch.empty(shape, dtype=parameter.dtype, device=parameter.device))
+            images = torch.empty(1, num_channels, height, width, dtype=parameter.dtype, device=parameter.device)
+            if hasattr(model, "transform") and hasattr(model, "backbone"):
+                _run_detector(model, images, proposals, detections)
+            else:
+                model(images)
     finally:
         for module, mode in training.items():
             module.training = mode
     return counter.get_total_flops() // 2
+
+
+def _run_detector(model: nn.Module, images: Tensor, proposals: int, detections: int) -> None:
+    """The layers of a detector of torchvision, without what chooses regions by their scores."""
+    features = list(model.backbone(images).values())
+    if not hasattr(model, "roi_heads"):
+        model.head(features)
+        return
+    model.rpn.head(features)
+    heads, channels = model.roi_heads, features[0].shape[1]
+    regions = features[0].new_empty(proposals, channels, *heads.box_roi_pool.output_size)
+    heads.box_predictor(heads.box_head(regions))
+    if heads.has_mask():
+        regions = features[0].new_empty(detections, channels, *heads.mask_roi_pool.output_size)
+        heads.mask_predictor(heads.mask_head(regions))
 
 
 __all__ = ["count_macs", "count_parameters"]

@@ -108,8 +108,9 @@ def test_paddle_checkpoint(official, paddle_weights, tmp_path):
 def test_writes_a_complete_folder(authors_weights, tmp_path):
     torch.save(authors_weights, tmp_path / "rednet26.pth")
     convert(tmp_path / "rednet26.pth", tmp_path / "rednet-26")
-    names = "README.md config.json configuration_rednet.py involution.png model.safetensors modeling_rednet.py"
-    assert sorted(os.listdir(tmp_path / "rednet-26")) == [*names.split(), "preprocessor_config.json"]
+    code = ["configuration_rednet.py", "modeling_rednet.py"]
+    names = ["README.md", "config.json", "involution.png", "model.safetensors", "preprocessor_config.json"]
+    assert sorted(os.listdir(tmp_path / "rednet-26")) == sorted(code + names)
     check_hub_folder(tmp_path / "rednet-26")
     config = json.loads((tmp_path / "rednet-26/config.json").read_text())
     assert config["depths"] == [1, 2, 4, 1] and config["stem_kernel_size"] == 3

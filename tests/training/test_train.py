@@ -75,7 +75,7 @@ def test_leaves_complete_hub_folders(trained, options, which):
     files |= {"configuration_rednet.py", "modeling_rednet.py", "involution.png"}
     assert {path.name for path in folder.iterdir()} == files
     config = json.loads((folder / "config.json").read_text())
-    assert len(config["auto_map"]) == 4 and config["id2label"]["3"] == "number 3"
+    assert len(config["auto_map"]) == 5 and config["id2label"]["3"] == "number 3"
 
     # What the folder classifies is what was reported: all test images again, by processor and model from the folder.
     processor, model = (c.from_pretrained(folder) for c in (AutoImageProcessor, AutoModelForImageClassification))

@@ -1,0 +1,194 @@
+"""torchvision's detectors on RedNet (paper, section 4). Needs torchvision, which the rest of the family does not."""
+
+from collections import OrderedDict
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
+
+from involution import Involution2d
+
+from .modeling_rednet import RedNetBackbone
+
+
+Layer = Literal["convolution", "involution"]
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+REPRESENTATION_SIZE = 1024  # channels of torchvision's box head
+ANCHORS = 3  # of each size in the region proposal network: torchvision's aspect ratios 1:2, 1:1 and 2:1
+
+
+class RedNetFPN(nn.Module):
+    """RedNet and a feature pyramid (Lin et al., CVPR 2017), as torchvision's detectors take their backbone.
+
+    The involution neck is the paper's: a 7x7 involution in the place of every level's 3x3 output convolution, without
+    normalization or activation after it, as there is none after the convolution.
+
+    Args:
+        backbone: its `out_features` are the stages that the pyramid is built on.
+        neck: the output layer of every level.
+        extra_blocks: makes the coarser levels that detectors put on top.
+        channels: of every level.
+        trainable_layers: of stem and stages, counted from the last stage. Where some are frozen, BatchNorm in all of
+            the backbone keeps its statistics: the few images a detector trains on at a time have none to rely on.
+
+    Shape:
+        images (B, 3, H, W) -> {"0": (B, channels, H / 4, W / 4), "1": (B, channels, H / 8, W / 8), ...} for stages
+        from the first.
+    """
+
+    def __init__(
+        self, backbone: RedNetBackbone, neck: Layer, extra_blocks: ExtraFPNBlock, channels: int, trainable_layers: int
+    ):
+        super().__init__()
+        _check_layer("neck", neck)
+        layers = [backbone.embedder, *backbone.encoder.stages]
+        if not 0 <= trainable_layers <= len(layers):
+            raise ValueError(f"trainable_layers is {trainable_layers}, expected 0 to {len(layers)}: stem and stages")
+        self.body = backbone
+        self.fpn = FeaturePyramidNetwork(backbone.channels, channels, extra_blocks)
+        if neck == "involution":
+            self.fpn.layer_blocks = nn.ModuleList(_involution(channels) for _ in backbone.channels)
+        self.out_channels = channels  # this name is torchvision's interface
+        self.frozen = trainable_layers < len(layers)
+        for layer in layers[: len(layers) - trainable_layers]:
+            layer.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "RedNetFPN":
+        super().train(mode)
+        if self.frozen:
+            self.body.eval()
+        return self
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        features = self.body(images).feature_maps
+        return self.fpn(OrderedDict((str(n), feature) for n, feature in enumerate(features)))
+
+
+def fasterrcnn_rednet_fpn(
+    backbone: RedNetBackbone,
+    num_classes: int,
+    neck: Layer = "convolution",
+    head: Layer = "convolution",
+    *,
+    channels: int = 256,
+    trainable_layers: int = 3,
+    **options,
+) -> FasterRCNN:
+    """Faster R-CNN (Ren et al., NeurIPS 2015) on a RedNet FPN.
+
+    Args:
+        backbone: with `out_features=["stage1", "stage2", "stage3", "stage4"]`. The paper's has `stem_kernel_size=7`.
+        num_classes: with the background, which is class 0.
+        neck: `"involution"` replaces the 3x3 convolutions of the feature pyramid.
+        head: `"involution"` replaces the 3x3 convolution of the region proposal network.
+        channels: of the feature pyramid.
+        trainable_layers: of stem and four stages; 3 freezes the stem and the first stage, as in the paper.
+        options: of `torchvision.models.detection.FasterRCNN`.
+
+    Raises:
+        ValueError: the backbone gives other stages, or one of the arguments is none of the above.
+    """
+    return FasterRCNN(
+        _pyramid(backbone, STAGES, neck, LastLevelMaxPool(), channels, trainable_layers),
+        num_classes,
+        rpn_head=_rpn_head(channels, head),
+        **options,
+    )
+
+
+def maskrcnn_rednet_fpn(
+    backbone: RedNetBackbone,
+    num_classes: int,
+    neck: Layer = "convolution",
+    head: Layer = "convolution",
+    *,
+    channels: int = 256,
+    trainable_layers: int = 3,
+    **options,
+) -> MaskRCNN:
+    """Mask R-CNN (He et al., ICCV 2017) on a RedNet FPN.
+
+    Args:
+        head: `"involution"` replaces the 3x3 convolutions of the region proposal network and of the mask head.
+        options: of `torchvision.models.detection.MaskRCNN`.
+
+    The other arguments and errors are those of `fasterrcnn_rednet_fpn`.
+    """
+    mask_head = MaskRCNNHeads(channels, [channels] * 4, dilation=1)
+    if head == "involution":
+        for layer in mask_head:
+            layer[0] = _involution(channels)
+    return MaskRCNN(
+        _pyramid(backbone, STAGES, neck, LastLevelMaxPool(), channels, trainable_layers),
+        rpn_head=_rpn_head(channels, head),
+        box_predictor=FastRCNNPredictor(REPRESENTATION_SIZE, num_classes),
+        mask_head=mask_head,
+        mask_predictor=MaskRCNNPredictor(channels, channels, num_classes),
+        **options,
+    )
+
+
+def retinanet_rednet_fpn(
+    backbone: RedNetBackbone,
+    num_classes: int,
+    neck: Layer = "convolution",
+    *,
+    channels: int = 256,
+    trainable_layers: int = 3,
+    **options,
+) -> RetinaNet:
+    """RetinaNet (Lin et al., ICCV 2017) on a RedNet FPN.
+
+    Args:
+        backbone: with `out_features=["stage2", "stage3", "stage4"]`. The paper's has `stem_kernel_size=7`.
+        neck: `"involution"` replaces the 3x3 convolutions of these three levels. The two coarser levels above come
+            from strided convolutions, and the paper has no involution head.
+        options: of `torchvision.models.detection.RetinaNet`.
+
+    The other arguments and errors are those of `fasterrcnn_rednet_fpn`.
+    """
+    coarser = LastLevelP6P7(backbone.channels[-1], channels)
+    return RetinaNet(_pyramid(backbone, STAGES[1:], neck, coarser, channels, trainable_layers), num_classes, **options)
+
+
+def _pyramid(backbone: RedNetBackbone, stages: list[str], *arguments) -> RedNetFPN:
+    if backbone.out_features != stages:
+        raise ValueError(f"the backbone has out_features={backbone.out_features}, this detector expects {stages}")
+    return RedNetFPN(backbone, *arguments)
+
+
+def _involution(channels: int) -> Involution2d:
+    """The paper's 7x7 involution, which starts as the identity and a little noise.
+
+    No normalization follows it here, and the mask head has four in a row. With the initialization of the 1x1
+    convolution that generates it, each would triple its input; from smaller noise alone the mask head learned many
+    times more slowly than one of convolutions, for an involution mixes no channels: what it loses in one is lost.
+    """
+    layer = Involution2d(channels)
+    taps = layer.kernel_size[0] * layer.kernel_size[1]
+    nn.init.normal_(layer.span.weight, std=(layer.span.in_channels * taps) ** -0.5)
+    with torch.no_grad():
+        layer.span.bias.zero_().view(layer.groups, taps)[:, taps // 2] = 1
+    return layer
+
+
+def _rpn_head(channels: int, kind: Layer) -> RPNHead:
+    _check_layer("head", kind)
+    head = RPNHead(channels, ANCHORS)
+    if kind == "involution":
+        head.conv[0][0] = _involution(channels)
+    return head
+
+
+def _check_layer(name: str, value: str) -> None:
+    if value not in ("convolution", "involution"):
+        raise ValueError(f"{name} is {value!r}, expected 'convolution' or 'involution'")
+
+
+__all__ = ["RedNetFPN", "fasterrcnn_rednet_fpn", "maskrcnn_rednet_fpn", "retinanet_rednet_fpn"]

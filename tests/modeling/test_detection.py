@@ -1,0 +1,213 @@
+"""torchvision's detectors on RedNet: trained and run on real pictures."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from pictures import coins
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import box_iou, masks_to_boxes
+
+from involution import Involution2d
+from rednet import RedNetBackbone, RedNetConfig, count_macs, count_parameters
+from rednet.detection import fasterrcnn_rednet_fpn, maskrcnn_rednet_fpn, retinanet_rednet_fpn
+
+
+ROWS = [
+    (maker, neck, head)
+    for maker in (fasterrcnn_rednet_fpn, maskrcnn_rednet_fpn, retinanet_rednet_fpn)
+    for neck, head in (("convolution", "convolution"), ("involution", "convolution"), ("involution", "involution"))
+    if maker is not retinanet_rednet_fpn or head == "convolution"
+]
+
+
+def small_detector(maker, neck="convolution", head="convolution", **options):
+    torch.manual_seed(0)
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    arguments = {"neck": neck, "head": head}
+    if maker is retinanet_rednet_fpn:
+        del stages[0], arguments["head"]
+    config = RedNetConfig(embedding_size=32, hidden_sizes=[64, 64, 128, 128], depths=[1, 1, 1, 1], out_features=stages)
+    options = {"min_size": 150, "max_size": 256, "channels": 32, **arguments, **options}
+    return maker(RedNetBackbone(config), 2, **options)
+
+
+def pictures_and_targets() -> tuple[list[torch.Tensor], list[dict]]:
+    """Two pictures of six coins each, with a box and a mask around every coin."""
+    picture, numbers = coins()
+    pictures, targets = [], []
+    for columns in (slice(0, 185), slice(184, 384)):
+        part = numbers[:150, columns]
+        masks = torch.stack([part == n for n in part.unique() if n > 0 and (part == n).sum() == (numbers == n).sum()])
+        boxes = masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1])
+        labels = torch.ones(len(boxes), dtype=torch.int64)
+        pictures.append(picture[:, :150, columns])
+        targets.append({"boxes": boxes, "labels": labels, "masks": masks.byte()})
+    return pictures, targets
+
+
+def normalize_as_trained(model, pictures: list[torch.Tensor]) -> None:
+    """
+    Gives the backbone BatchNorm weights and statistics like those of a trained one. Its statistics are frozen, and
+    without any, involutions, which multiply activations by activations, blow up. A weight of zero, with which a block
+    starts, would hide the gradients of what comes before it.
+    """
+    body = model.backbone.body
+    for module in body.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(module.weight)
+            module.momentum = 1.0
+    with torch.no_grad():
+        body.train()(model.transform(pictures)[0].tensors)
+
+
+@pytest.mark.parametrize("maker, neck, head", ROWS)
+def test_trains_and_detects(maker, neck, head):
+    model = small_detector(maker, neck, head)
+    pictures, targets = pictures_and_targets()
+    normalize_as_trained(model, pictures)
+    statistics = {name: value.clone() for name, value in model.backbone.body.named_buffers()}
+    losses = model.train()(pictures, targets)
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        frozen = name.startswith(("backbone.body.embedder.", "backbone.body.encoder.stages.0."))
+        assert parameter.requires_grad is not frozen, name
+        assert frozen or (parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0), name
+    for name, value in model.backbone.body.named_buffers():
+        assert torch.equal(value, statistics[name]), name
+
+    # Random weights may be sure that there is nothing: what they find at all is wanted here.
+    (model if maker is retinanet_rednet_fpn else model.roi_heads).score_thresh = 0.0
+    with torch.no_grad():
+        for picture, found in zip(pictures, model.eval()(pictures), strict=True):
+            assert found["boxes"].shape == (len(found["scores"]), 4)
+            assert found["boxes"].isfinite().all() and (found["boxes"] >= 0).all()
+            assert len(found["boxes"]) > 0
+            if maker is maskrcnn_rednet_fpn:
+                assert found["masks"].shape == (len(found["scores"]), 1, *picture.shape[1:])
+
+
+@pytest.mark.parametrize("maker, neck, head", ROWS)
+def test_macs_are_those_of_a_real_pass(maker, neck, head):
+    """Once the numbers of regions are known, which a real pass finds out."""
+    model = small_detector(maker, neck, head)
+    regions, sizes = {"proposals": 0, "detections": 0}, []
+    model.backbone.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape[2:]))
+    for name, part in (("proposals", "box_head"), ("detections", "mask_head")):
+        if layers := getattr(getattr(model, "roi_heads", None), part, None):
+            layers.register_forward_hook(lambda _, inputs, __, name=name: regions.update({name: len(inputs[0])}))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(pictures_and_targets()[0][:1])
+    counted = dict(regions)
+    assert count_macs(model, *sizes[0], **counted) == counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("maker", [fasterrcnn_rednet_fpn, maskrcnn_rednet_fpn])
+def test_pictures_with_nothing_in_them(maker):
+    """In training there may be no region for the mask head, and in inference none for the box head."""
+    model = small_detector(maker, "involution", "involution", box_score_thresh=1.0)
+    pictures = [torch.zeros(3, 150, 185)]
+    nothing = {
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(0, dtype=torch.int64),
+        "masks": torch.zeros(0, 150, 185, dtype=torch.uint8),
+    }
+    sum(model.train()(pictures, [nothing]).values()).backward()
+    with torch.no_grad():
+        assert len(model.eval()(pictures)[0]["boxes"]) == 0
+
+
+def test_involutions_are_where_the_paper_has_them():
+    def involutions(*arguments):
+        model = small_detector(*arguments)
+        return [name for name, module in model.named_modules() if isinstance(module, Involution2d)]
+
+    neck = [f"backbone.fpn.layer_blocks.{n}" for n in range(4)]
+    mask_head = [f"roi_heads.mask_head.{n}.0" for n in range(4)]
+    assert involutions(maskrcnn_rednet_fpn) == []
+    assert involutions(retinanet_rednet_fpn, "involution") == neck[:3]
+    assert involutions(fasterrcnn_rednet_fpn, "involution", "involution") == [*neck, "rpn.head.conv.0.0"]
+    expected = [*neck, "rpn.head.conv.0.0", *mask_head]
+    assert involutions(maskrcnn_rednet_fpn, "involution", "involution") == expected
+
+
+@pytest.mark.parametrize("trainable_layers", range(6))
+def test_freezes_from_the_stem_on(trainable_layers):
+    model = small_detector(fasterrcnn_rednet_fpn, trainable_layers=trainable_layers).train()
+    body = model.backbone.body
+    layers = [body.embedder, *body.encoder.stages]
+    trained = [count_parameters(layer, trainable_only=True) == count_parameters(layer) for layer in layers]
+    assert trained == [n >= 5 - trainable_layers for n in range(5)]
+    assert body.training is (trainable_layers == 5) and model.backbone.fpn.training
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"neck": "attention"}, "neck is 'attention'"),
+        ({"head": "none"}, "head is 'none'"),
+        ({"trainable_layers": 6}, "trainable_layers is 6, expected 0 to 5"),
+    ],
+)
+@pytest.mark.parametrize("maker", [fasterrcnn_rednet_fpn, maskrcnn_rednet_fpn])
+def test_refuses(maker, options, words):
+    with pytest.raises(ValueError, match=words):
+        small_detector(maker, **options)
+
+
+def test_refuses_a_backbone_of_other_stages():
+    backbone = RedNetBackbone(RedNetConfig(depths=[1, 1], hidden_sizes=[64, 64], embedding_size=32))
+    with pytest.raises(ValueError, match=r"out_features=\['stage2'\].*expects \['stage2', 'stage3', 'stage4'\]"):
+        retinanet_rednet_fpn(backbone, 2)
+
+
+def test_finds_and_outlines_the_coins_it_was_shown():
+    """Mask R-CNN with involutions in backbone, neck and heads, from random weights in 120 steps."""
+    model = small_detector(
+        maskrcnn_rednet_fpn,
+        "involution",
+        "involution",
+        trainable_layers=5,
+        # Anchors as large as coins, and fewer regions than for the crowds of COCO.
+        rpn_anchor_generator=AnchorGenerator([(24 * 2**n,) for n in range(5)], [(0.5, 1.0, 2.0)] * 5),
+        rpn_fg_iou_thresh=0.6,
+        rpn_batch_size_per_image=64,
+        rpn_post_nms_top_n_train=200,
+        rpn_post_nms_top_n_test=50,
+        box_batch_size_per_image=48,
+        box_positive_fraction=0.5,
+    )
+    pictures, targets = pictures_and_targets()
+    assert [len(target["boxes"]) for target in targets] == [6, 6]
+    steps, rate = 120, 3e-3
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    schedule = OneCycleLR(optimizer, rate, total_steps=steps)
+    model.train()
+    for _ in range(steps):
+        loss = sum(model(pictures, targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5)  # the paper's, with involutions in neck and head
+        optimizer.step()
+        schedule.step()
+
+    with torch.no_grad():
+        found = model.eval()(pictures)
+    for target, result in zip(targets, found, strict=True):
+        sure = result["scores"] > 0.5
+        best, match = box_iou(target["boxes"], result["boxes"][sure]).max(1)
+        masks, outlines = target["masks"].bool(), result["masks"][sure][match, 0] > 0.5
+        overlap = (masks & outlines).sum((1, 2)) / (masks | outlines).sum((1, 2))
+        assert len(match.unique()) == 6 and sure.sum() <= 7, "every coin has a box of its own"
+        assert best.min() > 0.7 and best.mean() > 0.85
+        assert overlap.min() > 0.7 and overlap.mean() > 0.85
+
+
+def test_the_family_needs_no_torchvision():
+    code = "import sys; sys.modules['torchvision'] = None; import rednet; from rednet import RedNetForSemanticSegmentation"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
