@@ -1,0 +1,51 @@
+"""The kernels that the involutions of a model generate for an image."""
+
+import torch
+from torch import Tensor
+
+from rednet import RedNetPreTrainedModel
+from rednet.modeling_rednet import RedNetInvolution
+
+
+@torch.no_grad()
+def involution_kernels(model: RedNetPreTrainedModel, pixel_values: Tensor) -> dict[str, Tensor]:
+    """
+    Runs the model once and returns the kernel of every involution in it.
+
+    Args:
+        model: any RedNet in evaluation mode, with or without head, fused or not.
+        pixel_values: (B, C, H, W), as the image processor gives them.
+
+    Returns:
+        From the names of the involutions (those of `model.named_modules()`), in the order in which they run, to their
+        kernels (B, G, K, K, H', W'): G groups of channels, K x K the window, H' x W' the size of the involution's
+        output. `involution2d(input, kernel, stride)` with the input of the involution is what it computes.
+
+    Raises:
+        ValueError: the model is in training mode, or has no involutions.
+    """
+    if model.training:  # its BatchNorms would see the batch twice
+        raise ValueError("the kernels are read in evaluation mode: call model.eval() first")
+    kernels = {}
+
+    def record(name: str, involution: RedNetInvolution, hidden_state: Tensor) -> None:
+        # The model itself may never hold the kernel: the operator generates and applies it in one pass. So it is
+        # generated here, from the same input. A hook on the involution leaves that pass as it is, one on `span` would
+        # not.
+        features = involution.reduce(involution.pooler(hidden_state))
+        kernel_shape = (involution.groups, involution.kernel_size, involution.kernel_size)
+        kernels[name] = involution.span(features).unflatten(1, kernel_shape)
+
+    hooks = [
+        module.register_forward_pre_hook(lambda module, inputs, name=name: record(name, module, inputs[0]))
+        for name, module in model.named_modules()
+        if isinstance(module, RedNetInvolution)
+    ]
+    if not hooks:
+        raise ValueError(f"{type(model).__name__} has no involutions, expected a RedNet")
+    try:
+        model(pixel_values)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return kernels
