@@ -12,6 +12,8 @@ from fashion_mnist import FASHION_MNIST, load_fashion_mnist
 def load_images(config: TrainingConfig) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
     """The training and the validation images, with columns `image` and `label` (a `ClassLabel`, or integers).
 
+    Streamed images are not decoded (`augmentation.open_image` opens them), the others are when they are read.
+
     Raises:
         ValueError: a split or a column is not there, the labels are no classes, or those of both splits differ. The
             message names what is missing, and what there is.
@@ -87,6 +89,9 @@ def select(splits: dict, option: str, config: DataOptions) -> Dataset | Iterable
         raise ValueError(f"{image} holds {features[image]}, expected an Image")
     if not isinstance(features[label], ClassLabel) and features[label] not in (Value("int64"), Value("int32")):
         raise ValueError(f"{label} holds {features[label]}, expected a ClassLabel or integers")
+    if isinstance(split, IterableDataset):
+        # First of all: a stream renames columns of decoded rows, and a later cast would compress the pictures again.
+        split = split.cast_column(image, Image(decode=False))
     split = split.select_columns([image, label])
     return split.rename_columns({old: new for old, new in ((image, "image"), (label, "label")) if old != new})
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import DistributedType, broadcast, set_seed
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
@@ -108,6 +109,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         raise SystemExit("give --gradient_accumulation_steps to train.py, not to accelerate launch")
     if config.sync_batch_norm and accelerator.device.type == "cpu":
         raise SystemExit("--sync_batch_norm: torch has it for GPUs only, this process runs on the CPU")
+    if config.ema_decay is not None and accelerator.distributed_type == DistributedType.FSDP:
+        raise SystemExit("--ema_decay needs whole weights on every process: not with FSDP")
     if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ:
         # `accelerate launch` (which sets that variable) leaves processes without a GPU one thread each.
         torch.set_num_threads(max(os.cpu_count() // accelerator.num_processes, 1))
@@ -139,12 +142,10 @@ def make_model(config: TrainingConfig, labels: list[str] | None) -> rednet.RedNe
                 f"{config.model_name_or_path} knows {len(known)} classes, {known[:3]} ..., the data set has "
                 f"{len(labels)}, {labels[:3]} ...: --ignore_mismatched_sizes takes its weights for those"
             )
-        model = AutoModelForImageClassification.from_pretrained(
+        return AutoModelForImageClassification.from_pretrained(
             config.model_name_or_path, ignore_mismatched_sizes=config.ignore_mismatched_sizes, **names
         )
-    else:
-        model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(config.config_name, **names))
-    return model.to(memory_format=torch.channels_last)
+    return AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(config.config_name, **names))
 
 
 def prepare(config: TrainingConfig, accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader) -> Run:
@@ -156,6 +157,10 @@ def prepare(config: TrainingConfig, accelerator: Accelerator, model: torch.nn.Mo
     if config.sync_batch_norm:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(accelerator.device)
+    if accelerator.distributed_type == DistributedType.FSDP:  # takes contiguous weights only
+        model.get_input_embeddings = lambda: None  # Accelerate asks; Transformers' answer is an error
+    else:
+        model.to(memory_format=torch.channels_last)
     ema = None
     if config.ema_decay is not None:
         # Statistics of BatchNorm are averaged as well: those of other weights would not fit.
@@ -327,6 +332,7 @@ def read_losses(run: Run, unread: list[torch.Tensor]) -> None:
 def check_weights(run: Run) -> None:
     """Raises FloatingPointError where a weight or statistic is not finite: the loss would tell only a step later."""
     tensors = [t.detach() for t in (*run.model.parameters(), *run.model.buffers()) if t.is_floating_point()]
+    tensors = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]  # shares of FSDP
     wrong = torch.stack([~t.isfinite().all() for t in tensors]).any().float()
     if run.accelerator.reduce(wrong, "sum"):
         stop(run, f"weights are not finite after step {run.progress.step}")
@@ -350,8 +356,12 @@ def log(run: Run, values: dict) -> None:
 
 def save(run: Run, name: str, model: torch.nn.Module, processor: ConvNextImageProcessor, results: dict) -> None:
     run.accelerator.wait_for_everyone()
+    plain = run.accelerator.unwrap_model(model)
+    if run.accelerator.distributed_type == DistributedType.FSDP:
+        weights = run.accelerator.get_state_dict(model)  # from all processes, whole on the first
+        plain = AutoModelForImageClassification.from_config(plain.config)
+        plain.load_state_dict(weights, strict=run.accelerator.is_main_process)
     if run.accelerator.is_main_process:
-        plain = run.accelerator.unwrap_model(model)
         save_hub_folder(run.folder / name, plain, processor, run.config, results)
 
 

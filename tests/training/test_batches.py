@@ -1,6 +1,7 @@
 """Order, randomness and pixels of the batches."""
 
 import io
+import tarfile
 
 import numpy as np
 import pytest
@@ -59,6 +60,20 @@ def test_a_stream_gives_every_image_once(digit_archives, options):
     assert pixels(one) == pixels(other) == pixels(two) and len(set(pixels(one))) > 230
     assert not same(one, other)
     assert same({name: value[80:] for name, value in one.items()}, epoch_of(values, 1, position=80))
+
+
+def test_a_stream_deals_out_the_files_themselves(digit_archives, options):
+    """Neither decoded nor compressed again on their way to the workers."""
+    values = {**options[1], "dataset_name": str(digit_archives), "streaming": True, "max_train_samples": 240}
+    config = TrainingConfig(**{**values, "image_column_name": "png", "label_column_name": "cls"})
+    rows = [
+        row for batch in training_loader(load_images(config)[0], config, 10, 0, 1).batch_sampler for _, row in batch
+    ]
+    stored = []
+    for path in digit_archives.glob("train-*.tar"):
+        with tarfile.open(path) as archive:
+            stored += [archive.extractfile(entry).read() for entry in archive if entry.name.endswith(".png")]
+    assert sorted(row["image"]["bytes"] for row in rows) == sorted(stored)
 
 
 def test_a_stream_that_is_too_short(digit_archives, options):

@@ -6,6 +6,7 @@ import evaluate
 import numpy as np
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from sklearn.metrics import top_k_accuracy_score
@@ -13,7 +14,7 @@ from sklearn.metrics import top_k_accuracy_score
 import data
 import fashion_mnist
 from arguments import TrainingConfig, parse_config
-from augmentation import normalize
+from augmentation import normalize, open_image
 from batches import EvaluationBatches, TrainingBatches
 from train import make_model, make_processor
 
@@ -31,6 +32,24 @@ def test_every_recipe_in_the_repository_is_valid(root):
     for path in (root / "configs/training").glob("*.yaml"):
         config = parse_config(["--config", str(path)])
         assert (root / config.config_name).is_file()
+
+
+@pytest.mark.parametrize("depth", [26, 38, 50, 101, 152])
+def test_imagenet_recipes_are_the_papers(root, depth):
+    config = parse_config(["--config", str(root / f"configs/training/imagenet_rednet{depth}.yaml")])
+    with_64_gpus = 64 * config.per_device_train_batch_size * config.gradient_accumulation_steps
+    assert (with_64_gpus, config.learning_rate, config.momentum, config.weight_decay) == (2048, 0.8, 0.9, 1e-4)
+    assert (config.num_train_epochs, config.num_warmup_steps, config.warmup_start_factor) == (130, 3130, 0.25)
+    assert (config.label_smoothing, config.image_size, round(config.image_size / config.crop_pct)) == (0.1, 224, 256)
+    beyond = (config.color_jitter, config.rand_augment_magnitude, config.mixup_alpha, config.cutmix_alpha)
+    assert beyond == (0, None, 0, 0) and not config.no_decay_on_norm_and_bias and config.max_grad_norm is None
+    assert config.config_name == f"configs/models/rednet-{depth}.json"
+
+
+def test_launch_files_are_understood(root):
+    files = {path.stem: load_config_from_file(str(path)) for path in (root / "configs/accelerate").glob("*.yaml")}
+    processes = {name: (file.num_machines, file.num_processes) for name, file in files.items()}
+    assert processes == {"1_gpu": (1, 1), "8_gpus": (1, 8), "8x8_gpus": (8, 64), "fsdp_8_gpus": (1, 8)}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +145,8 @@ def test_folders_of_images(folders, streaming):
     config = TrainingConfig(train_dir=str(folders / "train"), validation_dir=str(folders / "val"), streaming=streaming)
     train, validation = data.load_images(config)
     assert data.class_names(train) == data.class_names(validation) == ["cat", "dog"]
-    assert sorted((np.array(row["image"]).max(), row["label"]) for row in train) == sorted(
+    rows = [(open_image(row["image"]) if streaming else row["image"], row["label"]) for row in train]
+    assert sorted((np.array(image).max(), label) for image, label in rows) == sorted(
         (10 * n + label, label) for label, number in ((0, 12), (1, 4)) for n in range(number)
     )
     assert len(list(validation)) == 2

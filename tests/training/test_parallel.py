@@ -1,9 +1,11 @@
 """Several batches, processes and machines are as one."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from processes import together
 
@@ -58,3 +60,19 @@ def test_two_processes_train_and_evaluate_as_one_reader_would(root, options, tmp
     assert "Going on from step 20" in together(root, tmp_path / "again", arguments, processes=1)
     again = json.loads((tmp_path / "run/results.json").read_text())
     assert all(again[name] == pytest.approx(results[name], rel=1e-5) for name in again if name.startswith("eval"))
+
+
+def test_shared_out_weights_train_as_whole_ones(root, options, tmp_path):
+    """FSDP against DDP, also from a checkpoint on."""
+    values = {**options[1], "max_train_samples": 200, "max_eval_samples": 50, "per_device_train_batch_size": 10}
+    values |= {"checkpointing_steps": "4", "max_train_steps": 10}
+    (tmp_path / "options.yaml").write_text(json.dumps(values))
+    arguments = ["--config", str(tmp_path / "options.yaml"), "--output_dir"]
+    together(root, tmp_path / "whole.txt", [*arguments, str(tmp_path / "whole")])
+    together(root, tmp_path / "shares.txt", [*arguments, str(tmp_path / "shares")], "sharded")
+    shutil.rmtree(tmp_path / "shares/checkpoints/step_00000010")
+    text = together(root, tmp_path / "again.txt", [*arguments, str(tmp_path / "shares")], "sharded")
+    assert "Going on from step 8" in text
+    found, expected = (load_file(tmp_path / name / "last/model.safetensors") for name in ("shares", "whole"))
+    assert all(torch.allclose(found[name], value, rtol=1e-4, atol=1e-6) for name, value in expected.items())
+    assert found.keys() == expected.keys()

@@ -1,0 +1,24 @@
+"""`train.main` under FSDP on the CPU: torch and the rest of Accelerate can, only its choice of FSDP asks for a GPU."""
+
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+import train
+
+
+def main(arguments: list[str]) -> None:
+    train.make_accelerator = make_accelerator
+    train.main(arguments)
+
+
+def make_accelerator(config: train.TrainingConfig, make=train.make_accelerator) -> Accelerator:
+    accelerator = make(config)
+    PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = DistributedType.FSDP
+    # The settings of configs/accelerate/fsdp_8_gpus.yaml
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        reshard_after_forward=False,
+        state_dict_type="FULL_STATE_DICT",
+    )
+    return accelerator
