@@ -61,6 +61,8 @@ def test_killed_at_any_moment(root, uninterrupted, tmp_path):
     arguments, expected = uninterrupted
     checkpoints, folder = tmp_path / "run/checkpoints", tmp_path / "run"
 
+    steps = json.loads((expected / "results.json").read_text())["steps"]
+
     def between():
         log = folder / "log.jsonl"
         return list(checkpoints.glob("step_*")) and log.exists() and not (checkpoints / "new").exists()
@@ -69,6 +71,7 @@ def test_killed_at_any_moment(root, uninterrupted, tmp_path):
         (lambda: (checkpoints / "new/optimizer.bin").exists(), 0),  # the first checkpoint, half written
         (between, 2),
         (lambda: (folder / "best").exists(), 0),  # after the first evaluation, before its checkpoint
+        (lambda: (checkpoints / f"step_{steps:08}").exists(), 0),  # after the last step, before its evaluation
     ]
     for moment, workers in moments:
         more = [str(folder), "--dataloader_num_workers", str(workers)]
