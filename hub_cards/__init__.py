@@ -25,6 +25,11 @@ kind, of other regions of the world or of people may be treated worse. The biase
 LIMITS_OF_FEATURES = """\
 Its features are what its training set taught it, and have the biases of those images. What they are worth for a task
 is known once it was measured there."""
+GENERATION = {
+    "bottleneck": "that very pixel by two small linear maps",
+    "linear": "that very pixel by a linear map",
+    "neighborhood": "that pixel and its neighbors by two small maps",
+}
 # Whose weights, and where they say what these reach.
 SOURCES = {
     "authors": ("the authors' release", "https://github.com/d-li14/involution"),
@@ -142,7 +147,9 @@ def make_card(
         image_size=image_size,
         parameters=f"{count_parameters(model):,}",
         macs=f"{count_macs(model, image_size, image_size) / 1e9:,.3f} G",
-        group_channels=config.group_channels,
+        group_channels=config.group_channels or "all",
+        generation=GENERATION[config.kernel_generation],
+        convolution=config.operator_type == "convolution",
         kernel_size=config.kernel_size,
         stages=str(stages).replace("'", '"'),
         strides=", ".join(str(config.stem_stride * 2**n) for n in range(len(stages))),

@@ -42,9 +42,15 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
         stem_kernel_size (`int`, *optional*, defaults to 3):
             Size of the kernel of the stem's involution, odd. 7 in the paper's detection and segmentation models.
         group_channels (`int`, *optional*, defaults to 16):
-            Channels that share one kernel.
+            Channels that share one kernel. None lets all channels of an involution share it.
         reduction_ratio (`int`, *optional*, defaults to 4):
             Channels of an involution over hidden channels of its kernel generation.
+        kernel_generation (`"bottleneck"`, `"linear"` or `"neighborhood"`, *optional*, defaults to `"bottleneck"`):
+            What generates the kernel of a pixel: two linear maps of that pixel with BatchNorm and activation between
+            (paper, equation 6); one linear map; or, from the pixel and its neighbors, the first of two maps as a 3x3
+            convolution.
+        operator_type (`"involution"` or `"convolution"`, *optional*, defaults to `"involution"`):
+            What is spatial in the stem and in the bottlenecks. With 3x3 convolutions it is the ResNet to compare with.
         stem_stride (`int`, *optional*, defaults to 4):
             How much the stem shrinks the image: 4 as in the paper (a strided convolution and a max pooling), 2 (the
             convolution alone) or 1 (neither) for images that are small already.
@@ -85,8 +91,10 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
     hidden_act: str = "relu"
     kernel_size: int = 7
     stem_kernel_size: int = 3
-    group_channels: int = 16
+    group_channels: int | None = 16
     reduction_ratio: int = 4
+    kernel_generation: Literal["bottleneck", "linear", "neighborhood"] = "bottleneck"
+    operator_type: Literal["involution", "convolution"] = "involution"
     stem_stride: int = 4
     neck_type: Literal["convolution", "involution"] = "convolution"
     neck_hidden_size: int = 256
@@ -146,6 +154,8 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
             widths.append(self.neck_hidden_size)
         for name in ("group_channels", "reduction_ratio"):
             value = getattr(self, name)
+            if value is None:
+                continue
             if value < 1 or any(width < 1 or width % value != 0 for width in widths):
                 raise ValueError(
                     f"{name}={value} must divide the channels of every involution, which are {widths} (half of "

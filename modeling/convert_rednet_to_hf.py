@@ -146,10 +146,11 @@ def find_config(weights: dict[str, Tensor], config: RedNetConfig | None = None) 
         return list(weights[key].shape)
 
     def kernel_size(key: str, channels: int) -> int:
-        size = math.isqrt(shape(key)[0] * config.group_channels // channels)
-        if size % 2 == 0 or size**2 * channels != shape(key)[0] * config.group_channels:
+        group_channels = config.group_channels or channels
+        size = math.isqrt(shape(key)[0] * group_channels // channels)
+        if size % 2 == 0 or size**2 * channels != shape(key)[0] * group_channels:
             raise ValueError(
-                f"{key!r} has shape {shape(key)}: for {channels} channels in groups of {config.group_channels}, expected "
+                f"{key!r} has shape {shape(key)}: for {channels} channels in groups of {group_channels}, expected "
                 "an odd number squared, times the number of groups"
             )
         return size

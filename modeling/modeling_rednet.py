@@ -167,7 +167,8 @@ class RedNetConvLayer(nn.Module):
 
 class RedNetInvolution(nn.Module):
     """
-    Generates a kernel for every output pixel from that pixel (paper, equation 6) and applies it (equation 4).
+    Generates a kernel for every output pixel from that pixel (paper, equation 6), or as `config.kernel_generation`
+    says, and applies it (equation 4).
 
     The result has the size of a convolution of the same stride with "same" padding, ceil(H / stride).
     """
@@ -176,14 +177,17 @@ class RedNetInvolution(nn.Module):
         super().__init__()
         self.kernel_size = kernel_size
         self.stride = stride
-        self.groups = channels // config.group_channels
+        self.groups = channels // (config.group_channels or channels)
         # ceil_mode: the last window of an odd size averages the pixels that exist. Where the stride divides the size,
         # as it does in the authors' models, it changes nothing.
         self.pooler = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
-        self.reduce = RedNetConvLayer(
-            channels, channels // config.reduction_ratio, kernel_size=1, activation=config.hidden_act
-        )
-        self.span = nn.Conv2d(channels // config.reduction_ratio, kernel_size**2 * self.groups, kernel_size=1)
+        if config.kernel_generation == "linear":
+            hidden_channels, self.reduce = channels, nn.Identity()
+        else:
+            hidden_channels = channels // config.reduction_ratio
+            size = 3 if config.kernel_generation == "neighborhood" else 1
+            self.reduce = RedNetConvLayer(channels, hidden_channels, kernel_size=size, activation=config.hidden_act)
+        self.span = nn.Conv2d(hidden_channels, kernel_size**2 * self.groups, kernel_size=1)
 
     def forward(
         self, hidden_state: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, relu: bool = False
@@ -297,6 +301,13 @@ class RedNetInvolutionLayer(nn.Module):
         )
 
 
+def _spatial_layer(config: RedNetConfig, channels: int, kernel_size: int, stride: int = 1) -> nn.Module:
+    """What RedNet and ResNet differ in."""
+    if config.operator_type == "convolution":
+        return RedNetConvLayer(channels, channels, 3, stride, config.hidden_act)
+    return RedNetInvolutionLayer(config, channels, kernel_size, stride)
+
+
 class RedNetEmbeddings(nn.Module):
     """The stem: convolution, involution, convolution, and a max pooling where the stem's stride is 4."""
 
@@ -308,7 +319,7 @@ class RedNetEmbeddings(nn.Module):
             RedNetConvLayer(
                 config.num_channels, width, stride=min(config.stem_stride, 2), activation=config.hidden_act
             ),
-            RedNetInvolutionLayer(config, width, config.stem_kernel_size),
+            _spatial_layer(config, width, config.stem_kernel_size),
             RedNetConvLayer(width, config.embedding_size, activation=config.hidden_act),
         )
         self.pooler = nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if config.stem_stride == 4 else nn.Identity()
@@ -376,7 +387,7 @@ class RedNetBottleNeckLayer(GradientCheckpointingLayer):
         )
         self.layer = nn.Sequential(
             RedNetConvLayer(in_channels, width, kernel_size=1, activation=config.hidden_act),
-            RedNetInvolutionLayer(config, width, config.kernel_size, stride),
+            _spatial_layer(config, width, config.kernel_size, stride),
             RedNetConvLayer(width, out_channels, kernel_size=1, activation=None),
         )
         # Every bottleneck starts as the identity (or its shortcut). Marked on the BatchNorm itself, because `_init_weights`

@@ -100,6 +100,7 @@ def test_defaults_are_rednet_50(root):
         ({"stem_kernel_size": 0}, ["stem_kernel_size=0", "odd"]),
         ({"group_channels": 24}, ["group_channels=24", "[16, 16, 32]"]),
         ({"reduction_ratio": 0}, ["reduction_ratio=0"]),
+        ({"kernel_generation": "quadratic"}, ["kernel_generation", "bottleneck"]),
         ({"hidden_sizes": [64, 130]}, ["hidden_sizes=[64, 130]", "multiples of 4"]),
         ({"embedding_size": 33}, ["embedding_size=33", "even"]),
         ({"depths": [1, 2, 3]}, ["depths=[1, 2, 3]", "hidden_sizes=[64, 128]"]),
