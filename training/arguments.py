@@ -5,7 +5,7 @@ import difflib
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TypeVar, get_type_hints
+from typing import TypeVar, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -197,7 +197,7 @@ def _convert(path: Path, name: str, value, kind, parser: argparse.ArgumentParser
             value = float(value)  # YAML reads 1e-4 as a string
         elif kind is str and isinstance(value, int):
             value = "no" if value is False else str(value)  # and a bare `no` as False
-        if not isinstance(value, list if kind == list[float] else kind):
+        if not isinstance(value, list if get_origin(kind) is list else kind):
             raise ValueError
         if isinstance(value, bool) and bool not in (kind, *getattr(kind, "__args__", ())):
             raise ValueError  # bool is an int to isinstance

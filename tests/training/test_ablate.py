@@ -1,0 +1,131 @@
+"""training/ablate.py: which architectures it compares, what it trains, and what it makes of the results."""
+
+import csv
+import json
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from transformers import AutoModelForImageClassification
+
+import ablate
+from rednet import RedNetConfig, count_macs, count_parameters
+
+
+@pytest.fixture
+def study(options, tmp_path):
+    """A study of the digits as a file, and the folder where it will be."""
+
+    def write(**values):
+        path = tmp_path / "study.yaml"
+        defaults = {"training": str(options[0]), "axes": ["kernel_size=3,7"], "seeds": [0], "time_batch_size": 2}
+        path.write_text(json.dumps({**defaults, "output_dir": str(tmp_path / "study"), **values}))
+        return ["--config", str(path)]
+
+    return write
+
+
+def read(path) -> list[dict]:
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def test_trains_every_variant_once(study, tmp_path, capfd):
+    short = ["num_train_epochs=1", "max_train_samples=200"]
+    ablate.main(study(options=short))
+    base, small = read(tmp_path / "study/runs.csv")
+    assert (base["axis"], small["axis"], small["value"]) == ("base", "kernel_size", "3")
+    for row, name in ((base, "base"), (small, "kernel_size=3")):
+        run = tmp_path / "study" / name / "seed_0"
+        results = json.loads((run / "results.json").read_text())
+        model = AutoModelForImageClassification.from_pretrained(run / "last")
+        assert float(row["top_1"]) == results["eval_accuracy"]
+        assert int(row["parameters"]) == sum(p.numel() for p in model.parameters()) == results["parameters"]
+        assert model.config.kernel_size == (7 if name == "base" else 3)
+    capfd.readouterr()
+    times = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("results.json"))]
+    ablate.main(study(options=short))  # nothing is left to train
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("results.json"))] == times
+    with pytest.raises(SystemExit, match="another recipe"):
+        ablate.main(study(options=["num_train_epochs=2"]))
+
+
+def test_summary(study, tmp_path):
+    """Of runs that have ended: here their results are written by hand."""
+    values = {"base": [0.5, 0.6, 0.9], "kernel_size=3": [0.25, 0.5, 0.5], "group_channels=all": [0.125, 0.25, 0.5]}
+    values |= {"operator_type=convolution": [0.75, 0.75, 0.75]}
+    for name, accuracies in values.items():
+        for seed, accuracy in enumerate(accuracies):
+            folder = tmp_path / "study" / name / f"seed_{seed}"
+            folder.mkdir(parents=True)
+            results = {"eval_accuracy": accuracy, "eval_loss": 1.0, "train_seconds": 3.0}
+            (folder / "results.json").write_text(json.dumps(results))
+    axes = ["kernel_size=3,7", "group_channels=16,null", "operator_type=convolution"]
+    ablate.main(study(axes=axes, seeds=[0, 1, 2]))
+
+    for row in read(tmp_path / "study/summary.csv"):
+        name = "base" if row["axis"] == "base" else f"{row['axis']}={row['value']}"
+        assert float(row["top_1_mean"]) == pytest.approx(np.mean(values[name]))
+        assert float(row["top_1_std"]) == pytest.approx(np.std(values[name], ddof=1), abs=1e-12)
+        assert int(row["runs"]) == 3 and float(row["inference_ms"]) > 0
+    lines = (tmp_path / "study/summary.md").read_text().splitlines()
+    names = [line.split("|")[1].strip() for line in lines if line.startswith("| ") and "parameters" not in line]
+    assert names == [
+        *("kernel_size 3", "kernel_size 7 (base)"),
+        *("group_channels 16 (base)", "group_channels all"),
+        *("operator_type convolution", "operator_type involution (base)"),
+    ]
+    assert any("66.67 ± 20.82" in line for line in lines)  # of 50, 60 and 90
+    drawing = ET.parse(tmp_path / "study/ablation.svg")
+    assert {"kernel_size top-1", "group_channels top-1"} <= {element.get("id") for element in drawing.iter()}
+    assert (tmp_path / "study/ablation.png").stat().st_size > 10_000
+
+
+def test_variants_differ_from_the_base_in_one_value():
+    axes = {"kernel_size": [3, 7], "reduction_ratio": [1, 4, 16], "group_channels": [1, None]}
+    base, *others = ablate.make_variants({}, axes)
+    assert base.config.to_dict() == RedNetConfig().to_dict()
+    changes = [
+        {name: value for name, value in other.config.to_dict().items() if value != base.config.to_dict()[name]}
+        for other in others
+    ]
+    assert changes == [
+        *({"kernel_size": 3}, {"reduction_ratio": 1}, {"reduction_ratio": 16}),
+        *({"group_channels": 1}, {"group_channels": None}),
+    ]
+
+
+def test_costs_are_those_of_the_definition():
+    """One bottleneck of RedNet-50, by hand: w = 64 channels at 56 x 56, in it kernels of K x K for C / 16 groups."""
+    base, small = ablate.make_variants({}, {"kernel_size": [3]})
+    models = [ablate.meta_model(variant.config) for variant in (base, small)]
+    for stage, (depth, width) in enumerate(zip([3, 4, 6, 3], [64, 128, 256, 512])):
+        parameters = sum(depth * (49 - 9) * width // 16 * (width // 4 + 1) for depth, width in [(depth, width)])
+        stages = [model.rednet.encoder.stages[stage] for model in models]
+        assert count_parameters(stages[0]) - count_parameters(stages[1]) == parameters
+    pixels = [(56 // 2**stage) ** 2 for stage in range(4)]
+    macs = sum(
+        depth * (49 - 9) * (width // 16 * width // 4 + width) * area
+        for depth, width, area in zip([3, 4, 6, 3], [64, 128, 256, 512], pixels)
+    )
+    assert count_macs(models[0]) - count_macs(models[1]) == macs
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"axes": ["kernel_sice=3"]}, "kernel_size"),
+        ({"axes": ["kernel_size"]}, "kernel_size=3,5,7"),
+        ({"axes": ["kernel_size=4"]}, "odd"),
+        ({"axes": []}, "axes is empty"),
+        ({"options": ["learning_rte=1"]}, "learning_rate"),
+        ({"training": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"seds": [1]}, "seeds"),
+        ({"axes": "kernel_size=3"}, "axes is 'kernel_size=3'"),
+    ],
+)
+def test_mistakes_are_named_before_anything_runs(study, tmp_path, capsys, values, words):
+    with pytest.raises(SystemExit) as stopped:
+        ablate.main(study(**values))
+    assert stopped.value.code == 2 and words in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
