@@ -15,6 +15,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # On a GPU where there is one. Leaves the tables in outputs/bench, as Markdown and CSV.

@@ -126,7 +126,9 @@ def show_config() -> str:
 
 def _came_along(device_type: str) -> bool:
     """Whether the kernels were there without being loaded here: in a kernel from the Hub, `_ops` may bring them."""
-    return device_type in _SOURCES and ops.involution2d.default.has_kernel_for_dispatch_key(device_type.upper())
+    if device_type not in _SOURCES:
+        return False
+    return ops.involution2d.default.has_kernel_for_dispatch_key(getattr(torch._C.DispatchKey, device_type.upper()))
 
 
 def _compile(device_type: str, name: str, directory: Path, cflags: list[str] | None) -> None:

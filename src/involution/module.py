@@ -1,6 +1,7 @@
 """The involution layer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,8 @@ def _is_plain(convolution: nn.Module) -> bool:
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    first, second = (value, value) if isinstance(value, int) else value
+    return first, second
 
 
 class Involution2d(nn.Module):
@@ -62,7 +64,7 @@ class Involution2d(nn.Module):
         self.reduction_ratio = reduction_ratio
         self.groups = channels // group_channels
 
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.reduce = nn.Sequential(
             nn.Conv2d(channels, channels // reduction_ratio, 1, bias=False, **factory),
             nn.BatchNorm2d(channels // reduction_ratio, **factory),

@@ -13,7 +13,7 @@ devices, the composite kernels below serve: they load the library at the first c
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -445,7 +445,7 @@ def _fused_flops(input_shape, features_shape, weight_shape, *arguments, out_shap
 
 
 def _register() -> None:
-    kernels = {
+    kernels: dict[str, tuple[Callable, ...]] = {
         "involution2d": (_involution2d, _fake_involution2d, _save, _involution2d_backward),
         "involution2d_input_grad": (_involution2d_input_grad, _fake_involution2d_input_grad, _save, _input_grad_backward),
         "involution2d_kernel_grad": (
