@@ -1,0 +1,80 @@
+"""Every number in the README's tables is that of a committed record, or of the model itself."""
+
+import csv
+import json
+import re
+
+import pytest
+import torch
+
+from rednet import RedNetConfig, RedNetForImageClassification, count_macs, count_parameters
+from rednet.hub_cards import known_checkpoints
+
+
+RECORDS = ["network-cpu-2-cores-avx512-2026-11-22", "network-cpu-2-cores-avx512-2026-11-22-second-run"]
+# The README's words for what the records name.
+ROWS = {
+    "inference, eager": "inference, eager",
+    "BatchNorm folded by `model.fuse()`": "inference, folded",
+    "`torch.compile` with freezing, best of each": "inference, best of each",
+    "inference, eager, bfloat16": "inference, eager, bfloat16",
+    "training step, eager": "training step, eager",
+    "peak memory, inference": "peak memory, inference",
+    "peak memory, training step": "peak memory, training step",
+}
+UNFOLD = {**ROWS, "`torch.compile` with freezing, best of each": "inference, both compiled with freezing"}
+
+
+@pytest.fixture(scope="module")
+def readme(root) -> list[list[str]]:
+    """The rows of all tables, as lists of cells."""
+    lines = (root / "README.md").read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+
+
+@pytest.fixture(scope="module")
+def records(root) -> list[list[dict]]:
+    return [list(csv.DictReader(open(root / f"benchmarks/results/{name}.csv"))) for name in RECORDS]
+
+
+def found(record: list[dict], what: str, batch: str, unfold: bool) -> dict:
+    (row,) = [
+        row
+        for row in record
+        if (row["what"], row["batch"], row["peer"] == "RedNet-50 by unfold") == (what, batch, unfold)
+    ]
+    return row
+
+
+def numbers(text: str) -> list[str]:
+    return re.findall(r"\d+\.?\d*", text)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_speed(readme, records, name):
+    rows = [cells for cells in readme if cells[0] == name]
+    assert rows
+    for _, batch, speed, beside_resnet, goal, *beside_unfold in rows:
+        measured = [found(record, ROWS[name], batch, unfold=False) for record in records]
+        ratios = [numbers(row["times as fast"])[0] for row in measured]
+        if "memory" in name:
+            assert set(ratios) == set(numbers(beside_resnet))
+        else:
+            assert numbers(speed) == [numbers(row["RedNet-50"])[0] for row in measured]
+            assert numbers(beside_resnet) == ratios
+        met = {row["goal"].split(", ")[-1] for row in measured}
+        assert goal.split(", ")[-1] == (met.pop() if len(met) == 1 else "met once")
+        assert numbers(goal)[0] == numbers(measured[0]["goal"])[0]
+        if beside_unfold and beside_unfold[0]:
+            ratios = [found(record, UNFOLD[name], batch, unfold=True)["times as fast"] for record in records]
+            assert numbers(beside_unfold[0]) == [f"{float(ratio):.1f}" for ratio in ratios]
+
+
+@pytest.mark.parametrize("name", ["RedNet-26", "RedNet-38", "RedNet-50", "RedNet-101", "RedNet-152"])
+def test_models(readme, root, name):
+    ((_, parameters, macs, top_1),) = [cells for cells in readme if cells[0] == name]
+    config = json.loads((root / f"configs/models/{name.lower()}.json").read_text())
+    with torch.device("meta"):
+        model = RedNetForImageClassification(RedNetConfig(**config))
+    assert parameters == f"{count_parameters(model):,}" and macs == f"{count_macs(model) / 1e9:.3f} G"
+    assert float(top_1) == known_checkpoints()[name.lower()]["released"]["authors"]["top_1"]
