@@ -147,7 +147,8 @@ def parse_options(
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     file, rest = first.parse_known_args(arguments)
-    parser = HfArgumentParser(kind, description=description, allow_abbrev=False)
+    usage = "%(prog)s [--config FILE.yaml] [--option value ...]"  # the whole list would hide what an error says
+    parser = HfArgumentParser(kind, description=description, usage=usage, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with any of these options.")
     if file.config is not None:
         parser.set_defaults(**_read(file.config, kind, parser))
@@ -196,6 +197,21 @@ def check_folders(config: DataOptions, parser: argparse.ArgumentParser) -> None:
         parser.error(f"--train_val_split is {config.train_val_split}, expected a part between 0 and 1")
 
 
+def check_model_name(name: str) -> None:
+    """Raises ValueError where `name` is no folder and cannot be an id; without this the Hub is asked for it."""
+    path = Path(name)
+    if path.is_dir():
+        return
+    if path.parent.is_dir() and len(path.parts) > 1 or name.count("/") > 1 or name.startswith((".", "/")):
+        there = [str(one) for one in path.parent.glob("*/")]
+        raise ValueError(f"there is no folder {name}{nearest(name, there)}")
+
+
+def nearest(name: str, choices: list[str]) -> str:
+    found = difflib.get_close_matches(name, choices, 1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
 def _read(path: Path, config_kind: type, parser: argparse.ArgumentParser) -> dict:
     if not path.is_file():
         parser.error(f"--config {path}: there is no such file")
@@ -235,5 +251,5 @@ def _kinds(hint: Any) -> tuple[type, ...]:
 
 def _with_nearest(unknown: str, kind: type, prefix: str = "") -> str:
     name = unknown.split("=")[0].lstrip("-").replace("-", "_")
-    nearest = difflib.get_close_matches(name, [option.name for option in fields(kind)], 1)
-    return f"{unknown} (did you mean {prefix}{nearest[0]}?)" if nearest else f"{unknown} (--help lists what there is)"
+    names = [prefix + field.name for field in fields(kind)]
+    return unknown + (nearest(prefix + name, names) or " (--help lists what there is)")

@@ -12,7 +12,6 @@ of up to 100 classes, `confusion_matrix.svg` and `.png`. `--update_card` puts th
 
 import csv
 import datetime
-import difflib
 import statistics
 import time
 from collections.abc import Callable
@@ -26,16 +25,15 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub import ModelCard
-from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 import rednet
-from arguments import ComputeOptions, DataOptions, check_folders, option, parse_options
+from arguments import ComputeOptions, DataOptions, check_folders, check_model_name, nearest, option, parse_options
 from batches import evaluation_loader
 from data import class_names, load_validation_images, source
-from evaluation import load_metric, predict
+from evaluation import image_size, load_metric, predict
 from figures import draw_confusion_matrix, save
 from hub_folder import measured
 from rednet.hub_cards import add_results
@@ -112,24 +110,9 @@ def load_model(name: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
     Raises:
         ValueError, OSError: there is no such folder or repository, or it has no image classifier.
     """
-    check_name(name)
+    check_model_name(name)
     model = AutoModelForImageClassification.from_pretrained(name)
     return model.eval(), AutoImageProcessor.from_pretrained(name)
-
-
-def check_name(name: str) -> None:
-    """Raises ValueError where `name` is no folder and cannot be an id; without this the Hub is asked for it."""
-    path = Path(name)
-    if path.is_dir():
-        return
-    if path.parent.is_dir() and len(path.parts) > 1 or name.count("/") > 1 or name.startswith((".", "/")):
-        there = [str(one) for one in path.parent.glob("*/")]
-        raise ValueError(f"there is no folder {name}{nearest(name, there)}")
-
-
-def nearest(name: str, choices: list[str]) -> str:
-    found = difflib.get_close_matches(name, choices, 1)
-    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def match_labels(labels: list[str] | None, names: list[str], config: EvaluationConfig) -> list[int]:
@@ -181,11 +164,6 @@ def measure_accuracy(
     results = {f"eval_{name}": value for name, value in (accuracy.compute() | calibration.compute()).items()}
     results |= {"eval_loss": statistics.fmean(losses), "eval_samples": len(losses)}
     return results, confusion.compute(num_classes=len(order))["confusion_matrix"]
-
-
-def image_size(processor: BaseImageProcessor) -> tuple[int, int]:
-    """Height and width of the pictures that an image processor makes."""
-    return tuple(processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"].shape[2:])
 
 
 @torch.no_grad()

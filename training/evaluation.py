@@ -7,9 +7,11 @@ import evaluate
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers import BaseImageProcessor
 
 
 def load_metric(name: str) -> evaluate.Metric:
@@ -27,6 +29,11 @@ def predict(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader
             logits = model(images.contiguous(memory_format=torch.channels_last)).logits.float()
         logits, labels = accelerator.gather((logits, batch["labels"].to(accelerator.device)))
         yield logits[labels >= 0], labels[labels >= 0]  # the others fill up the last batches
+
+
+def image_size(processor: BaseImageProcessor) -> tuple[int, int]:
+    """Height and width of the pictures that an image processor makes."""
+    return tuple(processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"].shape[2:])
 
 
 def evaluate_model(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader) -> dict:

@@ -38,6 +38,7 @@ def trained_card(
         title_of(config),
         f"from {config.model_name_or_path}" if config.model_name_or_path else "from scratch",
     )
+    local_model = config.model_name_or_path is not None and Path(config.model_name_or_path).exists()
     held_out = f"of its split `{config.validation_split}`"
     if config.train_val_split is not None:
         held_out = f"of it that were held out, a part of {config.train_val_split}"
@@ -56,7 +57,7 @@ def trained_card(
         image_size=config.image_size,
         results=measured(config, results, model.config.num_labels),
         datasets=None if Path(source(config)).exists() else [source(config)],
-        base_model=config.model_name_or_path,
+        base_model=None if local_model else config.model_name_or_path,
         options=yaml.safe_dump(options, sort_keys=False).strip(),
     )
 

@@ -24,7 +24,8 @@ from transformers import (
 
 import figures
 import rednet
-from evaluate_model import EvaluationConfig, check_name, confused_pairs, main, match_labels
+from arguments import check_model_name
+from evaluate_model import EvaluationConfig, confused_pairs, main, match_labels
 from evaluation import load_metric
 from processes import together
 from rednet.hub import check_hub_folder, save_hub_folder
@@ -289,11 +290,11 @@ def test_missing_models_are_named(tmp_path, folder):
     (tmp_path / "best").mkdir()
     for name in (tmp_path / "bets", tmp_path / "nowhere/at/all"):
         with pytest.raises(ValueError, match=f"there is no folder {name}"):
-            check_name(str(name))
+            check_model_name(str(name))
     with pytest.raises(ValueError, match=r"did you mean .*/best\?"):
-        check_name(str(tmp_path / "bets"))
-    check_name("microsoft/resnet-50")
-    check_name(str(folder))
+        check_model_name(str(tmp_path / "bets"))
+    check_model_name("microsoft/resnet-50")
+    check_model_name(str(folder))
 
 
 def test_help_says_what_it_is_for(capsys):
