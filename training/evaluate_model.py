@@ -102,6 +102,8 @@ def parse(arguments: list[str] | None) -> EvaluationConfig:
     card = Path(config.model_name_or_path, "README.md")
     if config.update_card and not card.is_file():
         parser.error(f"--update_card: there is no {card}, the card of a local folder")
+    if config.update_card and config.max_eval_samples is not None:
+        parser.error("--update_card: a card has the accuracy on all images; leave out --max_eval_samples")
     return config
 
 

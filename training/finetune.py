@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import broadcast
 from datasets import Dataset, Image
 from torch import nn
 from torch.utils.data import default_convert
@@ -89,6 +90,7 @@ class FinetuneConfig(TrainingArguments, AugmentationOptions, TrainingDataOptions
     remove_unused_columns: bool = option(False, "Must stay false: batches have what the model takes.")
     dataloader_num_workers: int = option(4, "Processes that decode and augment images.")
     logging_steps: float = option(50, "Steps between two lines of the log.")
+    ddp_find_unused_parameters: bool | None = option(False, "The model has none.")
     push_to_hub: bool = option(False, "Push the Hub folder, in one commit, when the run ends; needs `hf auth login`.")
 
 
@@ -154,6 +156,11 @@ class FinetuneTrainer(Trainer):
         outputs = model(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(outputs.logits.float(), labels, label_smoothing=smoothing)
         return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *args, **kwargs):
+        # Each process has statistics of its own batches; those of the first are saved, so all evaluate with them.
+        broadcast(list(self.model.buffers()))
+        return super().evaluate(*args, **kwargs)
 
 
 def main(arguments: list[str] | None = None) -> None:

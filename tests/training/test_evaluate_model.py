@@ -276,10 +276,14 @@ def test_classes_are_matched_by_name_or_by_number():
         (["--model_name_or_path", "a", "--validation_dir", "nowhere"], ["--validation_dir nowhere", "no such folder"]),
         (["--model_name_or_path", "a", "--dataset_name", "b", "--update_card"], ["--update_card", "a/README.md"]),
         (["--model_name_or_path", "a", "--train_dir", "."], ["--train_val_split"]),
+        (["--model_name_or_path", "CARD", "--update_card", "--max_eval_samples", "9"], ["leave out --max_eval_samples"]),
         (["--model_name_or_path", "a", "--datset_name", "b"], ["--datset_name", "did you mean --dataset_name?"]),
     ],
 )
-def test_wrong_options_are_named(arguments, words, capsys):
+def test_wrong_options_are_named(arguments, words, folder, capsys):
+    arguments = [str(folder) if argument == "CARD" else argument for argument in arguments]
+    if str(folder) in arguments:
+        arguments += ["--dataset_name", "b"]
     with pytest.raises(SystemExit):
         main(arguments)
     error = capsys.readouterr().err
