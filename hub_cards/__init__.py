@@ -181,7 +181,7 @@ def add_results(card: ModelCard, results: list[EvalResult]) -> None:
     replaced = [result for result in known if result.unique_identifier == split]
     card.data.eval_results = [result for result in known if result not in replaced] + results
     text = card.text
-    for publisher, _ in SOURCES.values():
+    for publisher, _ in SOURCES.values() if any(result.source_url for result in replaced) else ():
         text = text.replace(NOT_MEASURED.format(publisher=publisher), "")
     rows = {result_row(result) for result in replaced}
     lines = [line for line in text.split("\n") if line not in rows]

@@ -12,9 +12,10 @@ of up to 100 classes, `confusion_matrix.svg` and `.png`. `--update_card` puts th
 
 import csv
 import datetime
+import io
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub import ModelCard
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
@@ -82,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         with accelerator.autocast():
             results |= measure_cost(model, image_size(processor), config.per_device_eval_batch_size)
-        write(config, results | circumstances(config), matrix, class_names(images) or names)
+        write(config, results | circumstances(config, accelerator.device), matrix, class_names(images) or names)
     accelerator.end_training()
 
 
@@ -180,32 +182,30 @@ def measure_cost(model: PreTrainedModel, size: tuple[int, int], batch_size: int)
         "parameters": rednet.count_parameters(model),
         "macs": rednet.count_macs(model, *size),
         "image_size": list(size),
-        "latency_ms": round(1000 * seconds(lambda: model(one), device), 3),
+        "latency_ms": round(1000 * seconds(model, one), 3),
         "batch_size": batch_size,
-        "images_per_second": round(batch_size / seconds(lambda: model(batch), device), 2),
+        "images_per_second": round(batch_size / seconds(model, batch), 2),
         "peak_memory_bytes": peak_bytes(lambda: model(batch), device),
     }
 
 
-def seconds(function: Callable, device: str) -> float:
+def seconds(model: PreTrainedModel, images: Tensor) -> float:
     times = []
-    for turn in range(REPEATS + 2):
+    for _ in range(REPEATS + 2):
         start = time.perf_counter()
-        function()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        model(images).logits.sum().item()  # waits for a GPU
         times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
 
 
-def circumstances(config: EvaluationConfig) -> dict:
-    cuda = torch.cuda.is_available()
+def circumstances(config: EvaluationConfig, device: torch.device) -> dict:
+    cpu = f"cpu, {torch.backends.cpu.get_cpu_capability()}"
     return {
         "model": config.model_name_or_path,
         "dataset": source(config),
         "split": config.validation_split,
         "mixed_precision": config.mixed_precision,
-        "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.backends.cpu.get_cpu_capability()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -249,11 +249,10 @@ def confused_pairs(matrix: np.ndarray) -> list[tuple[int, int]]:
     return [(int(n // len(matrix)), int(n % len(matrix))) for n in order if mistakes.flat[n]]
 
 
-def write_table(path: Path, head: list[str], rows) -> None:
-    beside = path.with_name(f"{path.name}.new")
-    with open(beside, "w", newline="") as file:
-        csv.writer(file).writerows([head, *rows])
-    beside.replace(path)
+def write_table(path: Path, head: list[str], rows: Iterable) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    write_text(path, text.getvalue())
 
 
 def update_card(config: EvaluationConfig, results: dict, num_labels: int) -> None:

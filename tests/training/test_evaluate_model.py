@@ -191,15 +191,20 @@ def test_measured_results_take_the_place_of_published_ones():
     card = imagenet_card(config, "rednet-50", "authors")
     assert "were not measured again" in card.text and "| Top-1 on ImageNet-1k | 78.35 % (as published" in card.text
     names = {"dataset_type": "ILSVRC/imagenet-1k", "dataset_name": "imagenet-1k", "dataset_split": "validation"}
+    other = {"dataset_type": "imagenet-v2", "dataset_name": "v2", "metric_type": "accuracy", "metric_name": "Top-1"}
+    add_results(card, [EvalResult("image-classification", **other, metric_value=0.5)])
+    assert "were not measured again" in card.text
     for value in (0.7, 0.75):  # the second time as well
         one = EvalResult(
             "image-classification", **names, metric_type="accuracy", metric_value=value, metric_name="Top-1"
         )
         add_results(card, [one])
     card = ModelCard(str(card))
-    assert [(r.metric_name, r.metric_value, r.source_url) for r in card.data.eval_results] == [("Top-1", 0.75, None)]
+    found = [(result.dataset_name, result.metric_value, result.source_url) for result in card.data.eval_results]
+    assert found == [("v2", 0.5, None), ("imagenet-1k", 0.75, None)]
+    measured = "(measured with this repository's weights)"
     rows = [line for line in card.text.splitlines() if line.startswith("| Top-")]
-    assert rows == ["| Top-1 on imagenet-1k | 75.00 % (measured with this repository's weights) |"]
+    assert rows == [f"| Top-1 on imagenet-1k | 75.00 % {measured} |", f"| Top-1 on v2 | 50.00 % {measured} |"]
     assert "were not measured again" not in card.text
 
 
@@ -276,7 +281,10 @@ def test_classes_are_matched_by_name_or_by_number():
         (["--model_name_or_path", "a", "--validation_dir", "nowhere"], ["--validation_dir nowhere", "no such folder"]),
         (["--model_name_or_path", "a", "--dataset_name", "b", "--update_card"], ["--update_card", "a/README.md"]),
         (["--model_name_or_path", "a", "--train_dir", "."], ["--train_val_split"]),
-        (["--model_name_or_path", "CARD", "--update_card", "--max_eval_samples", "9"], ["leave out --max_eval_samples"]),
+        (
+            ["--model_name_or_path", "CARD", "--update_card", "--max_eval_samples", "9"],
+            ["leave out --max_eval_samples"],
+        ),
         (["--model_name_or_path", "a", "--datset_name", "b"], ["--datset_name", "did you mean --dataset_name?"]),
     ],
 )

@@ -72,7 +72,7 @@ def recipe(start, digits, tmp_path_factory) -> list[str]:
     return ["--config", str(path)]
 
 
-FROZEN = ["--frozen_stages", "1", "--layer_decay", str(DECAY), "--num_train_epochs", "4", "--logging_steps", "20"]
+FROZEN = ["--frozen_stages", "1", "--layer_decay", str(DECAY), "--num_train_epochs", "2", "--logging_steps", "20"]
 FROZEN += ["--label_smoothing_factor", "0.1", "--weight_decay", "0.01"]
 
 
@@ -86,11 +86,11 @@ def finetuned(recipe, tmp_path_factory):
 def test_learns_new_classes(finetuned, digits):
     results = json.loads((finetuned / "results.json").read_text())
     assert results["eval_accuracy"] > 0.5 and results["eval_samples"] == 397  # at random: 0.1
-    assert results["steps"] == 4 * 70 and results["epochs"] == 4
+    assert results["steps"] == 2 * 70 and results["epochs"] == 2
     config = json.loads((finetuned / "best/config.json").read_text())
     assert config["id2label"] == {str(n): f"number {n}" for n in range(10)}
     log = [entry for entry in figures.read_log(finetuned) if "eval_accuracy" in entry]
-    assert [entry["epoch"] for entry in log] == [1, 2, 3, 4]
+    assert [entry["epoch"] for entry in log] == [1, 2]
     assert max(entry["eval_accuracy"] for entry in log) == results["eval_accuracy"]
     point = figures.read_result(finetuned / "results.json", "mine")
     assert point["data_set"] == f"{digits.name}, test, 397 images"
