@@ -40,7 +40,7 @@ class DataOptions:
     train_dir: str | None = option(None, "Instead of dataset_name, a folder with one folder of images per class.")
     validation_dir: str | None = option(None, "The same for the images to evaluate on.")
     train_split: str = option("train", "Split to train on.")
-    validation_split: str = option("validation", "Split to evaluate on after every epoch.")
+    validation_split: str = option("validation", "Split to evaluate on.")
     train_val_split: float | None = option(
         None, "Where there is no validation split, this part of the training images becomes one."
     )
@@ -135,6 +135,10 @@ class TrainingConfig(
 Options = TypeVar("Options")
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the defaults, and a script's description as it is written."""
+
+
 def parse_options(
     kind: type[Options], arguments: list[str] | None, description: str | None
 ) -> tuple[Options, argparse.ArgumentParser]:
@@ -148,7 +152,9 @@ def parse_options(
     first.add_argument("--config", type=Path)
     file, rest = first.parse_known_args(arguments)
     usage = "%(prog)s [--config FILE.yaml] [--option value ...]"  # the whole list would hide what an error says
-    parser = HfArgumentParser(kind, description=description, usage=usage, allow_abbrev=False)
+    parser = HfArgumentParser(
+        kind, description=description, usage=usage, allow_abbrev=False, formatter_class=HelpFormatter
+    )
     parser.add_argument("--config", help="YAML file with any of these options.")
     if file.config is not None:
         parser.set_defaults(**_read(file.config, kind, parser))

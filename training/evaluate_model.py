@@ -50,9 +50,7 @@ REPEATS = 10
 
 
 @dataclass
-class EvaluationConfig(ComputeOptions, DataOptions):
-    """What `evaluate_model.py` can be told. --train_dir is where --train_val_split takes images from."""
-
+class EvaluationOptions:
     model_name_or_path: str = option("", "What is measured: a folder or the id of a Hub repository.")
     labels_by_number: bool = option(
         False,
@@ -60,6 +58,11 @@ class EvaluationConfig(ComputeOptions, DataOptions):
     )
     update_card: bool = option(False, "Put the accuracies into the README.md of the model's folder.")
     output_dir: str = option("outputs/evaluation", "Everything goes here.")
+
+
+@dataclass
+class EvaluationConfig(ComputeOptions, DataOptions, EvaluationOptions):
+    """What `evaluate_model.py` can be told. --train_dir is where --train_val_split takes images from."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -82,8 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     loader = evaluation_loader(images, config, processor, len(names), **places)
     results, matrix = measure_accuracy(accelerator, model, loader, order)
     if accelerator.is_main_process:
-        with accelerator.autocast():
-            results |= measure_cost(model, image_size(processor), config.per_device_eval_batch_size)
+        results |= measure_cost(accelerator, model, image_size(processor), config.per_device_eval_batch_size)
         write(config, results | circumstances(config, accelerator.device), matrix, class_names(images) or names)
     accelerator.end_training()
 
@@ -171,22 +173,22 @@ def measure_accuracy(
 
 
 @torch.no_grad()
-def measure_cost(model: PreTrainedModel, size: tuple[int, int], batch_size: int) -> dict:
+def measure_cost(accelerator: Accelerator, model: PreTrainedModel, size: tuple[int, int], batch_size: int) -> dict:
     """Size and operations; on this device, median times of REPEATS passes over noise, after two that warm up, without
     loading of pictures, and the most memory that a batch needs beyond weights and pictures."""
     device = model.device.type
     one, batch = (
         torch.randn(n, 3, *size, device=device).contiguous(memory_format=torch.channels_last) for n in (1, batch_size)
     )
-    return {
-        "parameters": rednet.count_parameters(model),
-        "macs": rednet.count_macs(model, *size),
-        "image_size": list(size),
-        "latency_ms": round(1000 * seconds(model, one), 3),
-        "batch_size": batch_size,
-        "images_per_second": round(batch_size / seconds(model, batch), 2),
-        "peak_memory_bytes": peak_bytes(lambda: model(batch), device),
-    }
+    counted = {"parameters": rednet.count_parameters(model), "macs": rednet.count_macs(model, *size)}
+    with accelerator.autocast():
+        return counted | {
+            "image_size": list(size),
+            "latency_ms": round(1000 * seconds(model, one), 3),
+            "batch_size": batch_size,
+            "images_per_second": round(batch_size / seconds(model, batch), 2),
+            "peak_memory_bytes": peak_bytes(lambda: model(batch), device),
+        }
 
 
 def seconds(model: PreTrainedModel, images: Tensor) -> float:
