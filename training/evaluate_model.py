@@ -1,6 +1,6 @@
 """Measures an image classifier: how often it is right, how sure it may be, how large and how fast it is.
 
-    python training/evaluate_model.py --model_name_or_path outputs/demo/last \
+    python training/evaluate_model.py --model_name_or_path outputs/demo/last \\
       --dataset_name zalando-datasets/fashion_mnist --validation_split test
 
 Any classifier of Transformers, of the Hub or of a folder, so that a ResNet can stand beside a RedNet; its own image

@@ -1,6 +1,6 @@
 """Fine-tunes a RedNet on pictures of your own, with the Trainer of Transformers.
 
-    python training/finetune.py --config configs/training/finetune.yaml \
+    python training/finetune.py --config configs/training/finetune.yaml \\
       --model_name_or_path your-name/rednet-50 --train_dir pictures --train_val_split 0.2
 
 The model is a Hub id or a folder; it gets a new classifier for the classes of the data set. The first options below are
