@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 
 # Tells glibc to keep what is freed. By default every large tensor is mapped and unmapped anew, and page faults, whose
@@ -55,24 +54,6 @@ def seconds(sides: dict[str, Callable], repeats: int) -> dict[str, float]:
             if turn > 0:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(list_) for name, list_ in times.items()}
-
-
-def peak_bytes(function: Callable, device: str) -> int:
-    """The most that torch's allocator has given out at a time beyond what it had before, in a second call."""
-    function()
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        function()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    current = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        current += event.nbytes()
-        peak = max(peak, current)
-    return peak
 
 
 def device_name(device: str) -> str:

@@ -20,9 +20,10 @@ from tqdm import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from involution import reference
-from measure import arguments, peak_bytes, report, seconds
+from measure import arguments, report, seconds
 from rednet import RedNetConfig, RedNetForImageClassification
 from rednet.modeling_rednet import RedNetInvolution
+from rednet.profile import peak_bytes
 
 
 OURS, PEERS, UNFOLD = "RedNet-50", ("ResNet-50 of transformers", "ResNet-50 of timm"), "RedNet-50 by unfold"

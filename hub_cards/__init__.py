@@ -30,6 +30,9 @@ GENERATION = {
     "linear": "that very pixel by a linear map",
     "neighborhood": "that pixel and its neighbors by two small maps",
 }
+NOT_MEASURED = (
+    " The accuracies below are those published with {publisher} for this depth; they were not measured again."
+)
 # Whose weights, and where they say what these reach.
 SOURCES = {
     "authors": ("the authors' release", "https://github.com/d-li14/involution"),
@@ -74,9 +77,7 @@ def imagenet_card(config: RedNetConfig, repository: str, weights: str) -> ModelC
             )
             for metric_name, key in (("Top-1", "top_1"), ("Top-5", "top_5"))
         ]
-        introduction += (
-            f" The accuracies below are those published with {publisher} for this depth; they were not measured again."
-        )
+        introduction += NOT_MEASURED.format(publisher=publisher)
         training = PAPER_RECIPE
     elif not classifier:
         introduction += " It has no classifier: it gives features."
@@ -143,7 +144,7 @@ def make_card(
         training=training,
         limits=LIMITS.format(num_labels=config.num_labels) if classifier else LIMITS_OF_FEATURES,
         classifier=classifier,
-        results=results or [],
+        result_rows=[result_row(result) for result in results or []],
         image_size=image_size,
         parameters=f"{count_parameters(model):,}",
         macs=f"{count_macs(model, image_size, image_size) / 1e9:,.3f} G",
@@ -166,4 +167,29 @@ def name_repository(card: ModelCard, repository: str) -> None:
         card.text = card.text.replace(f'"{loaded[1]}"', f'"{repository}"')
 
 
-__all__ = ["PICTURE", "imagenet_card", "known_checkpoints", "make_card", "name_repository"]
+def result_row(result: EvalResult) -> str:
+    source = result.source_name or "measured with this repository's weights"
+    return f"| {result.metric_name} on {result.dataset_name} | {100 * result.metric_value:.2f} % ({source}) |"
+
+
+def add_results(card: ModelCard, results: list[EvalResult]) -> None:
+    """
+    Puts accuracies that were measured on one split of one data set into a card, in the place of those that it has of
+    that split: into its metadata, and into the table of a card that `make_card` rendered.
+    """
+    split, known = results[0].unique_identifier, card.data.eval_results or []
+    replaced = [result for result in known if result.unique_identifier == split]
+    card.data.eval_results = [result for result in known if result not in replaced] + results
+    text = card.text
+    for publisher, _ in SOURCES.values() if any(result.source_url for result in replaced) else ():
+        text = text.replace(NOT_MEASURED.format(publisher=publisher), "")
+    rows = {result_row(result) for result in replaced}
+    lines = [line for line in text.split("\n") if line not in rows]
+    # Below the last row of the table that is not a result.
+    place = next((number for number, line in enumerate(lines, 1) if line.startswith("| Image | ")), None)
+    if place is not None:
+        lines[place:place] = [result_row(result) for result in results]
+    card.text = "\n".join(lines)
+
+
+__all__ = ["PICTURE", "add_results", "imagenet_card", "known_checkpoints", "make_card", "name_repository"]

@@ -1,7 +1,10 @@
-"""Parameters and operations of a model."""
+"""Parameters, operations and memory of a model."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -66,4 +69,26 @@ def _run_detector(model: nn.Module, images: Tensor, proposals: int, detections: 
         heads.mask_predictor(heads.mask_head(regions))
 
 
-__all__ = ["count_macs", "count_parameters"]
+def peak_bytes(function: Callable, device: str) -> int:
+    """The most that torch's allocator has given out at a time beyond what it had before, in a second call.
+
+    Args:
+        device: cuda, where the allocator keeps count, or cpu, where the profiler does.
+    """
+    function()
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    current = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        current += event.nbytes()
+        peak = max(peak, current)
+    return peak
+
+
+__all__ = ["count_macs", "count_parameters", "peak_bytes"]

@@ -1,17 +1,19 @@
-"""What a training run can be told, in a YAML file and on the command line. The command line wins."""
+"""What the scripts can be told, in a YAML file and on the command line. The command line wins."""
 
 import argparse
 import difflib
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TypeVar, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
 
-def _option(default, help: str, **kwargs):
+def option(default, help: str, **kwargs) -> Any:
+    """A field of a dataclass of options, with what `--help` says of it."""
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help, **kwargs})
     return field(default=default, metadata={"help": help, **kwargs})
@@ -22,105 +24,119 @@ def _option(default, help: str, **kwargs):
 
 @dataclass
 class ModelOptions:
-    model_name_or_path: str | None = _option(None, "Weights to start from: a folder or the id of a Hub repository.")
-    config_name: str | None = _option(None, "Architecture to start from scratch: a config.json, or a folder or id.")
-    ignore_mismatched_sizes: bool = _option(
+    model_name_or_path: str | None = option(None, "Weights to start from: a folder or the id of a Hub repository.")
+    config_name: str | None = option(None, "Architecture to start from scratch: a config.json, or a folder or id.")
+    ignore_mismatched_sizes: bool = option(
         False, "Take weights of a model for other classes; a classifier of another size starts from scratch."
     )
 
 
 @dataclass
 class DataOptions:
-    dataset_name: str = _option(
+    dataset_name: str = option(
         "", "Data set: a Hub id or a local folder (parquet, webdataset, images) for `datasets`."
     )
-    dataset_config_name: str | None = _option(None, "Configuration of the data set, where it has several.")
-    train_dir: str | None = _option(None, "Instead of dataset_name, a folder with one folder of images per class.")
-    validation_dir: str | None = _option(None, "The same for the images to evaluate on.")
-    train_split: str = _option("train", "Split to train on.")
-    validation_split: str = _option("validation", "Split to evaluate on after every epoch.")
-    train_val_split: float | None = _option(
+    dataset_config_name: str | None = option(None, "Configuration of the data set, where it has several.")
+    train_dir: str | None = option(None, "Instead of dataset_name, a folder with one folder of images per class.")
+    validation_dir: str | None = option(None, "The same for the images to evaluate on.")
+    train_split: str = option("train", "Split to train on.")
+    validation_split: str = option("validation", "Split to evaluate on.")
+    train_val_split: float | None = option(
         None, "Where there is no validation split, this part of the training images becomes one."
     )
-    image_column_name: str = _option("image", "Column with the images.")
-    label_column_name: str = _option("label", "Column with the labels.")
-    max_train_samples: int | None = _option(
-        None, "Train on so many images only, drawn by the seed. Streamed: so many images are an epoch."
-    )
-    max_eval_samples: int | None = _option(
+    image_column_name: str = option("image", "Column with the images.")
+    label_column_name: str = option("label", "Column with the labels.")
+    max_eval_samples: int | None = option(
         None, "Evaluate on so many images only, drawn likewise. Streamed: the first."
     )
-    streaming: bool = _option(False, "Read the images in passing, from the Hub or from files, and store nothing.")
-    shuffle_buffer_size: int = _option(
-        10_000,
-        "Streamed training images that are shuffled among each other, undecoded in memory (ImageNet: 0.1 MB each).",
+    streaming: bool = option(False, "Read the images in passing, from the Hub or from files, and store nothing.")
+
+
+@dataclass
+class TrainingDataOptions(DataOptions):
+    max_train_samples: int | None = option(
+        None, "Train on so many images only, drawn by the seed. Streamed: so many images are an epoch."
     )
-    dataloader_num_workers: int = _option(4, "Processes that decode and augment images.")
+
+
+@dataclass
+class ComputeOptions:
+    per_device_eval_batch_size: int = option(64, "Images in an evaluation batch of one process.")
+    dataloader_num_workers: int = option(4, "Processes that decode and augment images.")
+    mixed_precision: str = option("no", "no, bf16 or fp16.", choices=["no", "bf16", "fp16"])
+    seed: int = option(42, "Seed of everything random.")
 
 
 @dataclass
 class PictureOptions:
-    image_size: int = _option(224, "Height and width that the model sees, in pixels.")
-    crop_pct: float = _option(
+    image_size: int = option(224, "Height and width that the model sees, in pixels.")
+    crop_pct: float = option(
         0.875, "In evaluation the image is resized to image_size / crop_pct, then cropped (below 384)."
     )
-    image_mean: list[float] = _option([0.485, 0.456, 0.406], "Mean of each channel, of values in 0 ... 1.")
-    image_std: list[float] = _option([0.229, 0.224, 0.225], "Standard deviation of each channel.")
+    image_mean: list[float] = option([0.485, 0.456, 0.406], "Mean of each channel, of values in 0 ... 1.")
+    image_std: list[float] = option([0.229, 0.224, 0.225], "Standard deviation of each channel.")
 
 
 @dataclass
 class AugmentationOptions:
-    random_crop_min_scale: float | None = _option(
+    random_crop_min_scale: float | None = option(
         0.08, "The least part of its area that a random crop of a training image keeps; null in a file for no crop."
     )
-    random_flip: float = _option(0.5, "Probability that a training image is mirrored.")
-    color_jitter: float = _option(0.0, "Brightness, contrast and saturation change by up to this part.")
-    rand_augment_magnitude: int | None = _option(None, "RandAugment: two operations of this strength, 0 ... 30.")
-    mixup_alpha: float = _option(0.0, "MixUp: how evenly two images are mixed. With CutMix, one of both by chance.")
-    cutmix_alpha: float = _option(0.0, "CutMix: how evenly two images share the area.")
+    random_flip: float = option(0.5, "Probability that a training image is mirrored.")
+    color_jitter: float = option(0.0, "Brightness, contrast and saturation change by up to this part.")
+    rand_augment_magnitude: int | None = option(None, "RandAugment: two operations of this strength, 0 ... 30.")
+    mixup_alpha: float = option(0.0, "MixUp: how evenly two images are mixed. With CutMix, one of both by chance.")
+    cutmix_alpha: float = option(0.0, "CutMix: how evenly two images share the area.")
 
 
 @dataclass
-class OptimizationOptions:
+class OptimizationOptions(ComputeOptions):
     """SGD with Nesterov momentum, cosine schedule after a linear warm-up."""
 
-    per_device_train_batch_size: int = _option(32, "Images in a training batch of one process.")
-    per_device_eval_batch_size: int = _option(64, "Images in an evaluation batch of one process.")
-    gradient_accumulation_steps: int = _option(1, "Batches whose gradients are averaged for one step.")
-    num_train_epochs: int = _option(130, "Passes over the training images.")
-    max_train_steps: int | None = _option(None, "Stop after so many steps; the schedule ends there as well.")
-    learning_rate: float = _option(0.8, "Learning rate after the warm-up, for the whole batch of all processes.")
-    momentum: float = _option(0.9, "Nesterov momentum.")
-    weight_decay: float = _option(1e-4, "Weight decay.")
-    no_decay_on_norm_and_bias: bool = _option(False, "No weight decay on BatchNorm and biases.")
-    num_warmup_steps: int = _option(3130, "Steps of linear warm-up.")
-    warmup_start_factor: float = _option(0.25, "Part of the learning rate that the warm-up starts from.")
-    label_smoothing: float = _option(0.1, "Part of the target that is spread over all classes.")
-    max_grad_norm: float | None = _option(None, "Gradients are scaled down to this norm.")
-    ema_decay: float | None = _option(None, "Evaluate and save an exponential moving average of the weights.")
-    sync_batch_norm: bool = _option(False, "Statistics of BatchNorm over the batches of all processes (GPUs only).")
-    mixed_precision: str = _option("no", "no, bf16 or fp16.", choices=["no", "bf16", "fp16"])
-    torch_compile: bool = _option(False, "Compile the model.")
-    seed: int = _option(42, "Seed of everything random.")
+    per_device_train_batch_size: int = option(32, "Images in a training batch of one process.")
+    gradient_accumulation_steps: int = option(1, "Batches whose gradients are averaged for one step.")
+    num_train_epochs: int = option(130, "Passes over the training images.")
+    max_train_steps: int | None = option(None, "Stop after so many steps; the schedule ends there as well.")
+    learning_rate: float = option(0.8, "Learning rate after the warm-up, for the whole batch of all processes.")
+    momentum: float = option(0.9, "Nesterov momentum.")
+    weight_decay: float = option(1e-4, "Weight decay.")
+    no_decay_on_norm_and_bias: bool = option(False, "No weight decay on BatchNorm and biases.")
+    num_warmup_steps: int = option(3130, "Steps of linear warm-up.")
+    warmup_start_factor: float = option(0.25, "Part of the learning rate that the warm-up starts from.")
+    label_smoothing: float = option(0.1, "Part of the target that is spread over all classes.")
+    max_grad_norm: float | None = option(None, "Gradients are scaled down to this norm.")
+    ema_decay: float | None = option(None, "Evaluate and save an exponential moving average of the weights.")
+    sync_batch_norm: bool = option(False, "Statistics of BatchNorm over the batches of all processes (GPUs only).")
+    torch_compile: bool = option(False, "Compile the model.")
+    shuffle_buffer_size: int = option(
+        10_000,
+        "Streamed training images that are shuffled among each other, undecoded in memory (ImageNet: 0.1 MB each).",
+    )
 
 
 @dataclass
 class RunOptions:
-    output_dir: str = _option("outputs/train", "Everything goes here; a run that finds its own checkpoints resumes.")
-    checkpointing_steps: str = _option("epoch", "How often the state is saved: a number of steps, or epoch.")
-    checkpoints_total_limit: int = _option(2, "How many of the newest checkpoints stay.")
-    logging_steps: int = _option(50, "Steps between two lines of the log.")
-    push_to_hub: bool = _option(False, "Push the Hub folder `last` when the run ends; needs `hf auth login`.")
-    hub_model_id: str | None = _option(None, "Repository to push to; by default one with the name of output_dir.")
-    report_to: str | None = _option(None, "Trackers of Accelerate, separated by commas: tensorboard, wandb, trackio.")
+    output_dir: str = option("outputs/train", "Everything goes here; a run that finds its own checkpoints resumes.")
+    checkpointing_steps: str = option("epoch", "How often the state is saved: a number of steps, or epoch.")
+    checkpoints_total_limit: int = option(2, "How many of the newest checkpoints stay.")
+    logging_steps: int = option(50, "Steps between two lines of the log.")
+    push_to_hub: bool = option(False, "Push the Hub folder `last` when the run ends; needs `hf auth login`.")
+    hub_model_id: str | None = option(None, "Repository to push to; by default one with the name of output_dir.")
+    report_to: str | None = option(None, "Trackers of Accelerate, separated by commas: tensorboard, wandb, trackio.")
 
 
 @dataclass
-class TrainingConfig(RunOptions, OptimizationOptions, AugmentationOptions, PictureOptions, DataOptions, ModelOptions):
+class TrainingConfig(
+    RunOptions, OptimizationOptions, AugmentationOptions, PictureOptions, TrainingDataOptions, ModelOptions
+):
     """Everything that `train.py` can be told; the other scripts combine the groups that they need."""
 
 
 Options = TypeVar("Options")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the defaults, and a script's description as it is written."""
 
 
 def parse_options(
@@ -135,11 +151,17 @@ def parse_options(
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     file, rest = first.parse_known_args(arguments)
-    parser = HfArgumentParser(kind, description=description, allow_abbrev=False)
+    usage = "%(prog)s [--config FILE.yaml] [--option value ...]"  # the whole list would hide what an error says
+    parser = HfArgumentParser(
+        kind, description=description, usage=usage, allow_abbrev=False, formatter_class=HelpFormatter
+    )
     parser.add_argument("--config", help="YAML file with any of these options.")
     if file.config is not None:
         parser.set_defaults(**_read(file.config, kind, parser))
-    options, _, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
+    try:
+        options, _, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
+    except ValueError as error:  # of TrainingArguments, which checks some of its own
+        parser.error(str(error))
     if unknown:
         parser.error(f"unknown on the command line: {_with_nearest(unknown[0], kind, '--')}")
     return options, parser
@@ -170,11 +192,30 @@ def check_data_options(config: DataOptions, parser: argparse.ArgumentParser) -> 
         parser.error("give one of --dataset_name, a Hub id or a local folder, and --train_dir, a folder of images")
     if config.validation_dir and not config.train_dir:
         parser.error("--validation_dir belongs to --train_dir, which is not given")
+    check_folders(config, parser)
+
+
+def check_folders(config: DataOptions, parser: argparse.ArgumentParser) -> None:
     for name in ("train_dir", "validation_dir"):
         if getattr(config, name) and not Path(getattr(config, name)).is_dir():
             parser.error(f"--{name} {getattr(config, name)}: there is no such folder")
     if config.train_val_split is not None and not 0 < config.train_val_split < 1:
         parser.error(f"--train_val_split is {config.train_val_split}, expected a part between 0 and 1")
+
+
+def check_model_name(name: str) -> None:
+    """Raises ValueError where `name` is no folder and cannot be an id; without this the Hub is asked for it."""
+    path = Path(name)
+    if path.is_dir():
+        return
+    if path.parent.is_dir() and len(path.parts) > 1 or name.count("/") > 1 or name.startswith((".", "/")):
+        there = [str(one) for one in path.parent.glob("*/")]
+        raise ValueError(f"there is no folder {name}{nearest(name, there)}")
+
+
+def nearest(name: str, choices: list[str]) -> str:
+    found = difflib.get_close_matches(name, choices, 1)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def _read(path: Path, config_kind: type, parser: argparse.ArgumentParser) -> dict:
@@ -190,23 +231,31 @@ def _read(path: Path, config_kind: type, parser: argparse.ArgumentParser) -> dic
     return {name: _convert(path, name, value, kinds[name], parser) for name, value in values.items()}
 
 
-def _convert(path: Path, name: str, value, kind, parser: argparse.ArgumentParser):
+def _convert(path: Path, name: str, value: Any, kind: Any, parser: argparse.ArgumentParser) -> Any:
     """`value` as the type of its option, as far as YAML reads it differently from what was meant."""
+    kinds = _kinds(kind)
     try:
-        if kind in (float, float | None) and isinstance(value, (int, str)) and not isinstance(value, bool):
+        if float in kinds and isinstance(value, (int, str)) and not isinstance(value, bool):
             value = float(value)  # YAML reads 1e-4 as a string
-        elif kind is str and isinstance(value, int):
+        elif str in kinds and isinstance(value, int) and type(value) not in kinds:
             value = "no" if value is False else str(value)  # and a bare `no` as False
-        if not isinstance(value, list if get_origin(kind) is list else kind):
+        if not isinstance(value, kinds):
             raise ValueError
-        if isinstance(value, bool) and bool not in (kind, *getattr(kind, "__args__", ())):
+        if isinstance(value, bool) and bool not in kinds:
             raise ValueError  # bool is an int to isinstance
     except ValueError:
         parser.error(f"{path}: {name} is {value!r}, expected {getattr(kind, '__name__', kind)}")
     return value
 
 
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The classes that a type hint allows."""
+    if get_origin(hint) in (Union, UnionType):
+        return tuple(kind for part in get_args(hint) for kind in _kinds(part))
+    return (type(get_args(hint)[0]),) if get_origin(hint) is Literal else (get_origin(hint) or hint,)
+
+
 def _with_nearest(unknown: str, kind: type, prefix: str = "") -> str:
     name = unknown.split("=")[0].lstrip("-").replace("-", "_")
-    nearest = difflib.get_close_matches(name, [option.name for option in fields(kind)], 1)
-    return f"{unknown} (did you mean {prefix}{nearest[0]}?)" if nearest else f"{unknown} (--help lists what there is)"
+    names = [prefix + field.name for field in fields(kind)]
+    return unknown + (nearest(prefix + name, names) or " (--help lists what there is)")

@@ -19,17 +19,27 @@ def load_images(config: TrainingConfig) -> tuple[Dataset | IterableDataset, Data
             message names what is missing, and what there is.
     """
     splits = read_splits(config)
-    if config.validation_split not in splits and config.train_val_split is not None:
-        splits = split_off_validation(splits, config)
     train, validation = (select(splits, option, config) for option in ("train_split", "validation_split"))
     if not config.streaming:
         check_labels(train, validation, config)
     return limit(train, config.max_train_samples, config), limit(validation, config.max_eval_samples, config)
 
 
+def load_validation_images(config: DataOptions) -> Dataset | IterableDataset:
+    """The validation images alone, the same as those of `load_images`: training images need not be there."""
+    return limit(select(read_splits(config), "validation_split", config), config.max_eval_samples, config)
+
+
 def read_splits(config: DataOptions) -> dict[str, Dataset | IterableDataset]:
-    """All splits of the data set, as they are."""
-    if config.train_dir:
+    """All splits of the data set, as they are, and the validation split of `train_val_split` where there is none."""
+    splits = read_source(config)
+    if config.validation_split not in splits and config.train_val_split is not None:
+        splits = split_off_validation(splits, config)
+    return splits
+
+
+def read_source(config: DataOptions) -> dict[str, Dataset | IterableDataset]:
+    if config.train_dir or config.validation_dir:
         check_class_folders(config)
         # `validation_split` may have another name; what is in validation_dir is what it means.
         folders = {config.train_split: config.train_dir, config.validation_split: config.validation_dir}
@@ -47,7 +57,7 @@ def check_class_folders(config: DataOptions) -> None:
         {path.name for path in Path(folder).iterdir() if path.is_dir()} if folder else set()
         for folder in (config.train_dir, config.validation_dir)
     )
-    if unknown := validation - train:
+    if config.train_dir and (unknown := validation - train):
         raise ValueError(f"{config.validation_dir} has classes {sorted(unknown)}, {config.train_dir} {sorted(train)}")
 
 
@@ -126,7 +136,7 @@ def split_named(splits: dict, option: str, config: DataOptions) -> Dataset | Ite
 
 
 def source(config: DataOptions) -> str:
-    return config.train_dir or config.dataset_name
+    return config.dataset_name or config.train_dir or config.validation_dir
 
 
 def class_names(images: Dataset | IterableDataset) -> list[str] | None:

@@ -86,7 +86,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="results.json",
-        help="of runs of training/train.py. Those on another data set than the published get a figure of their own",
+        help="of train.py, finetune.py or evaluate_model.py. Those on another data set than the published get a figure of their own",
     )
     trade_off.set_defaults(draw=lambda options: draw_trade_offs(options.results))
 
@@ -154,9 +154,9 @@ def read_result(path: Path, label: str) -> dict:
     """A run's point, in the units of the published ones, and the images that it was measured on."""
     result, options = (read_json(file) for file in (path, path.with_name("options.json")))
     try:
-        images = options["dataset_name"] or options["train_dir"]
-        split, samples, size = options["validation_split"], result["eval_samples"], options["image_size"]
-        macs = result["macs"] if "macs" in result else count_macs(path.parent, size)
+        images = options["dataset_name"] or options["train_dir"] or options["validation_dir"]
+        split, samples = options["validation_split"], result["eval_samples"]
+        macs = result["macs"] if "macs" in result else count_macs(path.parent, options["image_size"])
         return {
             "name": label,
             "images": images,
@@ -172,7 +172,9 @@ def read_result(path: Path, label: str) -> dict:
 
 def read_json(path: Path) -> dict:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; a run of training/train.py leaves it in its output_dir")
+        raise FileNotFoundError(
+            f"{path} is not there; train.py, finetune.py and evaluate_model.py leave it in their output_dir"
+        )
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -308,6 +310,33 @@ def draw_heat_maps(picture: np.ndarray, kernels: dict[int, Tensor]) -> Figure:
             image = axes.imshow(values, cmap="cividis", norm=scale, alpha=0.7)
             axes.set_title(f"group {group + 1} of {groups}")
         figure.colorbar(image, ax=list(all_axes), label="sum of kernel", fraction=0.03)
+    return figure
+
+
+# Confusion matrix
+
+
+def draw_confusion_matrix(matrix: np.ndarray, names: list[str]) -> Figure:
+    """A row for every true class, in parts of its images; the counts stand in the cells of up to 20 classes.
+
+    Args:
+        matrix: (classes, classes), images by true and predicted class.
+    """
+    parts = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = max(7.5, 0.22 * len(names) + 3)
+    figure = Figure(figsize=(side + 1.5, side))
+    axes = figure.subplots()
+    image = axes.imshow(parts, cmap="Greys", vmin=0, vmax=1)
+    font = {"fontsize": max(6, min(13, 300 / len(names)))}
+    axes.set_xticks(range(len(names)), names, rotation=90, **font)
+    axes.set_yticks(range(len(names)), names, **font)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.grid(False)
+    if len(names) <= 20:
+        for (row, column), count in np.ndenumerate(matrix):
+            color = "white" if parts[row, column] > 0.5 else "black"
+            axes.text(column, row, count, ha="center", va="center", color=color, gid=f"{row} {column}", fontsize=10)
+    figure.colorbar(image, label="part of the true class")
     return figure
 
 

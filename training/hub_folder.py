@@ -8,7 +8,8 @@ from huggingface_hub import EvalResult, ModelCard
 from transformers import BaseImageProcessor
 
 import rednet
-from arguments import TrainingConfig
+from arguments import DataOptions, TrainingConfig
+from data import source
 from rednet import hub
 from rednet.hub_cards import make_card
 
@@ -21,14 +22,23 @@ def save_hub_folder(
     results: dict,
 ) -> None:
     """Replaces `folder` as a whole. `results` has `eval_accuracy`, `eval_top_5_accuracy` and `eval_samples`."""
-    hub.save_hub_folder(folder, model, processor, trained_card(model, config, results))
+    augmentation = "flips" if config.random_crop_min_scale is None else "crops and flips"
+    training = (
+        f"SGD with Nesterov momentum, {config.num_train_epochs} epochs, cosine schedule, label smoothing "
+        f"{config.label_smoothing}, random {augmentation}."
+    )
+    hub.save_hub_folder(folder, model, processor, trained_card(model, config, results, training, asdict(config)))
 
 
-def trained_card(model: rednet.RedNetForImageClassification, config: TrainingConfig, results: dict) -> ModelCard:
-    dataset = (config.dataset_name or config.train_dir).rstrip("/")
-    title = dataset.split("/")[-1].replace("_", " ")
-    name = f"RedNet, trained on {title}"
-    origin = f"from {config.model_name_or_path}" if config.model_name_or_path else "from scratch"
+def trained_card(
+    model: rednet.RedNetForImageClassification, config: TrainingConfig, results: dict, training: str, options: dict
+) -> ModelCard:
+    """The card of a model that was trained by `config`, in the words of `training`, and by `options` in full."""
+    title, origin = (
+        title_of(config),
+        f"from {config.model_name_or_path}" if config.model_name_or_path else "from scratch",
+    )
+    local_model = config.model_name_or_path is not None and Path(config.model_name_or_path).exists()
     held_out = f"of its split `{config.validation_split}`"
     if config.train_val_split is not None:
         held_out = f"of it that were held out, a part of {config.train_val_split}"
@@ -38,34 +48,41 @@ def trained_card(model: rednet.RedNetForImageClassification, config: TrainingCon
         f"A RedNet for image classification, trained {origin} on {title}, and measured on the "
         f"{results['eval_samples']:,} images {held_out}."
     )
-    augmentation = "flips" if config.random_crop_min_scale is None else "crops and flips"
-    training = (
-        f"SGD with Nesterov momentum, {config.num_train_epochs} epochs, cosine schedule, label smoothing "
-        f"{config.label_smoothing}, random {augmentation}."
-    )
-    measured = {
-        "task_type": "image-classification",
-        "dataset_type": dataset,
-        "dataset_name": title,
-        "dataset_split": config.validation_split,
-        "metric_type": "accuracy",
-    }
-    metrics = {"Top-1": results["eval_accuracy"]}
-    if model.config.num_labels > 5:
-        metrics["Top-5"] = results["eval_top_5_accuracy"]
-    local = Path(dataset).exists()
     return make_card(
         model.config,
-        name,
+        f"RedNet, trained on {title}",
         f"rednet-{title.replace(' ', '-')}",
         introduction,
         training,
         image_size=config.image_size,
-        results=[EvalResult(metric_name=name, metric_value=value, **measured) for name, value in metrics.items()],
-        datasets=None if local else [dataset],
-        base_model=config.model_name_or_path,
-        options=yaml.safe_dump(asdict(config), sort_keys=False).strip(),
+        results=measured(config, results, model.config.num_labels),
+        datasets=None if Path(source(config)).exists() else [source(config)],
+        base_model=None if local_model else config.model_name_or_path,
+        options=yaml.safe_dump(options, sort_keys=False).strip(),
     )
+
+
+def title_of(config: DataOptions) -> str:
+    return source(config).rstrip("/").split("/")[-1].replace("_", " ")
+
+
+def measured(config: DataOptions, results: dict, num_labels: int) -> list[EvalResult]:
+    """Accuracies in the form of a card. There is no top-5 accuracy of five classes."""
+    metrics = {"Top-1": results["eval_accuracy"]}
+    if num_labels > 5:
+        metrics["Top-5"] = results["eval_top_5_accuracy"]
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=source(config).rstrip("/"),
+            dataset_name=title_of(config),
+            dataset_split=config.validation_split,
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=value,
+        )
+        for name, value in metrics.items()
+    ]
 
 
 def check_push() -> None:

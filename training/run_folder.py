@@ -1,27 +1,25 @@
 """The files of a run beside its checkpoints and models: options.json, log.jsonl, results.json."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-
-from arguments import RunOptions
 
 
 # With these changed, a run still ends with the same weights.
 FREE = {"output_dir", "dataloader_num_workers", "push_to_hub", "hub_model_id"}
 
 
-def check_options(config: RunOptions) -> None:
+def check_options(output_dir: str, options: dict) -> None:
     """Refuses an `output_dir` that belongs to a run with other options."""
-    path = Path(config.output_dir) / "options.json"
+    path = Path(output_dir) / "options.json"
     if path.exists():
-        before, options = json.loads(path.read_text()), asdict(config)
-        changed = [name for name in options if options[name] != before.get(name) and name not in FREE]
+        before = json.loads(path.read_text())
+        changed = [
+            name for name in {**options, **before} if options.get(name) != before.get(name) and name not in FREE
+        ]
         if changed:
-            differences = ", ".join(f"{name} {before.get(name)!r} -> {options[name]!r}" for name in changed)
+            differences = ", ".join(f"{name} {before.get(name)!r} -> {options.get(name)!r}" for name in changed)
             raise SystemExit(
-                f"{config.output_dir} holds a run with other options ({differences}). Give another --output_dir, or "
-                "remove it"
+                f"{output_dir} holds a run with other options ({differences}). Give another --output_dir, or remove it"
             )
 
 

@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = parse_config(arguments)
     disable_progress_bar()  # those of loading and saving weights; the training has its own
     accelerator = make_accelerator(config)
-    check_options(config)
+    check_options(config.output_dir, asdict(config))
     if config.push_to_hub:
         check_push()
     set_seed(config.seed)
@@ -111,10 +111,14 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         raise SystemExit("--sync_batch_norm: torch has it for GPUs only, this process runs on the CPU")
     if config.ema_decay is not None and accelerator.distributed_type == DistributedType.FSDP:
         raise SystemExit("--ema_decay needs whole weights on every process: not with FSDP")
-    if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        # `accelerate launch` (which sets that variable) leaves processes without a GPU one thread each.
-        torch.set_num_threads(max(os.cpu_count() // accelerator.num_processes, 1))
+    use_all_cores(accelerator)
     return accelerator
+
+
+def use_all_cores(accelerator: Accelerator) -> None:
+    """`accelerate launch` (which sets that variable) leaves processes without a GPU one thread each."""
+    if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        torch.set_num_threads(max(os.cpu_count() // accelerator.num_processes, 1))
 
 
 def make_processor(config: TrainingConfig) -> ConvNextImageProcessor:

@@ -1,0 +1,450 @@
+"""training/finetune.py, and what the official example scripts of Transformers do with a RedNet."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from hub_server import HubServer
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score
+from torchvision import transforms
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ConvNextImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
+    Trainer,
+    TrainingArguments,
+    get_scheduler,
+)
+
+import figures
+import rednet
+from arguments import TrainingConfig
+from data import load_images
+from finetune import FinetuneConfig, freeze, layer_groups, load_model, main, newest_checkpoint, parse
+from processes import Training
+from rednet.hub import check_hub_folder
+
+
+RATE, DECAY = 5e-3, 0.5
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A model for five classes, with random weights."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("start")
+    sizes = {"embedding_size": 32, "hidden_sizes": [64, 128], "depths": [1, 1], "stem_stride": 1, "num_labels": 5}
+    rednet.RedNetForImageClassification(rednet.RedNetConfig(**sizes)).save_pretrained(folder)
+    ConvNextImageProcessor(size={"shortest_edge": 8}, crop_pct=1.0, do_convert_rgb=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(start, digits, tmp_path_factory) -> list[str]:
+    values = {
+        "model_name_or_path": str(start),
+        "dataset_name": str(digits),
+        "validation_split": "test",
+        "image_column_name": "picture",
+        "label_column_name": "digit",
+        "dataloader_num_workers": 0,
+        "random_crop_min_scale": 0.9,
+        "random_flip": 0.0,
+        "per_device_train_batch_size": 20,
+        "learning_rate": RATE,
+        "lr_scheduler_type": "linear",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    path = tmp_path_factory.mktemp("recipe") / "digits.yaml"
+    path.write_text(json.dumps(values))
+    return ["--config", str(path)]
+
+
+FROZEN = ["--frozen_stages", "1", "--layer_decay", str(DECAY), "--num_train_epochs", "2", "--logging_steps", "20"]
+FROZEN += ["--label_smoothing_factor", "0.1", "--weight_decay", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def finetuned(recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finetuned")
+    main([*recipe, *FROZEN, "--output_dir", str(folder)])
+    return folder
+
+
+def test_learns_new_classes(finetuned, digits):
+    results = json.loads((finetuned / "results.json").read_text())
+    assert results["eval_accuracy"] > 0.5 and results["eval_samples"] == 397  # at random: 0.1
+    assert results["steps"] == 2 * 70 and results["epochs"] == 2
+    config = json.loads((finetuned / "best/config.json").read_text())
+    assert config["id2label"] == {str(n): f"number {n}" for n in range(10)}
+    log = [entry for entry in figures.read_log(finetuned) if "eval_accuracy" in entry]
+    assert [entry["epoch"] for entry in log] == [1, 2]
+    assert max(entry["eval_accuracy"] for entry in log) == results["eval_accuracy"]
+    point = figures.read_result(finetuned / "results.json", "mine")
+    assert point["data_set"] == f"{digits.name}, test, 397 images"
+
+
+def test_frozen_stages_stay_as_they_were(finetuned, start):
+    """Weights and statistics of the stem and of the first stage to the bit; all others change."""
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, finetuned / "best"))
+    frozen = {name for name in before if name.startswith(("rednet.embedder.", "rednet.encoder.stages.0."))}
+    assert len(frozen) > 20 and any("running_var" in name for name in frozen)
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    for name in before.keys() - frozen - {"classifier.weight", "classifier.bias"}:
+        assert not torch.equal(before[name], after[name]), name
+    results = json.loads((finetuned / "results.json").read_text())
+    trained = [name for name in after if name not in frozen and "running" not in name and "num_batches" not in name]
+    assert results["trainable_parameters"] == sum(after[name].numel() for name in trained) < results["parameters"]
+
+
+def test_leaves_a_hub_folder(finetuned, start):
+    """What it classifies is what was reported, by the Auto classes on the pictures themselves."""
+    check_hub_folder(finetuned / "best")
+    results = json.loads((finetuned / "results.json").read_text())
+    processor, model = (
+        c.from_pretrained(finetuned / "best") for c in (AutoImageProcessor, AutoModelForImageClassification)
+    )
+    options = json.loads((finetuned / "options.json").read_text())
+    names = TrainingConfig.__dataclass_fields__.keys() & options.keys()
+    _, images = load_images(TrainingConfig(**{name: options[name] for name in names}))
+    with torch.no_grad():
+        logits = model.eval()(**processor(list(images["image"]), return_tensors="pt")).logits
+    assert abs(accuracy_score(images["label"], logits.argmax(1)) - results["eval_accuracy"]) < 0.003
+    card = ModelCard.load(finetuned / "best/README.md")
+    assert card.data.eval_results[0].metric_value == results["eval_accuracy"]
+    assert "frozen: the stem and 1 stage(s)" in card.text and "learning_rate: 0.005" in card.text
+    assert card.data.base_model is None  # a folder is no id
+
+
+def test_the_optimizer_has_the_rates_of_the_layers(finetuned):
+    """Of the classifier, then of the second stage; what is frozen has none."""
+    checkpoint = sorted(finetuned.glob("checkpoint-*"))[0]
+    groups = torch.load(checkpoint / "optimizer.pt", weights_only=True)["param_groups"]
+    assert [(group["initial_lr"], group["weight_decay"]) for group in groups] == [(RATE, 0.01), (RATE * DECAY, 0.01)]
+
+
+@pytest.mark.parametrize("frozen_stages", [-1, 0, 2])
+def test_layer_decay_is_its_definition(start, frozen_stages):
+    """Learning rate x decay ^ (layers between a parameter and the classifier), by the parameters' names."""
+    model = AutoModelForImageClassification.from_pretrained(start)
+    config = FinetuneConfig(
+        output_dir="run", learning_rate=1.0, layer_decay=DECAY, weight_decay=0.1, no_decay_on_norm_and_bias=True
+    )
+    freeze(model, frozen_stages)
+    found = {
+        id(parameter): (group["lr"], group["weight_decay"])
+        for group in layer_groups(model, config)
+        for parameter in group["params"]
+    }
+    prefixes = ["rednet.embedder.", "rednet.encoder.stages.0.", "rednet.encoder.stages.1.", "classifier."]
+    for name, parameter in model.named_parameters():
+        layer = next(n for n, prefix in enumerate(prefixes) if name.startswith(prefix))
+        if layer <= frozen_stages:
+            assert id(parameter) not in found and not parameter.requires_grad
+        else:
+            plain = "normalization" in name or name.endswith("bias")
+            plain = plain or parameter.ndim == 1  # BatchNorm of the kernel generation
+            assert found.pop(id(parameter)) == (DECAY ** (3 - layer), 0.0 if plain else 0.1), name
+    assert not found
+
+
+def test_stops_early(recipe, tmp_path):
+    """Nothing is learnt at a rate of 0: the first evaluation is the best, the second after it the last."""
+    more = [
+        "--learning_rate",
+        "0",
+        "--frozen_stages",
+        "2",
+        "--early_stopping_patience",
+        "2",
+        "--max_train_samples",
+        "40",
+    ]
+    main([*recipe, *more, "--max_eval_samples", "60", "--output_dir", str(tmp_path / "run")])
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert (results["epochs"], results["steps"]) == (3, 6)
+    assert "Fine-tuned for 3 of at most 10 epochs" in (tmp_path / "run/best/README.md").read_text()
+
+
+def test_killed_and_resumed_is_as_if_it_had_not_been(root, recipe, tmp_path):
+    """Also of pictures that are changed and mixed at random; killed in the second of three epochs of six steps."""
+    more = ["--max_train_samples", "120", "--max_eval_samples", "60", "--num_train_epochs", "3"]
+    more += ["--save_strategy", "steps", "--save_steps", "4", "--eval_strategy", "steps", "--eval_steps", "4"]
+    more += ["--rand_augment_magnitude", "5", "--mixup_alpha", "0.2", "--cutmix_alpha", "1", "--logging_steps", "1"]
+    folder = tmp_path / "run"
+    training = Training(root, tmp_path / "output.txt", [*recipe, *more, "--output_dir", str(folder)], "finetune")
+    training.kill_when((folder / "checkpoint-8/trainer_state.json").exists)
+    assert not (folder / "results.json").exists()
+    for run in (folder, tmp_path / "other"):
+        main([*recipe, *more, "--output_dir", str(run)])
+    weights, expected = (load_file(run / "best/model.safetensors") for run in (folder, tmp_path / "other"))
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    results = [json.loads((run / "results.json").read_text()) for run in (folder, tmp_path / "other")]
+    assert results[0] == results[1] and results[0]["steps"] == 18
+    logs = [
+        [entry for line in (run / "log.jsonl").read_text().splitlines() if "loss" in (entry := json.loads(line))]
+        for run in (folder, tmp_path / "other")
+    ]
+    assert logs[0] == logs[1] and len(logs[0]) == 18
+
+
+def test_half_written_checkpoints_are_passed_over(tmp_path):
+    for step, state in ((9, "{}"), (10, '{"epoch"'), (11, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(state)
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+    assert newest_checkpoint(tmp_path / "checkpoint-9") is None
+
+
+def test_a_finished_run_is_pushed_by_its_command(root, recipe, finetuned, tmp_path):
+    """In one commit with our card, not by Trainer; nothing is trained again."""
+    before = (finetuned / "best/model.safetensors").read_bytes()
+    command = [
+        sys.executable,
+        "training/finetune.py",
+        *recipe,
+        *FROZEN,
+        "--output_dir",
+        str(finetuned),
+        "--push_to_hub",
+    ]
+    with HubServer() as hub:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | hub.environment(tmp_path)
+        command += ["--hub_model_id", "user/digits"]
+        result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0 and "is finished" in result.stdout, result.stderr
+        files = hub.files("user/digits")
+        assert len(hub.commits("user/digits")) == 2 and files["model.safetensors"] == before
+        assert 'model="user/digits"' in files["README.md"].decode() and "training_args.bin" not in files
+
+
+def test_a_folder_of_another_run_is_refused(recipe, finetuned):
+    with pytest.raises(SystemExit, match=r"layer_decay 0.5 -> 0.6"):
+        main([*recipe, *FROZEN, "--output_dir", str(finetuned), "--layer_decay", "0.6"])
+
+
+def test_the_classifier_is_new_where_the_classes_are(start, tmp_path):
+    model, _ = load_model(FinetuneConfig(output_dir="run", model_name_or_path=str(start)), list("abcde"))
+    before = load_file(start / "model.safetensors")["classifier.weight"]
+    assert model.classifier.weight.shape == before.shape and not torch.equal(model.classifier.weight, before)
+    assert 0.005 < model.classifier.weight.std() < 0.015 and model.classifier.bias.abs().max() == 0
+    model.save_pretrained(tmp_path)
+    AutoImageProcessor.from_pretrained(start).save_pretrained(tmp_path)
+    config = FinetuneConfig(output_dir="run", model_name_or_path=str(tmp_path), image_size=16)
+    again, processor = load_model(config, list("abcde"))
+    assert torch.equal(again.classifier.weight, model.classifier.weight) and processor.size == {"shortest_edge": 16}
+
+
+def test_models_of_other_families_are_refused(recipe, tmp_path):
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
+    for name, problem in (("resnet", "is a resnet, expected a rednet"), ("rsenet", "did you mean .*resnet")):
+        with pytest.raises(SystemExit, match=problem):
+            main([*recipe, "--model_name_or_path", str(tmp_path / name), "--output_dir", str(tmp_path / "run")])
+    with pytest.raises(SystemExit, match=r"--frozen_stages is 3, expected -1 \(nothing\) to 2"):
+        main([*recipe, "--frozen_stages", "3", "--output_dir", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("frozen_stage: 1", ["unknown", "recipe.yaml", "did you mean frozen_stages?"]),
+        ("lerning_rate: 1", ["did you mean learning_rate?"]),
+        ("learning_rate: fast", ["learning_rate", "fast", "float"]),
+        ("num_train_epochs: many", ["num_train_epochs", "many"]),
+        ("frozen_stages: stem", ["frozen_stages", "stem", "int"]),
+        ("layer_decay: 1.5", ["--layer_decay is 1.5", "between 0 and 1"]),
+        ("early_stopping_patience: 0", ["--early_stopping_patience is 0"]),
+        ("{early_stopping_patience: 2, load_best_model_at_end: false}", ["needs --load_best_model_at_end"]),
+        ("metric_for_best_model: acuracy", ["'acuracy'", "did you mean accuracy?"]),
+        ("eval_strategy: no", ["save and eval strategy to match"]),
+        ("lr_scheduler_type: cosinus", ["cosinus", "'cosine'"]),
+        ("streaming: true", ["--streaming"]),
+        ("dataset_name: ''", ["--dataset_name", "--train_dir"]),
+        ("model_name_or_path: ''", ["--model_name_or_path"]),
+    ],
+)
+def test_wrong_options_are_named(text, words, tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    values = {"model_name_or_path": "a", "dataset_name": "b"}
+    values = {name: value for name, value in values.items() if name not in text}
+    more = [f"--{name}={value}" for name, value in values.items()]
+    path.write_text(text)
+    with pytest.raises(SystemExit):
+        parse(["--config", str(path), *more])
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
+
+
+def test_the_recipe_of_the_repository_is_valid(root):
+    path = root / "configs/training/finetune.yaml"
+    config = parse(
+        ["--config", str(path), "--model_name_or_path", "a", "--dataset_name", "b", "--learning_rate", "1e-4"]
+    )
+    assert config.learning_rate == 1e-4 and config.early_stopping_patience == 5 and config.layer_decay == 0.7
+    assert config.load_best_model_at_end and config.greater_is_better
+
+
+def test_help_begins_with_what_is_ours(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0 and "Fine-tunes a RedNet" in text
+    assert 0 < text.index("--frozen_stages") < text.index("--adam_beta1")
+
+
+# What run_image_classification.py and run_image_classification_no_trainer.py of Transformers call, with the values that
+# they pass: classes as strings, transforms made of what the image processor says, dictionaries of stacked tensors.
+
+
+@pytest.fixture
+def official(start, digits):
+    """Their model for ten classes, their processor, and their two data sets with transforms."""
+    train, validation = load_images(
+        TrainingConfig(
+            dataset_name=str(digits),
+            validation_split="test",
+            image_column_name="picture",
+            label_column_name="digit",
+            max_train_samples=200,
+            max_eval_samples=100,
+        )
+    )
+    labels = train.features["label"].names
+    common = {"cache_dir": None, "revision": "main", "token": None, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(
+        start,
+        num_labels=len(labels),
+        label2id={label: str(n) for n, label in enumerate(labels)},
+        id2label={str(n): label for n, label in enumerate(labels)},
+        finetuning_task="image-classification",
+        **common,
+    )
+    model = AutoModelForImageClassification.from_pretrained(
+        start, from_tf=False, config=config, ignore_mismatched_sizes=True, **common
+    )
+    processor = AutoImageProcessor.from_pretrained(start, **common)
+    assert "shortest_edge" in processor.size and hasattr(processor, "image_mean") and hasattr(processor, "image_std")
+    size = processor.size["shortest_edge"]
+    end = [transforms.ToTensor(), transforms.Normalize(mean=processor.image_mean, std=processor.image_std)]
+    steps = {
+        "train": [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *end],
+        "validation": [transforms.Resize(size), transforms.CenterCrop(size), *end],
+    }
+
+    def transformed(images, name):
+        transform = transforms.Compose(steps[name])
+        return images.with_transform(
+            lambda rows: {**rows, "pixel_values": [transform(image.convert("RGB")) for image in rows["image"]]}
+        )
+
+    return model, processor, transformed(train, "train"), transformed(validation, "validation")
+
+
+def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
+    return {
+        "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+        "labels": torch.tensor([row["label"] for row in rows]),
+    }
+
+
+def test_what_the_official_script_with_trainer_calls(official, start, tmp_path):
+    model, processor, train, validation = official
+    assert "rednet" in {config.model_type for config in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING}
+    arguments = TrainingArguments(
+        str(tmp_path / "run"),
+        remove_unused_columns=False,
+        num_train_epochs=1,
+        learning_rate=5e-3,
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=validation,
+        compute_metrics=lambda p: {"accuracy": accuracy_score(p.label_ids, p.predictions.argmax(1))},
+        processing_class=processor,
+        data_collator=collate,
+    )
+    result = trainer.train(resume_from_checkpoint=None)
+    trainer.save_model()
+    for split, metrics in (("train", result.metrics), ("eval", trainer.evaluate())):
+        trainer.log_metrics(split, metrics)
+        trainer.save_metrics(split, metrics)
+    trainer.save_state()
+    trainer.create_model_card(
+        finetuned_from="user/rednet", tasks="image-classification", dataset="user/digits", tags=["vision"]
+    )
+    accuracy = json.loads((tmp_path / "run/eval_results.json").read_text())["eval_accuracy"]
+    assert 1 < result.metrics["train_loss"] < 3 and trainer.state.global_step == 25
+    saved = AutoModelForImageClassification.from_pretrained(tmp_path / "run").eval()
+    batch = collate([validation[n] for n in range(len(validation))])
+    with torch.no_grad():
+        predictions = saved(batch["pixel_values"]).logits.argmax(1)
+    assert accuracy == pytest.approx(accuracy_score(batch["labels"], predictions), abs=0.011)
+    assert saved.config.id2label == {n: f"number {n}" for n in range(10)}
+    assert {"README.md", "preprocessor_config.json", "modeling_rednet.py"} <= {
+        f.name for f in (tmp_path / "run").iterdir()
+    }
+
+
+def test_what_the_official_script_without_trainer_calls(official, tmp_path):
+    model, processor, train, validation = official
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    loaders = [
+        torch.utils.data.DataLoader(train, shuffle=True, collate_fn=collate, batch_size=20),
+        torch.utils.data.DataLoader(validation, collate_fn=collate, batch_size=30),
+    ]
+    plain = {name for name, _ in model.named_parameters() if "bias" in name or "LayerNorm.weight" in name}
+    groups = [
+        {"params": [p for name, p in model.named_parameters() if (name in plain) == free], "weight_decay": decay}
+        for free, decay in ((False, 0.01), (True, 0.0))
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=5e-3)
+    scheduler = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=5)
+    model, optimizer, *loaders, scheduler = accelerator.prepare(model, optimizer, *loaders, scheduler)
+    model.train()
+    for batch in loaders[0]:
+        with accelerator.accumulate(model):
+            accelerator.backward(model(**batch).loss)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+    accelerator.save_state(str(tmp_path / "epoch_0"))
+    model.eval()
+    predictions, labels = [], []
+    for batch in loaders[1]:
+        with torch.no_grad():
+            predicted = model(**batch).logits.argmax(dim=-1)
+        for all_of_them, part in zip(
+            (predictions, labels), accelerator.gather_for_metrics((predicted, batch["labels"]))
+        ):
+            all_of_them += part.tolist()
+    assert len(predictions) == 100
+    accelerator.unwrap_model(model).save_pretrained(
+        tmp_path / "run", is_main_process=accelerator.is_main_process, save_function=accelerator.save
+    )
+    processor.save_pretrained(tmp_path / "run")
+    # And from a saved state: `resume_from_checkpoint`.
+    with torch.no_grad():
+        accelerator.unwrap_model(model).classifier.weight.zero_()
+    accelerator.load_state(str(tmp_path / "epoch_0"))
+    saved = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
+    state = accelerator.unwrap_model(model).state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in saved.state_dict().items())
+    assert Path(tmp_path / "run/preprocessor_config.json").is_file()
