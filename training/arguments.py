@@ -5,13 +5,14 @@ import difflib
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
 
-def _option(default, help: str, **kwargs):
+def option(default, help: str, **kwargs) -> Any:
+    """A field of a dataclass of options, with what `--help` says of it."""
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help, **kwargs})
     return field(default=default, metadata={"help": help, **kwargs})
@@ -22,101 +23,123 @@ def _option(default, help: str, **kwargs):
 
 @dataclass
 class ModelOptions:
-    model_name_or_path: str | None = _option(None, "Weights to start from: a folder or the id of a Hub repository.")
-    config_name: str | None = _option(None, "Architecture to start from scratch: a config.json, or a folder or id.")
-    ignore_mismatched_sizes: bool = _option(
+    model_name_or_path: str | None = option(None, "Weights to start from: a folder or the id of a Hub repository.")
+    config_name: str | None = option(None, "Architecture to start from scratch: a config.json, or a folder or id.")
+    ignore_mismatched_sizes: bool = option(
         False, "Take weights of a model for other classes; a classifier of another size starts from scratch."
     )
 
 
 @dataclass
 class DataOptions:
-    dataset_name: str = _option(
+    dataset_name: str = option(
         "", "Data set: a Hub id or a local folder (parquet, webdataset, images) for `datasets`."
     )
-    dataset_config_name: str | None = _option(None, "Configuration of the data set, where it has several.")
-    train_dir: str | None = _option(None, "Instead of dataset_name, a folder with one folder of images per class.")
-    validation_dir: str | None = _option(None, "The same for the images to evaluate on.")
-    train_split: str = _option("train", "Split to train on.")
-    validation_split: str = _option("validation", "Split to evaluate on after every epoch.")
-    train_val_split: float | None = _option(
+    dataset_config_name: str | None = option(None, "Configuration of the data set, where it has several.")
+    train_dir: str | None = option(None, "Instead of dataset_name, a folder with one folder of images per class.")
+    validation_dir: str | None = option(None, "The same for the images to evaluate on.")
+    train_split: str = option("train", "Split to train on.")
+    validation_split: str = option("validation", "Split to evaluate on after every epoch.")
+    train_val_split: float | None = option(
         None, "Where there is no validation split, this part of the training images becomes one."
     )
-    image_column_name: str = _option("image", "Column with the images.")
-    label_column_name: str = _option("label", "Column with the labels.")
-    max_train_samples: int | None = _option(
+    image_column_name: str = option("image", "Column with the images.")
+    label_column_name: str = option("label", "Column with the labels.")
+    max_train_samples: int | None = option(
         None, "Train on so many images only, drawn by the seed. Streamed: so many images are an epoch."
     )
-    max_eval_samples: int | None = _option(
+    max_eval_samples: int | None = option(
         None, "Evaluate on so many images only, drawn likewise. Streamed: the first."
     )
-    streaming: bool = _option(False, "Read the images in passing, from the Hub or from files, and store nothing.")
-    shuffle_buffer_size: int = _option(
+    streaming: bool = option(False, "Read the images in passing, from the Hub or from files, and store nothing.")
+    shuffle_buffer_size: int = option(
         10_000,
         "Streamed training images that are shuffled among each other, undecoded in memory (ImageNet: 0.1 MB each).",
     )
-    dataloader_num_workers: int = _option(4, "Processes that decode and augment images.")
+    dataloader_num_workers: int = option(4, "Processes that decode and augment images.")
 
 
 @dataclass
-class PictureOptions:
-    image_size: int = _option(224, "Height and width that the model sees, in pixels.")
-    crop_pct: float = _option(
+class NormalizationOptions:
+    image_mean: list[float] = option([0.485, 0.456, 0.406], "Mean of each channel, of values in 0 ... 1.")
+    image_std: list[float] = option([0.229, 0.224, 0.225], "Standard deviation of each channel.")
+
+
+@dataclass
+class PictureOptions(NormalizationOptions):
+    image_size: int = option(224, "Height and width that the model sees, in pixels.")
+    crop_pct: float = option(
         0.875, "In evaluation the image is resized to image_size / crop_pct, then cropped (below 384)."
     )
-    image_mean: list[float] = _option([0.485, 0.456, 0.406], "Mean of each channel, of values in 0 ... 1.")
-    image_std: list[float] = _option([0.229, 0.224, 0.225], "Standard deviation of each channel.")
 
 
 @dataclass
 class AugmentationOptions:
-    random_crop_min_scale: float | None = _option(
+    random_crop_min_scale: float | None = option(
         0.08, "The least part of its area that a random crop of a training image keeps; null in a file for no crop."
     )
-    random_flip: float = _option(0.5, "Probability that a training image is mirrored.")
-    color_jitter: float = _option(0.0, "Brightness, contrast and saturation change by up to this part.")
-    rand_augment_magnitude: int | None = _option(None, "RandAugment: two operations of this strength, 0 ... 30.")
-    mixup_alpha: float = _option(0.0, "MixUp: how evenly two images are mixed. With CutMix, one of both by chance.")
-    cutmix_alpha: float = _option(0.0, "CutMix: how evenly two images share the area.")
+    random_flip: float = option(0.5, "Probability that a training image is mirrored.")
+    color_jitter: float = option(0.0, "Brightness, contrast and saturation change by up to this part.")
+    rand_augment_magnitude: int | None = option(None, "RandAugment: two operations of this strength, 0 ... 30.")
+    mixup_alpha: float = option(0.0, "MixUp: how evenly two images are mixed. With CutMix, one of both by chance.")
+    cutmix_alpha: float = option(0.0, "CutMix: how evenly two images share the area.")
+    label_smoothing: float = option(0.1, "Part of the target that is spread over all classes.")
 
 
 @dataclass
 class OptimizationOptions:
-    """SGD with Nesterov momentum, cosine schedule after a linear warm-up."""
+    """SGD, and a schedule under a linear warm-up."""
 
-    per_device_train_batch_size: int = _option(32, "Images in a training batch of one process.")
-    per_device_eval_batch_size: int = _option(64, "Images in an evaluation batch of one process.")
-    gradient_accumulation_steps: int = _option(1, "Batches whose gradients are averaged for one step.")
-    num_train_epochs: int = _option(130, "Passes over the training images.")
-    max_train_steps: int | None = _option(None, "Stop after so many steps; the schedule ends there as well.")
-    learning_rate: float = _option(0.8, "Learning rate after the warm-up, for the whole batch of all processes.")
-    momentum: float = _option(0.9, "Nesterov momentum.")
-    weight_decay: float = _option(1e-4, "Weight decay.")
-    no_decay_on_norm_and_bias: bool = _option(False, "No weight decay on BatchNorm and biases.")
-    num_warmup_steps: int = _option(3130, "Steps of linear warm-up.")
-    warmup_start_factor: float = _option(0.25, "Part of the learning rate that the warm-up starts from.")
-    label_smoothing: float = _option(0.1, "Part of the target that is spread over all classes.")
-    max_grad_norm: float | None = _option(None, "Gradients are scaled down to this norm.")
-    ema_decay: float | None = _option(None, "Evaluate and save an exponential moving average of the weights.")
-    sync_batch_norm: bool = _option(False, "Statistics of BatchNorm over the batches of all processes (GPUs only).")
-    mixed_precision: str = _option("no", "no, bf16 or fp16.", choices=["no", "bf16", "fp16"])
-    torch_compile: bool = _option(False, "Compile the model.")
-    seed: int = _option(42, "Seed of everything random.")
+    per_device_train_batch_size: int = option(32, "Images in a training batch of one process.")
+    per_device_eval_batch_size: int = option(64, "Images in an evaluation batch of one process.")
+    gradient_accumulation_steps: int = option(1, "Batches whose gradients are averaged for one step.")
+    num_train_epochs: int = option(130, "Passes over the training images.")
+    max_train_steps: int | None = option(None, "Stop after so many steps; the schedule ends there as well.")
+    learning_rate: float = option(0.8, "Learning rate after the warm-up, for the whole batch of all processes.")
+    lr_scheduler_type: str = option(
+        "cosine",
+        "Cosine or polynomial to 0 at the last step, or step: a tenth after each epoch of lr_steps.",
+        choices=["cosine", "polynomial", "step"],
+    )
+    lr_power: float = option(0.9, "Power of the polynomial.")
+    lr_steps: list[int] = option([8, 11], "Epochs of num_train_epochs after which the step schedule goes down.")
+    momentum: float = option(0.9, "Momentum.")
+    nesterov: bool = option(True, "Nesterov's momentum.")
+    weight_decay: float = option(1e-4, "Weight decay.")
+    no_decay_on_norm_and_bias: bool = option(False, "No weight decay on BatchNorm and biases.")
+    num_warmup_steps: int = option(3130, "Steps of linear warm-up.")
+    warmup_start_factor: float = option(0.25, "Part of the learning rate that the warm-up starts from.")
+    max_grad_norm: float | None = option(None, "Gradients are scaled down to this norm.")
+    ema_decay: float | None = option(None, "Evaluate and save an exponential moving average of the weights.")
+    sync_batch_norm: bool = option(False, "Statistics of BatchNorm over the batches of all processes (GPUs only).")
+    mixed_precision: str = option("no", "no, bf16 or fp16.", choices=["no", "bf16", "fp16"])
+    torch_compile: bool = option(False, "Compile the model.")
+    seed: int = option(42, "Seed of everything random.")
 
 
 @dataclass
 class RunOptions:
-    output_dir: str = _option("outputs/train", "Everything goes here; a run that finds its own checkpoints resumes.")
-    checkpointing_steps: str = _option("epoch", "How often the state is saved: a number of steps, or epoch.")
-    checkpoints_total_limit: int = _option(2, "How many of the newest checkpoints stay.")
-    logging_steps: int = _option(50, "Steps between two lines of the log.")
-    push_to_hub: bool = _option(False, "Push the Hub folder `last` when the run ends; needs `hf auth login`.")
-    hub_model_id: str | None = _option(None, "Repository to push to; by default one with the name of output_dir.")
-    report_to: str | None = _option(None, "Trackers of Accelerate, separated by commas: tensorboard, wandb, trackio.")
+    output_dir: str = option("outputs/train", "Everything goes here; a run that finds its own checkpoints resumes.")
+    checkpointing_steps: str = option("epoch", "How often the state is saved: a number of steps, or epoch.")
+    checkpoints_total_limit: int = option(2, "How many of the newest checkpoints stay.")
+    logging_steps: int = option(50, "Steps between two lines of the log.")
+    eval_epochs: int = option(1, "Epochs between two evaluations; there is one at the end in any case.")
+    report_to: str | None = option(None, "Trackers of Accelerate, separated by commas: tensorboard, wandb, trackio.")
 
 
 @dataclass
-class TrainingConfig(RunOptions, OptimizationOptions, AugmentationOptions, PictureOptions, DataOptions, ModelOptions):
+class LoopOptions(RunOptions, OptimizationOptions):
+    """What all training scripts can be told."""
+
+
+@dataclass
+class HubOptions:
+    push_to_hub: bool = option(False, "Push the Hub folder `last` when the run ends; needs `hf auth login`.")
+    hub_model_id: str | None = option(None, "Repository to push to; by default one with the name of output_dir.")
+
+
+@dataclass
+class TrainingConfig(HubOptions, LoopOptions, AugmentationOptions, PictureOptions, DataOptions, ModelOptions):
     """Everything that `train.py` can be told; the other scripts combine the groups that they need."""
 
 
@@ -155,13 +178,19 @@ def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
     if (config.model_name_or_path is None) == (config.config_name is None):
         parser.error("give one of --model_name_or_path (weights to start from) and --config_name (from scratch)")
     check_data_options(config, parser)
+    check_loop_options(config, parser)
+    return config
+
+
+def check_loop_options(config: LoopOptions, parser: argparse.ArgumentParser) -> None:
+    """Stops with a message where a number of `config` is of no use."""
     steps = config.checkpointing_steps
     if steps != "epoch" and not (steps.isdecimal() and int(steps) > 0):
         parser.error(f"--checkpointing_steps is {steps!r}, expected a positive number or 'epoch'")
-    for name in ("checkpoints_total_limit", "logging_steps", "gradient_accumulation_steps", "num_train_epochs"):
+    counts = ("checkpoints_total_limit", "logging_steps", "eval_epochs", "gradient_accumulation_steps")
+    for name in (*counts, "num_train_epochs"):
         if getattr(config, name) < 1:
             parser.error(f"--{name} is {getattr(config, name)}, expected at least 1")
-    return config
 
 
 def check_data_options(config: DataOptions, parser: argparse.ArgumentParser) -> None:
