@@ -143,6 +143,44 @@ class TrainingConfig(HubOptions, LoopOptions, AugmentationOptions, PictureOption
     """Everything that `train.py` can be told; the other scripts combine the groups that they need."""
 
 
+@dataclass
+class DenseAugmentationOptions:
+    random_flip: float = option(0.5, "Probability that a training picture is mirrored.")
+    photometric_distortion: bool = option(
+        False, "Brightness, contrast, saturation and hue change at random, as in SSD."
+    )
+
+
+@dataclass
+class MaskOptions(DataOptions):
+    train_dir: str | None = option(
+        None, "Instead of dataset_name, a folder with the folders images and annotations: masks of the same names."
+    )
+    label_column_name: str = option("annotation", "Column with the masks: pictures of the class of every pixel.")
+    do_reduce_labels: bool = option(False, "In the masks, classes count from 1, and 0 is not labelled (ADE20K).")
+
+
+@dataclass
+class CropOptions(DenseAugmentationOptions, NormalizationOptions):
+    random_scale: list[float] = option([0.5, 2.0], "Least and greatest factor that a training picture is scaled by.")
+    crop_size: list[int] = option([512, 1024], "Height and width of the crop that is trained on.")
+
+
+@dataclass
+class SegmentationConfig(HubOptions, LoopOptions, CropOptions, MaskOptions, ModelOptions):
+    """Everything that `train_segmentation.py` can be told. The defaults are the schedule of mmsegmentation's models,
+    without its length."""
+
+    photometric_distortion: bool = option(True, "Brightness, contrast, saturation and hue change at random.")
+    per_device_train_batch_size: int = option(2, "Crops in a training batch of one process.")
+    per_device_eval_batch_size: int = option(1, "Pictures that one process loads together to evaluate on.")
+    learning_rate: float = option(0.01, "Learning rate after the warm-up, for the whole batch of all processes.")
+    lr_scheduler_type: str = option("polynomial", "As for train.py.", choices=["cosine", "polynomial", "step"])
+    weight_decay: float = option(5e-4, "Weight decay.")
+    nesterov: bool = option(False, "Nesterov's momentum.")
+    num_warmup_steps: int = option(0, "Steps of linear warm-up.")
+
+
 Options = TypeVar("Options")
 
 

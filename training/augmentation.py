@@ -11,7 +11,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torchvision.transforms import v2
 
-from arguments import AugmentationOptions, NormalizationOptions, TrainingConfig
+from arguments import AugmentationOptions, DenseAugmentationOptions, NormalizationOptions, TrainingConfig
 
 
 def seed_from(*key: int) -> int:
@@ -73,6 +73,12 @@ def changes(config: AugmentationOptions) -> list[v2.Transform]:
     if config.rand_augment_magnitude is not None:
         steps.append(v2.RandAugment(num_ops=2, magnitude=config.rand_augment_magnitude))
     return steps
+
+
+def dense_changes(config: DenseAugmentationOptions) -> list[v2.Transform]:
+    """What happens to a picture together with its masks or boxes, in the end."""
+    distortion = [v2.RandomPhotometricDistort()] if config.photometric_distortion else []
+    return [v2.RandomHorizontalFlip(config.random_flip), *distortion]
 
 
 def make_mixing(config: AugmentationOptions, num_labels: int) -> v2.Transform | None:

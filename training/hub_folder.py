@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard
 from transformers import BaseImageProcessor
 
 import rednet
-from arguments import TrainingConfig
+from arguments import SegmentationConfig, TrainingConfig
 from rednet import hub
 from rednet.hub_cards import make_card
 
@@ -21,10 +21,54 @@ def save_hub_folder(
     results: dict,
 ) -> None:
     """Replaces `folder` as a whole. `results` has `eval_accuracy`, `eval_top_5_accuracy` and `eval_samples`."""
-    hub.save_hub_folder(folder, model, processor, trained_card(model, config, results))
+    augmentation = "flips" if config.random_crop_min_scale is None else "crops and flips"
+    training = (
+        f"SGD with Nesterov momentum, {config.num_train_epochs} epochs, cosine schedule, label smoothing "
+        f"{config.label_smoothing}, random {augmentation}."
+    )
+    metrics = {"Top-1": ("accuracy", results["eval_accuracy"])}
+    if model.config.num_labels > 5:
+        metrics["Top-5"] = ("accuracy", results["eval_top_5_accuracy"])
+    card = trained_card(model, config, results, "image-classification", training, metrics, config.image_size)
+    hub.save_hub_folder(folder, model, processor, card)
 
 
-def trained_card(model: rednet.RedNetForImageClassification, config: TrainingConfig, results: dict) -> ModelCard:
+def save_segmentation_folder(
+    folder: Path,
+    model: rednet.RedNetForSemanticSegmentation,
+    processor: BaseImageProcessor,
+    config: SegmentationConfig,
+    results: dict,
+) -> None:
+    """Replaces `folder` as a whole. `results` has `eval_mean_iou`, `eval_overall_accuracy` and `eval_samples`."""
+    height, width = config.crop_size
+    training = (
+        f"SGD, batches of {config.per_device_train_batch_size} a process, {config.lr_scheduler_type} schedule, random "
+        f"scales from {config.random_scale[0]} to {config.random_scale[1]}, crops of {height} x {width} and flips."
+    )
+    metrics = {
+        "mIoU": ("mean_iou", results["eval_mean_iou"]),
+        "Pixel accuracy": ("accuracy", results["eval_overall_accuracy"]),
+    }
+    card = trained_card(model, config, results, "image-segmentation", training, metrics, (height, width))
+    hub.save_hub_folder(folder, model, processor, card)
+
+
+def trained_card(
+    model: rednet.RedNetPreTrainedModel,
+    config: TrainingConfig | SegmentationConfig,
+    results: dict,
+    task: str,
+    training: str,
+    metrics: dict[str, tuple[str, float]],
+    image_size: int | tuple[int, int],
+) -> ModelCard:
+    """
+    Args:
+        task: as the Hub calls it.
+        training: how it was trained, in words.
+        metrics: the type and the value of each, from 0 to 1.
+    """
     dataset = (config.dataset_name or config.train_dir).rstrip("/")
     title = dataset.split("/")[-1].replace("_", " ")
     name = f"RedNet, trained on {title}"
@@ -35,24 +79,15 @@ def trained_card(model: rednet.RedNetForImageClassification, config: TrainingCon
     elif config.validation_dir is not None:
         held_out = f"of {Path(config.validation_dir).name}"
     introduction = (
-        f"A RedNet for image classification, trained {origin} on {title}, and measured on the "
+        f"A RedNet for {task.replace('-', ' ')}, trained {origin} on {title}, and measured on the "
         f"{results['eval_samples']:,} images {held_out}."
     )
-    augmentation = "flips" if config.random_crop_min_scale is None else "crops and flips"
-    training = (
-        f"SGD with Nesterov momentum, {config.num_train_epochs} epochs, cosine schedule, label smoothing "
-        f"{config.label_smoothing}, random {augmentation}."
-    )
     measured = {
-        "task_type": "image-classification",
+        "task_type": task,
         "dataset_type": dataset,
         "dataset_name": title,
         "dataset_split": config.validation_split,
-        "metric_type": "accuracy",
     }
-    metrics = {"Top-1": results["eval_accuracy"]}
-    if model.config.num_labels > 5:
-        metrics["Top-5"] = results["eval_top_5_accuracy"]
     local = Path(dataset).exists()
     return make_card(
         model.config,
@@ -60,8 +95,11 @@ def trained_card(model: rednet.RedNetForImageClassification, config: TrainingCon
         f"rednet-{title.replace(' ', '-')}",
         introduction,
         training,
-        image_size=config.image_size,
-        results=[EvalResult(metric_name=name, metric_value=value, **measured) for name, value in metrics.items()],
+        image_size=image_size,
+        results=[
+            EvalResult(metric_name=name, metric_type=kind, metric_value=value, **measured)
+            for name, (kind, value) in metrics.items()
+        ],
         datasets=None if local else [dataset],
         base_model=config.model_name_or_path,
         options=yaml.safe_dump(asdict(config), sort_keys=False).strip(),
