@@ -181,6 +181,44 @@ class SegmentationConfig(HubOptions, LoopOptions, CropOptions, MaskOptions, Mode
     num_warmup_steps: int = option(0, "Steps of linear warm-up.")
 
 
+@dataclass
+class CocoOptions:
+    train_dir: str = option("", "Folder with the pictures to train on.")
+    train_annotations: str = option("", "Their objects: a file in COCO's format, instances_train2017.json say.")
+    validation_dir: str = option("", "Folder with the pictures to evaluate on.")
+    validation_annotations: str = option("", "Their objects.")
+    max_train_samples: int | None = option(None, "Train on so many pictures only, drawn by the seed.")
+    max_eval_samples: int | None = option(None, "Evaluate on so many pictures only, drawn likewise.")
+    dataloader_num_workers: int = option(4, "Processes that decode and augment pictures.")
+
+
+@dataclass
+class DetectorOptions:
+    detector: str = option("fasterrcnn", "Detector of torchvision.", choices=["fasterrcnn", "maskrcnn", "retinanet"])
+    neck: str = option("convolution", "Output layers of the feature pyramid.", choices=["convolution", "involution"])
+    head: str = option(
+        "convolution", "Layers of RPN and mask head (not RetinaNet).", choices=["convolution", "involution"]
+    )
+    channels: int = option(256, "Channels of the feature pyramid.")
+    trainable_layers: int = option(3, "Of stem and four stages, so many are trained, counted from the last.")
+    min_size: int = option(800, "The shorter side of a picture is resized to this ...")
+    max_size: int = option(1333, "... but the longer one to this at most.")
+
+
+@dataclass
+class DetectionConfig(LoopOptions, DenseAugmentationOptions, DetectorOptions, CocoOptions, ModelOptions):
+    """Everything that `train_detection.py` can be told. The defaults are the paper's schedule."""
+
+    per_device_train_batch_size: int = option(2, "Pictures in a training batch of one process.")
+    per_device_eval_batch_size: int = option(2, "Pictures in an evaluation batch of one process.")
+    num_train_epochs: int = option(12, "Passes over the training pictures.")
+    learning_rate: float = option(0.02, "Learning rate after the warm-up, for the whole batch of all processes.")
+    lr_scheduler_type: str = option("step", "As for train.py.", choices=["cosine", "polynomial", "step"])
+    nesterov: bool = option(False, "Nesterov's momentum.")
+    num_warmup_steps: int = option(2000, "Steps of linear warm-up.")
+    warmup_start_factor: float = option(0.001, "Part of the learning rate that the warm-up starts from.")
+
+
 Options = TypeVar("Options")
 
 

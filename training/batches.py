@@ -90,7 +90,7 @@ class TrainingOrder(Sampler):
 
 
 def epoch_length(images: Dataset | IterableDataset, config: TrainingConfig) -> int:
-    if not isinstance(images, IterableDataset):
+    if isinstance(images, Dataset):
         return len(images)
     known = images.info.splits and images.info.splits.get(config.train_split)
     lengths = [known.num_examples if known else None, config.max_train_samples]
