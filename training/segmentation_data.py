@@ -68,7 +68,9 @@ class PairReader:
         mask = decode(row, np.array, "label")
         name = f"the mask {row['label']['path'] or '(without a path)'} of {row['image']['path'] or 'a picture'}"
         if mask.shape != image.shape[1:]:
-            raise ValueError(f"{name} is {mask.shape}, expected a class for each of the picture's {image.shape[1:]}")
+            raise ValueError(
+                f"{name} is {mask.shape}, expected a class for each of the picture's {tuple(image.shape[1:])}"
+            )
         if self.reduce_labels:
             mask = np.where(mask == 0, 0, mask.astype(np.int32)) - 1
             mask[(mask == -1) | (mask == 254)] = self.ignored
