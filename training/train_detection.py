@@ -69,6 +69,8 @@ def parse_config(arguments: list[str] | None = None) -> DetectionConfig:
                 parser.error(f"--{option} {value}: there is no such {'folder' if there is Path.is_dir else 'file'}")
     if config.detector == "retinanet" and config.head != "convolution":
         parser.error("--head involution is for RPN and mask head, which RetinaNet does not have")
+    if config.torch_compile:
+        parser.error("--torch_compile is not for detectors: their shapes follow what they find")
     check_loop_options(config, parser)
     return config
 
