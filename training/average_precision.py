@@ -58,11 +58,11 @@ def to_coco(output: dict[str, torch.Tensor], image_id: int, category_ids: list[i
 
 @torch.no_grad()
 def evaluate_detection(
-    accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader, category_ids: list[int], kinds: list[str]
+    accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader, coco: COCO, kinds: list[str]
 ) -> dict:
     """`average_precision` on all pictures of a loader of `EvaluationPictures`, as eval_box_ap, eval_mask_ap ..."""
     model.eval()
-    detections = []
+    detections, category_ids = [], sorted(coco.cats)
     for batch in tqdm(loader, desc="evaluate", leave=False, disable=not accelerator.is_local_main_process):
         images = [image.to(accelerator.device, non_blocking=True) / 255 for image in batch["images"]]
         with accelerator.autocast():
@@ -73,6 +73,6 @@ def evaluate_detection(
     detections, results = gather_object(detections), {}
     image_ids = loader.dataset.images["id"]
     for kind in kinds:
-        found = average_precision(loader.dataset.coco, detections, image_ids, kind)
+        found = average_precision(coco, detections, image_ids, kind)
         results |= {f"eval_{'box' if kind == 'bbox' else 'mask'}_{name}": value for name, value in found.items()}
     return {**results, "eval_samples": len(image_ids)}

@@ -68,47 +68,57 @@ def objects_of(coco: COCO, image_id: int) -> list[dict]:
     ]
 
 
-def pictures(coco: COCO, folder: str, with_objects: bool) -> Dataset:
-    """The columns `image`, which is not opened yet, and `id`. `with_objects`: only pictures that have some."""
-    ids = [number for number in sorted(coco.imgs) if not with_objects or objects_of(coco, number)]
-    images = [{"bytes": None, "path": str(Path(folder, coco.imgs[number]["file_name"]))} for number in ids]
-    features = Features({"image": Image(decode=False), "id": Value("int64")})
-    return Dataset.from_dict({"image": images, "id": ids}, features)
+def pictures(coco: COCO, folder: str, for_training: bool) -> Dataset:
+    """One row for each picture, which is not opened yet; for training those that have objects, with them.
+
+    The objects are text: as Python's objects, those of all pictures would come to be copied into every worker.
+    """
+    rows = []
+    for number, info in sorted(coco.imgs.items()):
+        objects = objects_of(coco, number) if for_training else []
+        if objects or not for_training:
+            image = {"bytes": None, "path": str(Path(folder, info["file_name"]))}
+            size = {"width": info["width"], "height": info["height"]}
+            rows.append({"image": image, "id": number, **size, "objects": json.dumps(objects)})
+    numbers = dict.fromkeys(("id", "width", "height"), Value("int64"))
+    return Dataset.from_list(
+        rows, features=Features({"image": Image(decode=False), **numbers, "objects": Value("string")})
+    )
 
 
 class TrainingPictures(torch.utils.data.Dataset):
     """Batches for `TrainingOrder`: `images`, a list of uint8 (3, H, W), and `targets`, as torchvision's detectors
     take them."""
 
-    def __init__(self, images: Dataset, coco: COCO, config: DetectionConfig):
-        self.images, self.coco, self.masks = images, coco, config.detector == "maskrcnn"
-        self.labels = {category["id"]: label for label, category in enumerate(categories_of(coco), 1)}
-        self.change = v2.Compose(dense_changes(config))
+    def __init__(self, images: Dataset, categories: list[dict], config: DetectionConfig):
+        self.images, self.masks, self.change = images, config.detector == "maskrcnn", v2.Compose(dense_changes(config))
+        self.labels = {category["id"]: label for label, category in enumerate(categories, 1)}
 
     def __getitems__(self, places: list[tuple]) -> dict[str, list]:
         keys, rows = zip(*places)
         images, targets = [], []
         for key, row in zip(keys, fetch(self.images, rows)):
-            image, target = open_picture(row, self.coco), self.target(row["id"])
+            image, target = open_picture(row), self.target(row)
             with seeded(*key):
                 image, target = self.change(image, target)
             images.append(image.as_subclass(torch.Tensor))
             targets.append({name: value.as_subclass(torch.Tensor) for name, value in target.items()})
         return {"images": images, "targets": targets}
 
-    def target(self, image_id: int) -> dict[str, torch.Tensor]:
+    def target(self, row: dict) -> dict[str, torch.Tensor]:
         """`boxes` (N, 4) from corner to corner, `labels` (N,), and for Mask R-CNN `masks`, uint8 (N, H, W)."""
-        objects, info = objects_of(self.coco, image_id), self.coco.imgs[image_id]
-        size = (info["height"], info["width"])
+        objects = json.loads(row["objects"])
         boxes = torch.tensor([entry["bbox"] for entry in objects], dtype=torch.float32)
-        boxes = tv_tensors.BoundingBoxes(boxes, format="XYWH", canvas_size=size)
+        boxes = tv_tensors.BoundingBoxes(boxes, format="XYWH", canvas_size=(row["height"], row["width"]))
         boxes = v2.functional.convert_bounding_box_format(boxes, new_format="XYXY")
         target = {
             "boxes": v2.functional.clamp_bounding_boxes(boxes),
             "labels": torch.tensor([self.labels[entry["category_id"]] for entry in objects]),
         }
         if self.masks:
-            masks = [torch.from_numpy(self.coco.annToMask(entry)) for entry in objects]
+            coco = COCO()
+            coco.imgs = {row["id"]: row}
+            masks = [torch.from_numpy(coco.annToMask(entry)) for entry in objects]
             target["masks"] = tv_tensors.Mask(torch.stack(masks))
         return target
 
@@ -116,51 +126,58 @@ class TrainingPictures(torch.utils.data.Dataset):
 class EvaluationPictures(torch.utils.data.Dataset):
     """Batches for `EvaluationOrder`: `images`, a list of uint8 (3, H, W), their `ids`, and whether each `counts`."""
 
-    def __init__(self, images: Dataset, coco: COCO):
-        self.images, self.coco = images, coco
+    def __init__(self, images: Dataset):
+        self.images = images
 
     def __getitems__(self, places: list[tuple]) -> dict[str, list | torch.Tensor]:
         counts, rows = zip(*places)
         rows = fetch(self.images, rows)
-        images = [open_picture(row, self.coco).as_subclass(torch.Tensor) for row in rows]
+        images = [open_picture(row).as_subclass(torch.Tensor) for row in rows]
         return {"images": images, "ids": torch.tensor([row["id"] for row in rows]), "counts": torch.tensor(counts)}
 
 
-def open_picture(row: dict, coco: COCO) -> tv_tensors.Image:
+def open_picture(row: dict) -> tv_tensors.Image:
     image = decode(row, lambda stored: v2.functional.to_image(stored.convert("RGB")))
-    info = coco.imgs[row["id"]]
-    if image.shape[1:] != (info["height"], info["width"]):
+    if image.shape[1:] != (row["height"], row["width"]):
         raise ValueError(
-            f"{row['image']['path']} is {image.shape[2]} x {image.shape[1]}, the annotations say {info['width']} x "
-            f"{info['height']}"
+            f"{row['image']['path']} is {image.shape[2]} x {image.shape[1]}, the annotations say {row['width']} x "
+            f"{row['height']}"
         )
     return image
 
 
-def detection_loaders(config: DetectionConfig, process: int, num_processes: int) -> tuple[DataLoader, DataLoader]:
-    """Of `TrainingPictures`, without pictures that have no objects, and of `EvaluationPictures`.
+def read_both(config: DetectionConfig) -> tuple[COCO, COCO]:
+    """The annotations to train on and to evaluate on.
 
     Raises:
-        ValueError: an annotation file is wrong, or both have not the same categories.
+        ValueError: a file is wrong, or both have not the same categories.
     """
-    masks = config.detector == "maskrcnn"
-    train, validation = (
-        read_annotations(path, masks) for path in (config.train_annotations, config.validation_annotations)
-    )
-    if categories_of(train) != categories_of(validation):
-        only = [c for c in categories_of(train) + categories_of(validation) if c not in categories_of(train)]
-        only += [c for c in categories_of(train) if c not in categories_of(validation)]
+    paths = (config.train_annotations, config.validation_annotations)
+    train, validation = (read_annotations(path, config.detector == "maskrcnn") for path in paths)
+    known, found = categories_of(train), categories_of(validation)
+    if different := [category for category in known + found if category not in known or category not in found]:
         raise ValueError(
-            f"{config.train_annotations} and {config.validation_annotations} have not the same categories; in one of "
-            f"them only: {only[:4]}"
+            f"{paths[0]} and {paths[1]} have not the same categories; in one of them only: {different[:4]}"
         )
-    train_images = limit(pictures(train, config.train_dir, True), config.max_train_samples, config)
-    eval_images = limit(pictures(validation, config.validation_dir, False), config.max_eval_samples, config)
+    return train, validation
+
+
+def detection_loaders(
+    train: COCO, validation: COCO, config: DetectionConfig, process: int, num_processes: int
+) -> tuple[DataLoader, DataLoader]:
+    """Of `TrainingPictures`, and of `EvaluationPictures`, with objects or without.
+
+    Raises:
+        ValueError: there are no objects to evaluate on.
+    """
+    train_images = limit(pictures(train, config.train_dir, for_training=True), config.max_train_samples, config)
+    eval_images = pictures(validation, config.validation_dir, for_training=False)
+    eval_images = limit(eval_images, config.max_eval_samples, config)
     if not any(objects_of(validation, number) for number in eval_images["id"]):
         raise ValueError(f"{config.validation_annotations} has no objects to evaluate on")
     train_order = TrainingOrder(train_images, config, process, num_processes)
     eval_order = EvaluationOrder(eval_images, config.per_device_eval_batch_size, process, num_processes)
     return (
-        make_loader(TrainingPictures(train_images, train, config), train_order, config),
-        make_loader(EvaluationPictures(eval_images, validation), eval_order, config),
+        make_loader(TrainingPictures(train_images, categories_of(train), config), train_order, config),
+        make_loader(EvaluationPictures(eval_images), eval_order, config),
     )

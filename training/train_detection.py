@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from arguments import DetectionConfig, check_loop_options, parse_options
 from average_precision import evaluate_detection
-from detection_data import categories_of, detection_loaders
+from detection_data import categories_of, detection_loaders, read_both
 from loop import Task, make_accelerator, prepare, train
 from rednet import RedNetBackbone, RedNetConfig
 from rednet.detection import DETECTORS, STAGES, save_detector
@@ -36,15 +36,16 @@ def main(arguments: list[str] | None = None) -> None:
     check_options(config)
     set_seed(config.seed)
 
-    train_loader, eval_loader = detection_loaders(config, accelerator.process_index, accelerator.num_processes)
-    categories = categories_of(eval_loader.dataset.coco)
+    annotations, truth = read_both(config)
+    places = {"process": accelerator.process_index, "num_processes": accelerator.num_processes}
+    train_loader, eval_loader = detection_loaders(annotations, truth, config, **places)
+    del annotations  # large, and now in the loader
+    categories = categories_of(truth)
     options = detector_options(config, len(categories))
-    ids, kinds = [category["id"] for category in categories], ["bbox"]
-    if config.detector == "maskrcnn":
-        kinds.append("segm")
+    kinds = ["bbox", "segm"] if config.detector == "maskrcnn" else ["bbox"]
     task = Task(
         loss=compute_loss,
-        evaluate=lambda model: evaluate_detection(accelerator, model, eval_loader, ids, kinds),
+        evaluate=lambda model: evaluate_detection(accelerator, model, eval_loader, truth, kinds),
         save=lambda folder, model, _: save_detector(folder, model, config.detector, options, categories),
         metric="eval_box_ap",
         metric_name="box AP",

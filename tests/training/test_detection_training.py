@@ -14,7 +14,15 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 import train_detection
 from arguments import DetectionConfig
 from average_precision import average_precision, to_coco
-from detection_data import TrainingPictures, detection_loaders, objects_of, pictures, read_annotations
+from detection_data import (
+    TrainingPictures,
+    categories_of,
+    detection_loaders,
+    objects_of,
+    pictures,
+    read_annotations,
+    read_both,
+)
 from processes import Training
 from rednet import RedNetConfig, RedNetForImageClassification, count_parameters
 from rednet.detection import load_detector
@@ -183,11 +191,12 @@ def test_targets(tmp_path):
     objects += [rectangle(5, 2, 7, 5, 5, 0, 9), rectangle(6, 3, 7, 100, 5, 9, 9)]
     truth = read_annotations(annotations(tmp_path, objects, images=5), masks=True)
     assert [len(objects_of(truth, number)) for number in range(5)] == [2, 0, 0, 0, 0]
-    images = pictures(truth, str(tmp_path), with_objects=True)
-    assert images["id"] == [0] and len(pictures(truth, str(tmp_path), with_objects=False)) == 5
+    images = pictures(truth, str(tmp_path), for_training=True)
+    assert list(images["id"]) == [0] and len(pictures(truth, str(tmp_path), for_training=False)) == 5
     Image.new("RGB", (100, 90)).save(tmp_path / "0.png")
     for flip in (0.0, 1.0):
-        batches = TrainingPictures(images, truth, DetectionConfig(detector="maskrcnn", random_flip=flip))
+        config = DetectionConfig(detector="maskrcnn", random_flip=flip)
+        batches = TrainingPictures(images, categories_of(truth), config)
         (target,) = batches.__getitems__([((0, 0), 0)])["targets"]
         boxes = torch.tensor([[10.0, 20, 40, 60], [80, 70, 100, 90]])
         if flip:
@@ -273,15 +282,15 @@ def test_other_categories_and_sizes_are_named(options, tmp_path):
     path = annotations(tmp_path, [rectangle(1, 0, 7, 1, 1, 9, 9)], categories=[{"id": 7, "name": "green"}])
     config = DetectionConfig(**{**options, "validation_annotations": str(path)})
     with pytest.raises(ValueError, match="have not the same categories; in one of them only.*green"):
-        detection_loaders(config, 0, 1)
+        read_both(config)
     path = annotations(tmp_path, [rectangle(1, 0, 7, 1, 1, 9, 9)])
     Image.new("RGB", (90, 100)).save(tmp_path / "0.png")
     config.validation_dir, config.validation_annotations = str(tmp_path), str(path)
     with pytest.raises(ValueError, match="0.png is 90 x 100, the annotations say 100 x 90"):
-        list(detection_loaders(config, 0, 1)[1])
+        list(detection_loaders(*read_both(config), config, 0, 1)[1])
     path = annotations(tmp_path, [])
     with pytest.raises(ValueError, match="annotations.json has no objects to evaluate on"):
-        detection_loaders(config, 0, 1)
+        detection_loaders(*read_both(config), config, 0, 1)
 
 
 @pytest.mark.parametrize(
