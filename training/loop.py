@@ -1,4 +1,4 @@
-"""The training loop that all training scripts share: steps, schedule, evaluations, checkpoints, log, and what it leaves."""
+"""The loop that the training scripts share: steps, schedule, evaluations, checkpoints, log, and what is left."""
 
 import math
 import os
@@ -161,7 +161,8 @@ def train(run: Run, loader: DataLoader) -> None:
     """Trains to the end, evaluating now and then, and leaves `best`, `last` and results.json."""
     config, accelerator, progress, task, results = run.config, run.accelerator, run.progress, run.task, {}
     trained = run.model if run.ema is None else run.ema.module
-    while progress.step < run.total_steps:
+    # A position in the epoch after the last step: the run was killed before its evaluation.
+    while progress.step < run.total_steps or progress.position > 0:
         train_epoch(run, loader)
         if progress.epoch % config.eval_epochs == 0 or progress.step >= run.total_steps:
             # Each process has statistics of its own batches; those of the first are saved, so all evaluate with them.
