@@ -29,8 +29,7 @@ def test_command_line_wins_over_the_file(options):
 
 
 def test_every_recipe_in_the_repository_is_valid(root):
-    """Those of train.py; detection and segmentation have theirs."""
-    for path in {*(root / "configs/training").glob("*.yaml")} - {*(root / "configs/training").glob("c*.yaml")}:
+    for path in (root / "configs/training").glob("[!c]*.yaml"):  # not cityscapes, not coco
         config = parse_config(["--config", str(path)])
         assert (root / config.config_name).is_file()
 
