@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from rednet.configuration_rednet import RedNetConfig
-from rednet.modeling_rednet import RedNetForImageClassification, RedNetModel
+from rednet.modeling_rednet import RedNetForImageClassification, RedNetForSemanticSegmentation, RedNetModel
 from rednet.profile import count_macs, count_parameters
 
 
@@ -33,6 +33,16 @@ GENERATION = {
 NOT_MEASURED = (
     " The accuracies below are those published with {publisher} for this depth; they were not measured again."
 )
+LIMITS_OF_SEGMENTATION = """\
+It knows the {num_labels} classes of its training set, and gives one of them to every pixel, also where none of them
+is. How well is known on the validation images named above and on nothing else; pictures of another kind, of other
+regions of the world or of people may be treated worse. The biases of the training images are its own."""
+# What `architectures` of a configuration says, the task of that model, and its limits. Else it is a classifier.
+TASKS = {
+    "RedNetModel": (RedNetModel, "image-feature-extraction", LIMITS_OF_FEATURES),
+    "RedNetForSemanticSegmentation": (RedNetForSemanticSegmentation, "image-segmentation", LIMITS_OF_SEGMENTATION),
+}
+CLASSIFICATION = (RedNetForImageClassification, "image-classification", LIMITS)
 # Whose weights, and where they say what these reach.
 SOURCES = {
     "authors": ("the authors' release", "https://github.com/d-li14/involution"),
@@ -101,7 +111,7 @@ def make_card(
     introduction: str,
     training: str,
     *,
-    image_size: int = 224,
+    image_size: int | tuple[int, int] = 224,
     results: list[EvalResult] | None = None,
     datasets: list[str] | None = None,
     base_model: str | None = None,
@@ -113,24 +123,25 @@ def make_card(
     Renders the template.
 
     Args:
-        config: its architecture is counted: parameters and multiply-accumulates at `image_size`.
+        config: its architecture is counted: parameters and multiply-accumulates at `image_size`, or height and width.
         repository: the id or folder that the examples load.
         introduction, training: paragraphs of Markdown: what it is, and how it was trained.
-        results: accuracies as parts of 1, each with its data set, and its source where it is not our measurement.
+        results: metrics as parts of 1, each with its data set, and its source where it is not our measurement.
         paper, speed: tables, as in the data files of this folder.
         options: of the training script, as YAML.
     """
-    classifier = config.architectures != ["RedNetModel"]
+    model_class, task, limits = TASKS.get((config.architectures or [""])[0], CLASSIFICATION)
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     with torch.device("meta"):
-        model = (RedNetForImageClassification if classifier else RedNetModel)(config)
+        model = model_class(config)
     card_data = ModelCardData(
         model_name=name,
         license="apache-2.0",
         library_name="transformers",
-        pipeline_tag="image-classification" if classifier else "image-feature-extraction",
+        pipeline_tag=task,
         tags=["vision", "rednet", "involution", "backbone"],
         datasets=datasets,
-        metrics=["accuracy"] if results else None,
+        metrics=sorted({result.metric_type for result in results}) if results else None,
         base_model=base_model,
         eval_results=results or None,
     )
@@ -142,12 +153,12 @@ def make_card(
         repository=repository,
         introduction=introduction,
         training=training,
-        limits=LIMITS.format(num_labels=config.num_labels) if classifier else LIMITS_OF_FEATURES,
-        classifier=classifier,
+        limits=limits.format(num_labels=config.num_labels),
+        task=task,
         result_rows=[result_row(result) for result in results or []],
-        image_size=image_size,
+        size=f"{height} x {width}",
         parameters=f"{count_parameters(model):,}",
-        macs=f"{count_macs(model, image_size, image_size) / 1e9:,.3f} G",
+        macs=f"{count_macs(model, height, width) / 1e9:,.3f} G",
         group_channels=config.group_channels or "all",
         generation=GENERATION[config.kernel_generation],
         convolution=config.operator_type == "convolution",

@@ -1,9 +1,13 @@
 """torchvision's detectors on RedNet (paper, section 4). Needs torchvision, which the rest of the family does not."""
 
+import json
+import os
 from collections import OrderedDict
+from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
@@ -11,9 +15,12 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from involution import Involution2d
 
+from .configuration_rednet import RedNetConfig
+from .hub import replacing
 from .modeling_rednet import RedNetBackbone
 
 
@@ -157,6 +164,44 @@ def retinanet_rednet_fpn(
     return RetinaNet(_pyramid(backbone, STAGES[1:], neck, coarser, channels, trainable_layers), num_classes, **options)
 
 
+DETECTORS = {
+    "fasterrcnn": fasterrcnn_rednet_fpn,
+    "maskrcnn": maskrcnn_rednet_fpn,
+    "retinanet": retinanet_rednet_fpn,
+}
+
+
+def save_detector(
+    folder: str | os.PathLike, model: nn.Module, detector: str, options: dict, categories: list[dict]
+) -> None:
+    """
+    Writes `model.safetensors`, the state dict, and `config.json`, from which `load_detector` builds the model again.
+
+    Args:
+        folder: is replaced as a whole.
+        detector: a name in `DETECTORS`.
+        options: what that function was called with, beside the backbone; values that JSON has.
+        categories: `{"id": ..., "name": ...}` as in COCO's files, in the order of the labels 1, 2 ... (0 is background).
+
+    Raises:
+        FileExistsError: `folder` holds something that is not a saved model.
+    """
+    backbone = model.backbone.body.config.to_diff_dict()
+    config = {"detector": detector, "backbone": backbone, "options": options, "categories": categories}
+    with replacing(Path(folder)) as beside:
+        (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, beside / SAFE_WEIGHTS_NAME)
+
+
+def load_detector(folder: str | os.PathLike) -> tuple[nn.Module, list[dict]]:
+    """The model of a folder that `save_detector` wrote, in evaluation mode, and its categories."""
+    config = json.loads(Path(folder, "config.json").read_text())
+    backbone = RedNetBackbone(RedNetConfig.from_dict(config["backbone"]))
+    model = DETECTORS[config["detector"]](backbone, **config["options"])
+    model.load_state_dict(load_file(Path(folder, SAFE_WEIGHTS_NAME)))
+    return model.eval(), config["categories"]
+
+
 def _pyramid(backbone: RedNetBackbone, stages: list[str], *arguments) -> RedNetFPN:
     if backbone.out_features != stages:
         raise ValueError(f"the backbone has out_features={backbone.out_features}, this detector expects {stages}")
@@ -191,4 +236,12 @@ def _check_layer(name: str, value: str) -> None:
         raise ValueError(f"{name} is {value!r}, expected 'convolution' or 'involution'")
 
 
-__all__ = ["RedNetFPN", "fasterrcnn_rednet_fpn", "maskrcnn_rednet_fpn", "retinanet_rednet_fpn"]
+__all__ = [
+    "DETECTORS",
+    "RedNetFPN",
+    "fasterrcnn_rednet_fpn",
+    "load_detector",
+    "maskrcnn_rednet_fpn",
+    "retinanet_rednet_fpn",
+    "save_detector",
+]

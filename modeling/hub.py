@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -34,15 +36,27 @@ def save_hub_folder(
     Raises:
         FileExistsError: `folder` holds something that is not a saved model.
     """
-    folder = Path(folder)
+    with replacing(Path(folder)) as beside:
+        model.save_pretrained(beside)
+        processor.save_pretrained(beside)
+        card.save(beside / "README.md")
+        shutil.copy(PICTURE, beside)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """
+    A new folder to write into, which at the end takes the place of `folder`.
+
+    Raises:
+        FileExistsError: `folder` holds something that is not a saved model.
+    """
     check_replaceable(folder)
     beside, replaced = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
     for leftover in (beside, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
-    model.save_pretrained(beside)
-    processor.save_pretrained(beside)
-    card.save(beside / "README.md")
-    shutil.copy(PICTURE, beside)
+    beside.mkdir(parents=True)
+    yield beside
     if folder.exists():
         folder.rename(replaced)
     beside.rename(folder)
@@ -171,4 +185,4 @@ def _is_weights(name: str) -> bool:
     return name.endswith(".safetensors") or name == SAFE_WEIGHTS_INDEX_NAME
 
 
-__all__ = ["check_hub_folder", "check_token", "push_hub_folder", "save_hub_folder"]
+__all__ = ["check_hub_folder", "check_token", "push_hub_folder", "replacing", "save_hub_folder"]

@@ -11,7 +11,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torchvision.transforms import v2
 
-from arguments import AugmentationOptions, PictureOptions, TrainingConfig
+from arguments import AugmentationOptions, DenseAugmentationOptions, NormalizationOptions, TrainingConfig
 
 
 def seed_from(*key: int) -> int:
@@ -75,6 +75,12 @@ def changes(config: AugmentationOptions) -> list[v2.Transform]:
     return steps
 
 
+def dense_changes(config: DenseAugmentationOptions) -> list[v2.Transform]:
+    """What happens to a picture together with its masks or boxes, in the end."""
+    distortion = [v2.RandomPhotometricDistort()] if config.photometric_distortion else []
+    return [v2.RandomHorizontalFlip(config.random_flip), *distortion]
+
+
 def make_mixing(config: AugmentationOptions, num_labels: int) -> v2.Transform | None:
     """What mixes the images of a batch, and makes their labels probabilities; None where nothing does."""
     kinds = ((v2.MixUp, config.mixup_alpha), (v2.CutMix, config.cutmix_alpha))
@@ -82,7 +88,7 @@ def make_mixing(config: AugmentationOptions, num_labels: int) -> v2.Transform | 
     return v2.RandomChoice(chosen) if chosen else None
 
 
-def normalize(images: torch.Tensor, config: PictureOptions) -> torch.Tensor:
+def normalize(images: torch.Tensor, config: NormalizationOptions) -> torch.Tensor:
     """uint8 (B, 3, H, W) to the floats that the image processor gives, in channels-last."""
     mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (config.image_mean, config.image_std))
     return ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)

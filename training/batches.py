@@ -164,12 +164,14 @@ def fetch(images: Dataset | IterableDataset, rows: tuple) -> list[dict]:
     return list(rows) if isinstance(images, IterableDataset) else images.__getitems__(list(rows))
 
 
-def decode(row: dict, transform):
+def decode(row: dict, transform, column: str = "image"):
     """Opens and transforms the image of a row; one that cannot be read is named."""
     try:
-        return transform(open_image(row["image"]))
+        return transform(open_image(row[column]))
     except OSError as error:
-        raise ValueError(f"the image {row['image']['path'] or '(without a path)'} cannot be read: {error}") from error
+        raise ValueError(
+            f"the {column} {row[column]['path'] or '(without a path)'} cannot be read: {error}"
+        ) from error
 
 
 def labels_of(rows: list[dict], num_labels: int) -> torch.Tensor:

@@ -9,6 +9,9 @@ from arguments import DataOptions, TrainingConfig
 from fashion_mnist import FASHION_MNIST, load_fashion_mnist
 
 
+INTEGERS = (Value("int64"), Value("int32"))
+
+
 def load_images(config: TrainingConfig) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
     """The training and the validation images, with columns `image` and `label` (a `ClassLabel`, or integers).
 
@@ -87,21 +90,24 @@ def split_off_validation(splits: dict[str, Dataset], config: TrainingConfig) -> 
     return {config.train_split: parts["train"], config.validation_split: parts["test"]}
 
 
-def select(splits: dict, option: str, config: DataOptions) -> Dataset | IterableDataset:
-    """One split with the columns `image` and `label`."""
+def select(splits: dict, option: str, config: DataOptions, masks: bool = False) -> Dataset | IterableDataset:
+    """One split with the columns `image` and `label`, which is a picture as well with `masks`."""
     split = split_named(splits, option, config)
     image, label = config.image_column_name, config.label_column_name
     features = split.features or Features()
     for column_option, column in (("image_column_name", image), ("label_column_name", label)):
         if column not in features:
             raise ValueError(f"{column_option} is {column!r}, but {source(config)} has the columns {sorted(features)}")
-    if not isinstance(features[image], Image):
-        raise ValueError(f"{image} holds {features[image]}, expected an Image")
-    if not isinstance(features[label], ClassLabel) and features[label] not in (Value("int64"), Value("int32")):
+    pictures = [image, label] if masks else [image]
+    for column in pictures:
+        if not isinstance(features[column], Image):
+            raise ValueError(f"{column} holds {features[column]}, expected an Image")
+    if not masks and not isinstance(features[label], ClassLabel) and features[label] not in INTEGERS:
         raise ValueError(f"{label} holds {features[label]}, expected a ClassLabel or integers")
     if isinstance(split, IterableDataset):
         # First of all: a stream renames columns of decoded rows, and a later cast would compress the pictures again.
-        split = split.cast_column(image, Image(decode=False))
+        for column in pictures:
+            split = split.cast_column(column, Image(decode=False))
     split = split.select_columns([image, label])
     return split.rename_columns({old: new for old, new in ((image, "image"), (label, "label")) if old != new})
 

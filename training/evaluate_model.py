@@ -37,11 +37,11 @@ from batches import evaluation_loader
 from data import class_names, load_validation_images, source
 from evaluation import image_size, load_metric, predict
 from figures import draw_confusion_matrix, save
-from hub_folder import measured
+from hub_folder import accuracies, measured
+from loop import use_all_cores
 from rednet.hub_cards import add_results
 from rednet.profile import peak_bytes
 from run_folder import check_options, write_json, write_text
-from train import use_all_cores
 
 
 MAX_DRAWN_CLASSES = 100
@@ -261,7 +261,7 @@ def update_card(config: EvaluationConfig, results: dict, num_labels: int) -> Non
     path = Path(config.model_name_or_path, "README.md")
     card = ModelCard.load(path)
     card.data.model_name = card.data.model_name or path.resolve().parent.name
-    add_results(card, measured(config, results, num_labels))
+    add_results(card, measured(config, accuracies(results, num_labels)))
     write_text(path, str(card))
 
 

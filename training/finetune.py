@@ -49,10 +49,10 @@ from augmentation import make_mixing, normalize
 from batches import EvaluationBatches, TrainingBatches
 from data import class_names, load_images
 from evaluation import image_size, load_metric
-from hub_folder import check_push, push, trained_card
+from hub_folder import accuracies, check_push, push, trained_card
+from loop import parameter_groups, use_all_cores
 from rednet.hub import save_hub_folder
 from run_folder import check_options, write_json, write_text
-from train import parameter_groups, use_all_cores
 
 
 @dataclass
@@ -237,7 +237,9 @@ def finetune(config: FinetuneConfig, options: dict, hub_folder: Path) -> None:
     results = {f"eval_{name}": value for name, value in results.items()} | {"eval_samples": len(eval_images)}
     if trainer.is_world_process_zero():
         plain = trainer.accelerator.unwrap_model(trainer.model)
-        card = trained_card(plain, config, results, recipe(config, trainer.state.epoch), options)
+        metrics = accuracies(results, plain.config.num_labels)
+        trained = recipe(config, trainer.state.epoch)
+        card = trained_card(plain, config, results, trained, options, metrics, config.image_size)
         save_hub_folder(hub_folder, plain, processor, card)
         write_text(folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
         results |= {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard
 from transformers import BaseImageProcessor
 
 import rednet
-from arguments import DataOptions, TrainingConfig
+from arguments import DataOptions, SegmentationConfig, TrainingConfig
 from data import source
 from rednet import hub
 from rednet.hub_cards import make_card
@@ -27,17 +27,61 @@ def save_hub_folder(
         f"SGD with Nesterov momentum, {config.num_train_epochs} epochs, cosine schedule, label smoothing "
         f"{config.label_smoothing}, random {augmentation}."
     )
-    hub.save_hub_folder(folder, model, processor, trained_card(model, config, results, training, asdict(config)))
+    metrics = accuracies(results, model.config.num_labels)
+    card = trained_card(model, config, results, training, asdict(config), metrics, config.image_size)
+    hub.save_hub_folder(folder, model, processor, card)
+
+
+def save_segmentation_folder(
+    folder: Path,
+    model: rednet.RedNetForSemanticSegmentation,
+    processor: BaseImageProcessor,
+    config: SegmentationConfig,
+    results: dict,
+) -> None:
+    """Replaces `folder` as a whole. `results` has `eval_mean_iou`, `eval_overall_accuracy` and `eval_samples`."""
+    height, width = config.crop_size
+    training = (
+        f"SGD, batches of {config.per_device_train_batch_size} a process, {config.lr_scheduler_type} schedule, random "
+        f"scales from {config.random_scale[0]} to {config.random_scale[1]}, crops of {height} x {width} and flips."
+    )
+    metrics = {
+        "mIoU": ("mean_iou", results["eval_mean_iou"]),
+        "Pixel accuracy": ("accuracy", results["eval_overall_accuracy"]),
+    }
+    task = "image-segmentation"
+    card = trained_card(model, config, results, training, asdict(config), metrics, (height, width), task)
+    hub.save_hub_folder(folder, model, processor, card)
+
+
+def accuracies(results: dict, num_labels: int) -> dict[str, tuple[str, float]]:
+    """There is no top-5 accuracy of five classes."""
+    metrics = {"Top-1": ("accuracy", results["eval_accuracy"])}
+    if num_labels > 5:
+        metrics["Top-5"] = ("accuracy", results["eval_top_5_accuracy"])
+    return metrics
 
 
 def trained_card(
-    model: rednet.RedNetForImageClassification, config: TrainingConfig, results: dict, training: str, options: dict
+    model: rednet.RedNetPreTrainedModel,
+    config: TrainingConfig | SegmentationConfig,
+    results: dict,
+    training: str,
+    options: dict,
+    metrics: dict[str, tuple[str, float]],
+    image_size: int | tuple[int, int],
+    task: str = "image-classification",
 ) -> ModelCard:
-    """The card of a model that was trained by `config`, in the words of `training`, and by `options` in full."""
-    title, origin = (
-        title_of(config),
-        f"from {config.model_name_or_path}" if config.model_name_or_path else "from scratch",
-    )
+    """
+    Args:
+        training: how it was trained, in words.
+        options: the same, in full.
+        metrics: the type and the value of each, from 0 to 1.
+        image_size: that it was trained at, or height and width.
+        task: as the Hub calls it.
+    """
+    title = title_of(config)
+    origin = f"from {config.model_name_or_path}" if config.model_name_or_path else "from scratch"
     local_model = config.model_name_or_path is not None and Path(config.model_name_or_path).exists()
     held_out = f"of its split `{config.validation_split}`"
     if config.train_val_split is not None:
@@ -45,7 +89,7 @@ def trained_card(
     elif config.validation_dir is not None:
         held_out = f"of {Path(config.validation_dir).name}"
     introduction = (
-        f"A RedNet for image classification, trained {origin} on {title}, and measured on the "
+        f"A RedNet for {task.replace('-', ' ')}, trained {origin} on {title}, and measured on the "
         f"{results['eval_samples']:,} images {held_out}."
     )
     return make_card(
@@ -54,8 +98,8 @@ def trained_card(
         f"rednet-{title.replace(' ', '-')}",
         introduction,
         training,
-        image_size=config.image_size,
-        results=measured(config, results, model.config.num_labels),
+        image_size=image_size,
+        results=measured(config, metrics, task),
         datasets=None if Path(source(config)).exists() else [source(config)],
         base_model=None if local_model else config.model_name_or_path,
         options=yaml.safe_dump(options, sort_keys=False).strip(),
@@ -66,22 +110,21 @@ def title_of(config: DataOptions) -> str:
     return source(config).rstrip("/").split("/")[-1].replace("_", " ")
 
 
-def measured(config: DataOptions, results: dict, num_labels: int) -> list[EvalResult]:
-    """Accuracies in the form of a card. There is no top-5 accuracy of five classes."""
-    metrics = {"Top-1": results["eval_accuracy"]}
-    if num_labels > 5:
-        metrics["Top-5"] = results["eval_top_5_accuracy"]
+def measured(
+    config: DataOptions, metrics: dict[str, tuple[str, float]], task: str = "image-classification"
+) -> list[EvalResult]:
+    """Metrics in the form of a card."""
     return [
         EvalResult(
-            task_type="image-classification",
+            task_type=task,
             dataset_type=source(config).rstrip("/"),
             dataset_name=title_of(config),
             dataset_split=config.validation_split,
-            metric_type="accuracy",
+            metric_type=kind,
             metric_name=name,
             metric_value=value,
         )
-        for name, value in metrics.items()
+        for name, (kind, value) in metrics.items()
     ]
 
 

@@ -1,5 +1,9 @@
 """Parameters and operations in detection and segmentation: the table in configs, the code and the paper."""
 
+import torch
+from transformers import AutoConfig, AutoModelForSemanticSegmentation
+
+from rednet import count_parameters
 from rednet.downstream import table
 
 
@@ -40,3 +44,15 @@ def test_table_is_what_the_code_counts_and_the_papers(root):
         assert (paper_parameters, paper_macs) == PAPER[row]
         assert round(trained, 1) == paper_parameters, row
         assert abs((macs - not_in_the_paper(row[0], row[2])) / paper_macs - 1) < 0.012, row
+
+
+def test_upernet_has_a_config(root):
+    """Those of the other rows are proved with what trains them."""
+    config = AutoConfig.from_pretrained(root / "configs/models/upernet-rednet-50-cityscapes.json")
+    with torch.device("meta"):
+        model = AutoModelForSemanticSegmentation.from_config(config)
+    assert (
+        f"| UPerNet | convolution | convolution | {count_parameters(model) / 1e6:.3f} |"
+        in (root / "configs/DOWNSTREAM.md").read_text()
+    )
+    assert (config.num_labels, config.id2label[18]) == (19, "bicycle")

@@ -5,6 +5,7 @@ processes differ from one by design (`--sync_batch_norm` is the cure).
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,8 @@ import torch
 from arguments import TrainingConfig
 from batches import training_loader
 from data import class_names, load_images
-from train import make_accelerator, make_model, parameter_groups, train_step
+from loop import make_accelerator, parameter_groups, train_step
+from train import compute_loss, make_model
 
 
 class InFloat64(torch.nn.Module):
@@ -40,7 +42,7 @@ def main(arguments: list[str]) -> None:
     groups = parameter_groups(model, config)
     model = accelerator.prepare(InFloat64(model))
     optimizer = accelerator.prepare(torch.optim.SGD(groups, 1.0))
-    loss, _ = train_step(accelerator, model, optimizer, list(loader), config)
+    loss, _ = train_step(accelerator, model, optimizer, list(loader), config, partial(compute_loss, config=config))
     loss = accelerator.reduce(loss, "mean")
     if accelerator.is_main_process:
         state = accelerator.unwrap_model(model).model.state_dict()

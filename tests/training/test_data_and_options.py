@@ -29,7 +29,7 @@ def test_command_line_wins_over_the_file(options):
 
 
 def test_every_recipe_in_the_repository_is_valid(root):
-    for path in {*(root / "configs/training").glob("*.yaml")} - {root / "configs/training/finetune.yaml"}:
+    for path in (root / "configs/training").glob("[!cf]*.yaml"):  # not cityscapes, coco, finetune
         config = parse_config(["--config", str(path)])
         assert (root / config.config_name).is_file()
 

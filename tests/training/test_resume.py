@@ -4,11 +4,10 @@ import json
 import shutil
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from checkpoints import damage
 from processes import Training
+from runs import assert_same
 
 
 SHORT = {"max_train_samples": 240, "max_eval_samples": 60, "num_train_epochs": 2}
@@ -40,20 +39,6 @@ def uninterrupted(request, root, options, digit_archives, tmp_path_factory):
     training = Training(root, folder / "run.txt", [*arguments, str(folder / "run")])
     assert training.wait() == 0, training.text()
     return arguments, folder / "run"
-
-
-def assert_same(one, other) -> None:
-    """Weights, averages, statistics, log and results are the same; only speeds differ."""
-    for name in ("last", "best"):
-        weights, expected = (load_file(folder / name / "model.safetensors") for folder in (one, other))
-        assert weights.keys() == expected.keys()
-        assert all(torch.equal(weights[key], value) for key, value in expected.items()), name
-    logs = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (one, other)]
-    results = [json.loads((folder / "results.json").read_text()) for folder in (one, other)]
-    for entry in (*logs[0], *logs[1], *results):
-        entry.pop("images_per_second", None)
-        entry.pop("train_seconds", None)
-    assert logs[0] == logs[1] and results[0] == results[1]
 
 
 def test_killed_at_any_moment(root, uninterrupted, tmp_path):

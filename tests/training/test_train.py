@@ -20,8 +20,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 import rednet
 from arguments import TrainingConfig
 from data import load_images
+from loop import parameter_groups, schedule
 from processes import Training
-from train import make_model, parameter_groups, schedule
+from train import make_model
 
 
 LAUNCH = [
@@ -219,6 +220,19 @@ def test_schedule_is_the_papers():
     assert math.isclose(schedule(1565, total, config), 0.625 * (1 + math.cos(math.pi * 1565 / total)) / 2)
     assert math.isclose(schedule(total // 2, total, config), 0.5) and schedule(total, total, config) == 0
     assert schedule(3129, total, config) < schedule(3130, total, config) > schedule(3131, total, config)
+
+
+def test_schedules_of_segmentation_and_detection():
+    """Polynomial of power 0.9; a tenth after the eighth and again after the eleventh of twelve epochs."""
+    polynomial = TrainingConfig(lr_scheduler_type="polynomial", num_warmup_steps=0)
+    assert schedule(0, 80_000, polynomial) == 1 and schedule(80_000, 80_000, polynomial) == 0
+    assert math.isclose(schedule(20_000, 80_000, polynomial), 0.75**0.9)
+    steps = TrainingConfig(
+        lr_scheduler_type="step", num_train_epochs=12, num_warmup_steps=10, warmup_start_factor=0.001
+    )
+    assert schedule(0, 1200, steps) == 0.001 and schedule(10, 1200, steps) == schedule(799, 1200, steps) == 1
+    assert math.isclose(schedule(800, 1200, steps), 0.1) and math.isclose(schedule(1099, 1200, steps), 0.1)
+    assert math.isclose(schedule(1100, 1200, steps), 0.01) and math.isclose(schedule(1200, 1200, steps), 0.01)
 
 
 def test_demo_shows_what_was_learnt(root, trained):

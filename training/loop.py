@@ -1,0 +1,321 @@
+"""The loop that the training scripts share: steps, schedule, evaluations, checkpoints, log, and what is left."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast, send_to_device
+from torch.distributed.tensor import DTensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+import rednet
+from arguments import LoopOptions, OptimizationOptions
+from augmentation import seeded
+from checkpoints import checkpoints, load_newest, save_checkpoint
+from run_folder import append_log, shorten_log, write_json
+
+
+@dataclass
+class Task:
+    """What a script trains for."""
+
+    loss: Callable[[torch.nn.Module, dict], torch.Tensor]  # of a batch of the training loader, on the device
+    evaluate: Callable[[torch.nn.Module], dict]  # the results on all images to evaluate on, on all processes
+    save: Callable[[Path, torch.nn.Module, dict], None]  # puts the model, with its results, into a folder
+    metric: str  # of the results, from 0 to 1: the model with the highest becomes `best`
+    metric_name: str  # as people call it
+
+
+class Progress:
+    """What of a run Accelerate does not save by itself: where it is, and what it has seen."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.position = 0  # images of the epoch, of all processes together
+        self.step = 0  # optimizer steps
+        self.losses = []  # of the steps since the last line of the log, means over all processes
+        self.log_lines = 0
+        self.best = -1.0  # of the task's metric
+        self.seconds = 0.0
+
+    def state_dict(self) -> dict:
+        return vars(self).copy()
+
+    def load_state_dict(self, state: dict) -> None:
+        vars(self).update(state)
+
+
+@dataclass
+class Run:
+    """All that the functions below work on."""
+
+    config: LoopOptions
+    accelerator: Accelerator
+    model: torch.nn.Module
+    ema: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    task: Task
+    progress: Progress
+    total_steps: int
+    bar: tqdm
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.output_dir)
+
+
+def make_accelerator(config: LoopOptions) -> Accelerator:
+    """Without accumulation of its own: it divides by the number of batches even where an epoch ends with fewer."""
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with=config.report_to.split(",") if config.report_to else None,
+        project_dir=config.output_dir,
+    )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise SystemExit("give --gradient_accumulation_steps to the script, not to accelerate launch")
+    if config.sync_batch_norm and accelerator.device.type == "cpu":
+        raise SystemExit("--sync_batch_norm: torch has it for GPUs only, this process runs on the CPU")
+    if config.ema_decay is not None and accelerator.distributed_type == DistributedType.FSDP:
+        raise SystemExit("--ema_decay needs whole weights on every process: not with FSDP")
+    use_all_cores(accelerator)
+    return accelerator
+
+
+def use_all_cores(accelerator: Accelerator) -> None:
+    """`accelerate launch` (which sets that variable) leaves processes without a GPU one thread each."""
+    if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        torch.set_num_threads(max(os.cpu_count() // accelerator.num_processes, 1))
+
+
+def prepare(
+    config: LoopOptions, accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader, task: Task
+) -> Run:
+    """Everything that is trained, on its device, and as far as the newest checkpoint says."""
+    folder = Path(config.output_dir)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "options.json", asdict(config))
+    if config.sync_batch_norm:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.to(accelerator.device)
+    if accelerator.distributed_type == DistributedType.FSDP:  # takes contiguous weights only
+        model.get_input_embeddings = lambda: None  # Accelerate asks; Transformers' answer is an error
+    else:
+        model.to(memory_format=torch.channels_last)
+    ema = None
+    if config.ema_decay is not None:
+        # Statistics of BatchNorm are averaged as well: those of other weights would not fit.
+        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+        accelerator.register_for_checkpointing(ema)
+    if config.torch_compile:
+        model.compile()
+    groups = parameter_groups(model, config)
+    optimizer = torch.optim.SGD(groups, config.learning_rate, config.momentum, nesterov=config.nesterov)
+    model, optimizer = accelerator.prepare(model, optimizer)
+
+    steps_per_epoch = math.ceil(len(loader.batch_sampler) / config.gradient_accumulation_steps)
+    total_steps = config.max_train_steps or config.num_train_epochs * steps_per_epoch
+    # Not prepared: Accelerate would step it once for every process.
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, total_steps, config))
+    progress = Progress()
+    accelerator.register_for_checkpointing(scheduler, progress)
+    if newest := load_newest(accelerator, folder / "checkpoints"):
+        accelerator.print(f"Going on from step {progress.step}, epoch {progress.epoch} ({newest})")
+    if accelerator.is_main_process:
+        shorten_log(folder / "log.jsonl", progress.log_lines)
+    # Trackers know numbers and strings, no lists.
+    accelerator.init_trackers("rednet", {name: str(value) for name, value in asdict(config).items()})
+    bar = tqdm(total=total_steps, initial=progress.step, unit="step", disable=not accelerator.is_local_main_process)
+    return Run(config, accelerator, model, ema, optimizer, scheduler, task, progress, total_steps, bar)
+
+
+def parameter_groups(model: torch.nn.Module, config: LoopOptions) -> list[dict]:
+    """All parameters decay, as in the paper, or only those with more than one dimension: no BatchNorm, no biases."""
+    free = [p for p in model.parameters() if p.ndim <= 1 and config.no_decay_on_norm_and_bias]
+    decayed = [p for p in model.parameters() if p.ndim > 1 or not config.no_decay_on_norm_and_bias]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def schedule(step: int, total_steps: int, config: OptimizationOptions) -> float:
+    """The learning rate as a part of the configured one, under a linear warm-up at the start."""
+    part = min(step / total_steps, 1)
+    if config.lr_scheduler_type == "cosine":
+        factor = 0.5 * (1 + math.cos(math.pi * part))
+    elif config.lr_scheduler_type == "polynomial":
+        factor = (1 - part) ** config.lr_power
+    else:
+        factor = 0.1 ** sum(step * config.num_train_epochs >= epoch * total_steps for epoch in config.lr_steps)
+    if step >= config.num_warmup_steps:
+        return factor
+    return factor * (config.warmup_start_factor + (1 - config.warmup_start_factor) * step / config.num_warmup_steps)
+
+
+def train(run: Run, loader: DataLoader) -> None:
+    """Trains to the end, evaluating now and then, and leaves `best`, `last` and results.json."""
+    config, accelerator, progress, task, results = run.config, run.accelerator, run.progress, run.task, {}
+    trained = run.model if run.ema is None else run.ema.module
+    # A position in the epoch after the last step: the run was killed before its evaluation.
+    while progress.step < run.total_steps or progress.position > 0:
+        train_epoch(run, loader)
+        if progress.epoch % config.eval_epochs == 0 or progress.step >= run.total_steps:
+            # Each process has statistics of its own batches; those of the first are saved, so all evaluate with them.
+            broadcast(list(trained.buffers()))
+            results = task.evaluate(trained)
+            log(run, {"epoch": progress.epoch, **results})
+            run.bar.write(f"epoch {progress.epoch}: {task.metric_name} {100 * results[task.metric]:.2f} %")
+            if results[task.metric] > progress.best:
+                progress.best = results[task.metric]
+                save(run, "best", trained, results)
+        if config.checkpointing_steps == "epoch" or progress.step >= run.total_steps:
+            save_checkpoint(accelerator, run.folder / "checkpoints", progress.step, config.checkpoints_total_limit)
+    run.bar.close()
+
+    results = results or task.evaluate(trained)
+    save(run, "last", trained, results)
+    if accelerator.is_main_process:
+        results |= {f"best_{task.metric}": progress.best, "steps": progress.step, "epochs": progress.epoch}
+        results |= {"train_seconds": round(progress.seconds, 1), "train_samples": loader.batch_sampler.num_images}
+        results |= {"parameters": rednet.count_parameters(trained), "threads": torch.get_num_threads()}
+        results |= {"device": str(accelerator.device), "torch": torch.__version__}
+        write_json(run.folder / "results.json", results)
+        print(
+            f"{task.metric_name} {100 * results[task.metric]:.2f} % on {results['eval_samples']} images -> "
+            f"{run.folder}/last"
+        )
+
+
+def train_epoch(run: Run, loader: DataLoader) -> None:
+    """Trains to the end of the epoch, or of the run, from where `progress` is. Afterwards all is known to be finite."""
+    config, accelerator, progress = run.config, run.accelerator, run.progress
+    run.model.train()
+    loader.batch_sampler.begin(progress.epoch, progress.position)
+    batches = iter(loader)
+    start, images, unread = time.perf_counter(), 0, []
+    while progress.step < run.total_steps and (group := list(islice(batches, config.gradient_accumulation_steps))):
+        loss, grad_norm = train_step(
+            accelerator, run.model, run.optimizer, group, config, run.task.loss, progress.step
+        )
+        run.scheduler.step()
+        if run.ema is not None:
+            run.ema.update_parameters(accelerator.unwrap_model(run.model))
+        unread.append(loss)
+        seen = len(group) * loader.batch_sampler.global_batch
+        images += seen
+        progress.position += seen
+        progress.step += 1
+        run.bar.update()
+
+        if progress.step % config.logging_steps == 0 or progress.step == run.total_steps:
+            read_losses(run, unread)
+            seconds = time.perf_counter() - start
+            values = {"loss": math.fsum(progress.losses) / len(progress.losses)}
+            values |= {"learning_rate": run.scheduler.get_last_lr()[0], "images_per_second": images / seconds}
+            if grad_norm is not None:
+                values["grad_norm"] = float(grad_norm)
+            log(run, values)
+            run.bar.set_postfix(loss=f"{values['loss']:.3f}", images_per_s=f"{images / seconds:.0f}")
+            progress.losses.clear()
+            progress.seconds += seconds
+            start, images = time.perf_counter(), 0
+        if config.checkpointing_steps != "epoch" and progress.step % int(config.checkpointing_steps) == 0:
+            read_losses(run, unread)
+            check_weights(run)
+            save_checkpoint(accelerator, run.folder / "checkpoints", progress.step, config.checkpoints_total_limit)
+    read_losses(run, unread)
+    check_weights(run)
+    progress.seconds += time.perf_counter() - start
+    progress.epoch, progress.position = progress.epoch + 1, 0
+
+
+def train_step(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: list[dict],
+    config: LoopOptions,
+    compute_loss: Callable[[torch.nn.Module, dict], torch.Tensor],
+    step: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One step with the mean gradient of `batches`: that of one batch with all their images.
+
+    Returns:
+        The mean loss of this process, and the norm of the gradient if it is clipped.
+    """
+    losses, grad_norm = [], None
+    for number, batch in enumerate(batches):
+        batch = send_to_device(batch, accelerator.device, non_blocking=True)
+        with nullcontext() if number == len(batches) - 1 else accelerator.no_sync(model):
+            # What is random in the loss or the model is the same again after an interruption.
+            with seeded(config.seed, step, accelerator.process_index, number):
+                loss = compute_loss(model, batch)
+            accelerator.backward(loss / len(batches))
+        losses.append(loss.detach())
+    if config.max_grad_norm is not None:
+        grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return torch.stack(losses).mean(), grad_norm
+
+
+def read_losses(run: Run, unread: list[torch.Tensor]) -> None:
+    """Moves the losses of the last steps, averaged over the processes, to `progress`.
+
+    Only now and then, because reading them waits for the GPU; and before anything is written.
+
+    Raises:
+        FloatingPointError: one is not finite. The message names its step and the last checkpoint from before.
+    """
+    if unread:
+        means = run.accelerator.reduce(torch.stack(unread), "mean").tolist()
+        unread.clear()
+        for number, mean in enumerate(means, run.progress.step - len(means) + 1):
+            if not math.isfinite(mean):
+                stop(run, f"the loss is {mean} at step {number}")
+        run.progress.losses += means
+
+
+def check_weights(run: Run) -> None:
+    """Raises FloatingPointError where a weight or statistic is not finite: the loss would tell only a step later."""
+    tensors = [t.detach() for t in (*run.model.parameters(), *run.model.buffers()) if t.is_floating_point()]
+    tensors = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]  # shares of FSDP
+    wrong = torch.stack([~t.isfinite().all() for t in tensors]).any().float()
+    if run.accelerator.reduce(wrong, "sum"):
+        stop(run, f"weights are not finite after step {run.progress.step}")
+
+
+def stop(run: Run, problem: str) -> None:
+    found = checkpoints(run.folder / "checkpoints")
+    raise FloatingPointError(
+        f"{problem}; the last checkpoint from before is {found[-1] if found else 'none'}, nothing was written since. "
+        "A lower learning rate, or --max_grad_norm 1, helps"
+    )
+
+
+def log(run: Run, values: dict) -> None:
+    """One line of log.jsonl, and the same to the trackers."""
+    run.progress.log_lines += 1
+    run.accelerator.log(values, step=run.progress.step)
+    if run.accelerator.is_main_process:
+        append_log(run.folder / "log.jsonl", {"step": run.progress.step, **values})
+
+
+def save(run: Run, name: str, model: torch.nn.Module, results: dict) -> None:
+    run.accelerator.wait_for_everyone()
+    plain = run.accelerator.unwrap_model(model)
+    if run.accelerator.distributed_type == DistributedType.FSDP:
+        weights = run.accelerator.get_state_dict(model)  # from all processes, whole on the first
+        plain = getattr(rednet, type(plain).__name__.removeprefix("FSDP"))(plain.config)
+        plain.load_state_dict(weights, strict=run.accelerator.is_main_process)
+    if run.accelerator.is_main_process:
+        run.task.save(run.folder / name, plain, results)

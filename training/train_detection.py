@@ -1,0 +1,128 @@
+"""Trains torchvision's Faster R-CNN, Mask R-CNN or RetinaNet on a RedNet FPN with Accelerate, on data in COCO's format.
+
+    accelerate launch training/train_detection.py --config configs/training/coco_fasterrcnn_rednet50.yaml \\
+      --train_dir train2017 --train_annotations annotations/instances_train2017.json \\
+      --validation_dir val2017 --validation_annotations annotations/instances_val2017.json
+
+Every option of the file can be given on the command line as well (`--help`). --model_name_or_path is a RedNet, a
+classifier for instance, or a folder that this script left. In `output_dir` appear `best` and `last`, which
+`rednet.detection.load_detector` loads; all else, and what happens after an interruption, is as with train.py.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate.utils import DistributedType, set_seed
+from safetensors.torch import load_file
+from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils.logging import disable_progress_bar
+
+from arguments import DetectionConfig, check_loop_options, parse_options
+from average_precision import evaluate_detection
+from detection_data import categories_of, detection_loaders, read_both
+from loop import Task, make_accelerator, prepare, train
+from rednet import RedNetBackbone, RedNetConfig
+from rednet.detection import DETECTORS, STAGES, save_detector
+from run_folder import check_options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    config = parse_config(arguments)
+    disable_progress_bar()
+    accelerator = make_accelerator(config)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise SystemExit("detectors of torchvision are trained by DDP: not with FSDP")
+    check_options(config.output_dir, asdict(config))
+    set_seed(config.seed)
+
+    annotations, truth = read_both(config)
+    places = {"process": accelerator.process_index, "num_processes": accelerator.num_processes}
+    train_loader, eval_loader = detection_loaders(annotations, truth, config, **places)
+    del annotations  # large, and now in the loader
+    categories = categories_of(truth)
+    options = detector_options(config, len(categories))
+    kinds = ["bbox", "segm"] if config.detector == "maskrcnn" else ["bbox"]
+    task = Task(
+        loss=compute_loss,
+        evaluate=lambda model: evaluate_detection(accelerator, model, eval_loader, truth, kinds),
+        save=lambda folder, model, _: save_detector(folder, model, config.detector, options, categories),
+        metric="eval_box_ap",
+        metric_name="box AP",
+    )
+    train(prepare(config, accelerator, make_model(config, options, categories), train_loader, task), train_loader)
+    accelerator.end_training()
+
+
+def parse_config(arguments: list[str] | None = None) -> DetectionConfig:
+    """
+    Raises:
+        SystemExit: an argument is unknown, missing, of the wrong type or of no use; the message names it.
+    """
+    config, parser = parse_options(DetectionConfig, arguments, __doc__)
+    if (config.model_name_or_path is None) == (config.config_name is None):
+        parser.error("give one of --model_name_or_path (weights to start from) and --config_name (from scratch)")
+    if config.config_name is not None and config.trainable_layers < len(STAGES) + 1:
+        parser.error("--config_name starts from random weights, which must not be frozen: give --trainable_layers 5")
+    for name in ("train", "validation"):
+        for option, there in ((f"{name}_dir", Path.is_dir), (f"{name}_annotations", Path.is_file)):
+            if not there(Path(value := getattr(config, option))) or not value:
+                parser.error(f"--{option} {value}: there is no such {'folder' if there is Path.is_dir else 'file'}")
+    if config.detector == "retinanet" and config.head != "convolution":
+        parser.error("--head involution is for RPN and mask head, which RetinaNet does not have")
+    if config.torch_compile:
+        parser.error("--torch_compile is not for detectors: their shapes follow what they find")
+    check_loop_options(config, parser)
+    return config
+
+
+def detector_options(config: DetectionConfig, num_categories: int) -> dict:
+    """What the functions of `rednet.detection` are called with, beside the backbone."""
+    names = ["neck", "head", "channels", "trainable_layers", "min_size", "max_size"]
+    if config.detector == "retinanet":
+        names.remove("head")
+    return {"num_classes": num_categories + 1, **{name: getattr(config, name) for name in names}}
+
+
+def make_model(config: DetectionConfig, options: dict, categories: list[dict]) -> torch.nn.Module:
+    """From scratch, on the backbone of `model_name_or_path`, or with all weights of a detector.
+
+    Raises:
+        ValueError: the weights are of another detector, and `ignore_mismatched_sizes` does not allow it.
+    """
+    stages = STAGES[1:] if config.detector == "retinanet" else STAGES
+    if config.config_name is not None:
+        backbone = RedNetBackbone(RedNetConfig.from_pretrained(config.config_name, out_features=stages))
+        return DETECTORS[config.detector](backbone, **options)
+    file = Path(config.model_name_or_path, "config.json")
+    saved = json.loads(file.read_text()) if file.is_file() else {}
+    if "detector" not in saved:
+        backbone = RedNetBackbone.from_pretrained(config.model_name_or_path, out_features=stages)
+        return DETECTORS[config.detector](backbone, **options)
+    model = DETECTORS[config.detector](
+        RedNetBackbone(RedNetConfig.from_dict({**saved["backbone"], "out_features": stages})), **options
+    )
+    load_weights(model, config, same_categories=saved["categories"] == categories)
+    return model
+
+
+def load_weights(model: torch.nn.Module, config: DetectionConfig, same_categories: bool) -> None:
+    weights, own = load_file(Path(config.model_name_or_path, SAFE_WEIGHTS_NAME)), model.state_dict()
+    fit = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    new = sorted(own.keys() - fit.keys())
+    if (new or not same_categories) and not config.ignore_mismatched_sizes:
+        raise ValueError(
+            f"{config.model_name_or_path} is a detector of other categories or layers ({new[:2]} do not fit): "
+            "--ignore_mismatched_sizes takes its weights as far as they fit"
+        )
+    model.load_state_dict(fit, strict=False)
+
+
+def compute_loss(model: torch.nn.Module, batch: dict[str, list]) -> torch.Tensor:
+    """The sum of all losses of the detector, for a batch of `TrainingPictures`."""
+    return sum(model([image / 255 for image in batch["images"]], batch["targets"]).values())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Trains a RedNet for semantic segmentation (Semantic FPN) with Accelerate.
+
+    accelerate launch training/train_segmentation.py --config configs/training/cityscapes_rednet50_fpn.yaml
+
+Every option of the file can be given on the command line as well (`--help`). With --config_name alone it starts from
+scratch. With --model_name_or_path it starts from the weights of a RedNet, a classifier for instance; neck, head and
+classes are then those of --config_name. What appears in `output_dir`, and what happens after an interruption, is as
+with train.py.
+"""
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import set_seed
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, SegformerImageProcessor
+from transformers.utils.logging import disable_progress_bar
+
+import rednet
+from arguments import SegmentationConfig, check_data_options, check_loop_options, parse_options
+from augmentation import normalize
+from hub_folder import check_push, push, save_segmentation_folder
+from loop import Task, make_accelerator, prepare, train
+from mean_iou import evaluate_segmentation
+from run_folder import check_options
+from segmentation_data import load_pairs, segmentation_loaders
+
+
+# What of a configuration is not stem and stages.
+HEAD = ["neck_type", "neck_hidden_size", "decoder_hidden_size", "classifier_dropout_prob"]
+HEAD += ["semantic_loss_ignore_index", "id2label", "label2id"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    config = parse_config(arguments)
+    disable_progress_bar()
+    accelerator = make_accelerator(config)
+    check_options(config.output_dir, asdict(config))
+    if config.push_to_hub:
+        check_push()
+    set_seed(config.seed)
+
+    with accelerator.main_process_first():
+        splits = load_pairs(config)
+    model, processor = make_model(config), make_processor(config)
+    places = {"process": accelerator.process_index, "num_processes": accelerator.num_processes}
+    train_loader, eval_loader = segmentation_loaders(*splits, config, processor, model.config, **places)
+    names = model.config.id2label
+    task = Task(
+        loss=partial(compute_loss, config=config, ignored=model.config.semantic_loss_ignore_index),
+        evaluate=lambda model: evaluate_segmentation(accelerator, model, eval_loader, names),
+        save=lambda folder, model, results: save_segmentation_folder(folder, model, processor, config, results),
+        metric="eval_mean_iou",
+        metric_name="mIoU",
+    )
+    train(prepare(config, accelerator, model, train_loader, task), train_loader)
+    if config.push_to_hub and accelerator.is_main_process:
+        push(Path(config.output_dir, "last"), config.hub_model_id or Path(config.output_dir).resolve().name)
+    accelerator.end_training()
+
+
+def parse_config(arguments: list[str] | None = None) -> SegmentationConfig:
+    """
+    Raises:
+        SystemExit: an argument is unknown, missing, of the wrong type or of no use; the message names it.
+    """
+    config, parser = parse_options(SegmentationConfig, arguments, __doc__)
+    if config.model_name_or_path is None and config.config_name is None:
+        parser.error("give --config_name (the architecture), --model_name_or_path (weights to start from), or both")
+    check_data_options(config, parser)
+    check_loop_options(config, parser)
+    if len(config.crop_size) != 2 or min(config.crop_size) < 1:
+        parser.error(f"--crop_size is {config.crop_size}, expected a height and a width")
+    if len(config.random_scale) != 2 or not 0 < config.random_scale[0] <= config.random_scale[1]:
+        parser.error(f"--random_scale is {config.random_scale}, expected a least and a greatest factor")
+    return config
+
+
+def make_model(config: SegmentationConfig) -> rednet.RedNetForSemanticSegmentation:
+    """From scratch, or with stem and stages, and what else is there, of `model_name_or_path`.
+
+    Raises:
+        ValueError: nothing says what the classes are, or it is no RedNet.
+    """
+    names = [name for name in (config.model_name_or_path, config.config_name) if name is not None]
+    configs = [AutoConfig.from_pretrained(name) for name in names]
+    for name, found in zip(names, configs):
+        if found.model_type != "rednet":
+            raise ValueError(f"{name} is of the type {found.model_type!r}, expected 'rednet'")
+    architecture, given = configs[0], configs[-1]
+    if config.config_name is None and given.architectures != ["RedNetForSemanticSegmentation"]:
+        raise ValueError(
+            f"{config.model_name_or_path} does not segment ({given.architectures}): give --config_name with the classes "
+            "and the neck, for instance configs/models/rednet-50-cityscapes.json"
+        )
+    for name in HEAD:
+        setattr(architecture, name, getattr(given, name))
+    architecture.architectures = ["RedNetForSemanticSegmentation"]
+    if config.model_name_or_path is None:
+        return AutoModelForSemanticSegmentation.from_config(architecture)
+    return AutoModelForSemanticSegmentation.from_pretrained(
+        config.model_name_or_path, config=architecture, ignore_mismatched_sizes=config.ignore_mismatched_sizes
+    )
+
+
+def make_processor(config: SegmentationConfig) -> SegformerImageProcessor:
+    """Pictures keep their size: the network takes any."""
+    return SegformerImageProcessor(
+        do_resize=False,
+        do_reduce_labels=config.do_reduce_labels,
+        image_mean=config.image_mean,
+        image_std=config.image_std,
+    )
+
+
+def compute_loss(
+    model: torch.nn.Module, batch: dict[str, torch.Tensor], config: SegmentationConfig, ignored: int
+) -> torch.Tensor:
+    """Mean cross-entropy of the labelled pixels of `TrainingPairs`: that of the model, and 0 where none is labelled."""
+    labels = batch["labels"]
+    logits = model(normalize(batch["pixel_values"], config)).logits
+    upsampled = F.interpolate(logits, size=labels.shape[1:], mode="bilinear")
+    total = F.cross_entropy(upsampled, labels, ignore_index=ignored, reduction="sum")
+    return total / (labels != ignored).sum().clamp(min=1)
+
+
+if __name__ == "__main__":
+    main()
