@@ -48,7 +48,7 @@ def load_model(folder_or_id: str | os.PathLike) -> RedNetPreTrainedModel:
 def _export_onnx(model: RedNetPreTrainedModel, pictures: Tensor, names: list[str], path: Path) -> None:
     from .onnx_involution import involution2d_fused
 
-    torch.onnx.export(
+    program = torch.onnx.export(
         model,
         kwargs={"pixel_values": pictures},
         dynamic_shapes={"pixel_values": {0: "batch", 2: "height", 3: "width"}},
@@ -57,7 +57,10 @@ def _export_onnx(model: RedNetPreTrainedModel, pictures: Tensor, names: list[str
         custom_translation_table={torch.ops.involution.involution2d_fused.default: involution2d_fused},
         dynamo=True,
         verbose=False,
-    ).save(path)
+    )
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # the lines of Python that it comes from, with the paths of this machine
+    program.save(path)
 
 
 def _run_onnx(path: Path) -> Callable:
@@ -81,7 +84,8 @@ def _run_program(path: Path) -> Callable:
 
 
 def _export_aoti(model: RedNetPreTrainedModel, pictures: Tensor, names: list[str], path: Path) -> None:
-    torch._inductor.aoti_compile_and_package(_program(model, pictures), package_path=str(path))
+    program = _program(model, pictures)
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
 
 
 def _run_aoti(path: Path) -> Callable:
@@ -133,10 +137,11 @@ def export_model(model: RedNetPreTrainedModel, path: Path, format: str, device: 
     """
     check_output(path, format, device)
     _, _, write, run = FORMATS[format]
-    model = model.eval().requires_grad_(False).to(device)
+    model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     channels = model.config.num_channels
-    # Sizes that lead to no feature map of one pixel: the tracer would take that one for a constant.
-    traced = torch.zeros(2, channels, 256, 224, device=device)
+    # Every stage halves an odd size (225 = 7 * 32 + 1). Where sizes are even, Inductor takes it that they always are,
+    # and pools the odd ones to a size too small; what is 1 the tracer takes for a constant.
+    traced = torch.zeros(2, channels, 225, 257, device=device)
     picture = torch.randn(1, channels, 197, 251, generator=torch.manual_seed(0)).to(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.stem}.new{path.suffix}")
