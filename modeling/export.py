@@ -124,7 +124,8 @@ def check_output(path: Path, format: str, device: str = "cpu") -> None:
 def export_model(model: RedNetPreTrainedModel, path: Path, format: str, device: str = "cpu") -> tuple[float, float]:
     """
     Writes the file `path`, or nothing. The exported model takes pixel_values (B, C, H, W), float32, and returns what the
-    model returns, as a tuple. The model itself is fused for inference by this, on `device`.
+    model returns, as a tuple. The model itself is fused for inference by this, on `device`. A program of torch.export
+    refuses pictures whose last feature map is one pixel high or wide: sides up to 32 with strides of 32 in all.
 
     Args:
         format: `onnx`, `torch_export` or `aoti`.
