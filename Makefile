@@ -23,6 +23,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/operator_speed.py --output outputs/bench/operator
 	$(BIN)/python benchmarks/network_speed.py --output outputs/bench/network
+	$(BIN)/python benchmarks/export_speed.py --device cpu --output outputs/bench/export
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, this is " + sys.version)'

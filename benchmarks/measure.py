@@ -10,7 +10,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -66,8 +66,8 @@ def device_name(device: str) -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 
 
-def circumstances(options: argparse.Namespace) -> str:
-    packages = ("torch", "transformers", "timm", "rednet")
+def circumstances(options: argparse.Namespace, more_packages: Sequence[str] = ()) -> str:
+    packages = ("torch", "transformers", "timm", "rednet", *more_packages)
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     allocator = ", glibc keeps freed memory" if ALLOCATOR.items() <= os.environ.items() else ""
     return (
@@ -76,12 +76,12 @@ def circumstances(options: argparse.Namespace) -> str:
     )
 
 
-def report(title: str, rows: list[dict], options: argparse.Namespace) -> None:
+def report(title: str, rows: list[dict], options: argparse.Namespace, more_packages: Sequence[str] = ()) -> None:
     """Prints a table; with --output, leaves it as Markdown and as CSV."""
-    columns = list(rows[0])
+    columns, how = list(rows[0]), circumstances(options, more_packages)
     lines = [columns, ["---"] * len(columns), *([str(row[column]) for column in columns] for row in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    text = f"# {title}\n\n{circumstances(options)}\n\n{table}\n"
+    text = f"# {title}\n\n{how}\n\n{table}\n"
     print(f"\n{text}")
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -89,4 +89,4 @@ def report(title: str, rows: list[dict], options: argparse.Namespace) -> None:
         with open(options.output.with_suffix(".csv"), "w", newline="") as file:
             writer = csv.DictWriter(file, [*columns, "circumstances"])
             writer.writeheader()
-            writer.writerows({**row, "circumstances": circumstances(options)} for row in rows)
+            writer.writerows({**row, "circumstances": how} for row in rows)
