@@ -1,4 +1,4 @@
-"""Every number in the README's tables is that of a committed record, or of the model itself."""
+"""Every number in the tables of README and GUIDE is that of a committed record, or of the model itself."""
 
 import csv
 import json
@@ -78,3 +78,15 @@ def test_models(readme, root, name):
         model = RedNetForImageClassification(RedNetConfig(**config))
     assert parameters == f"{count_parameters(model):,}" and macs == f"{count_macs(model) / 1e9:.3f} G"
     assert float(top_1) == known_checkpoints()[name.lower()]["released"]["authors"]["top_1"]
+
+
+def test_exports(root):
+    with open(root / "benchmarks/results/export-cpu-1-core-avx512-2026-11-23.csv") as file:
+        record = {(row["in"], row["batch"]): row for row in csv.DictReader(file) if row["model"] == "RedNet-50"}
+    lines = [line for line in (root / "GUIDE.md").read_text().splitlines() if line.startswith("| ")]
+    for name in ("PyTorch, eager", "AOTInductor", "onnxruntime", "OpenVINO"):
+        (cells,) = [cells for line in lines if (cells := [c.strip() for c in line.strip("|").split("|")])[0] == name]
+        rows = [record[name, batch] for batch in ("1", "16")]
+        for cell, row in zip(cells[1:], rows):
+            assert numbers(cell) == [row["images/s"], *numbers(row["beside it in PyTorch, eager"])]
+        assert numbers(cells[3]) == [n for row in rows for n in numbers(row["beside ResNet-50 in the same"])]
