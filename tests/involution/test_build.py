@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from compilers import quick_compiler
+
 
 # Adds up an involution whose kernel and input are all ones: every output is the number of taps inside of the image.
 USE = """
@@ -41,10 +43,11 @@ def finish(process: subprocess.Popen) -> tuple[str, str]:
 
 
 def test_four_processes_compile_once_after_a_fifth_was_killed(tmp_path):
-    environment = {"TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    cache = tmp_path / "cache"
+    environment = {"TORCH_EXTENSIONS_DIR": str(cache), "CXX": quick_compiler(tmp_path / "compiler", "-O0")}
     victim = start(USE, **environment)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("involution_cpu_*/build.ninja")):  # the compiler is about to run, or running
+    while not list(cache.glob("involution_cpu_*/build.ninja")):  # the compiler is about to run, or running
         assert victim.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(victim.pid, signal.SIGKILL)
@@ -58,7 +61,7 @@ def test_four_processes_compile_once_after_a_fifth_was_killed(tmp_path):
     assert "RuntimeWarning" not in errors
 
     # What was compiled is used without ninja or a compiler, as on the nodes of a cluster.
-    output, errors = finish(start(USE, **environment, PATH="/nonexistent", CXX="missing-compiler"))
+    output, errors = finish(start(USE, **{**environment, "PATH": "/nonexistent", "CXX": "missing-compiler"}))
     assert "cpu: compiled (" in output and "RuntimeWarning" not in errors
 
 
@@ -90,11 +93,7 @@ def test_clang_compiles_it_as_well(tmp_path):
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="builds for kinds of x86-64")
 def test_processors_without_avx(tmp_path):
     """Compiled as on machines that have no more than SSE2. What has AVX2 runs what test_kernel_hub.py compiles."""
-    compiler = tmp_path / "compiler"
-    arguments = '"${@/#-march=native/-march=x86-64}"'
-    compiler.write_text(f"#!/bin/bash\nset -- {arguments}\nexec c++ " + '"${@/#-O3/-O1}"\n')
-    compiler.chmod(0o755)
-    check_build(str(compiler), tmp_path)
+    check_build(quick_compiler(tmp_path / "compiler", target="x86-64"), tmp_path)
 
 
 @pytest.mark.parametrize(

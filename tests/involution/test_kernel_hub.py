@@ -9,6 +9,7 @@ import pytest
 import torch
 from remote import WITHOUT_PACKAGES
 
+from compilers import quick_compiler
 from rednet import RedNetConfig, RedNetForImageClassification
 
 
@@ -31,9 +32,11 @@ def run(code: str, *arguments, **environment: str) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("kernel_hub") / "involution"
+    folder = tmp_path_factory.mktemp("kernel_hub")
+    output = folder / "involution"
     command = [sys.executable, "-m", "involution.kernel_hub", str(output)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    environment = {"CXX": quick_compiler(folder / "compiler"), "TORCH_EXTENSIONS_DIR": str(folder / "cache")}
+    result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 1 and "is not empty" in again.stderr
