@@ -4,13 +4,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench clean
+.PHONY: demo app test bench clean
 
 # Trains a small RedNet on Fashion-MNIST, saves it as a Hub folder, loads it again and classifies pictures.
 demo: $(VENV)/installed
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		training/train.py --config configs/training/fashion_mnist.yaml
 	$(BIN)/python training/demo.py outputs/demo
+
+# Shows the kernels that a model generates for a picture, in the browser: make app MODEL=folder-or-hub-id.
+app: $(VENV)/installed
+	$(BIN)/python app/app.py $(if $(MODEL),--model '$(MODEL)')
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """Uses what a training run left, as anybody would: `python training/demo.py outputs/demo`.
 
 Loads the Hub folder through the Auto classes and `pipeline`, prints the top predictions for a handful of test
-pictures, and draws demo.png: pictures with true and predicted classes, and the learning curve.
+pictures, and draws demo.png: pictures with true and predicted classes, and the learning curve. Leaves some of the
+pictures in the folder `examples`, for the app.
 """
 
 import argparse
@@ -49,6 +50,7 @@ def main() -> None:
         guesses = ", ".join(f"{guess['label']} {100 * guess['score']:.0f} %" for guess in top)
         print(f"  {names[row['label']]:>16}: {guesses}")
 
+    save_examples(run / "examples", rows)
     draw(run / "demo.png", rows, logits.softmax(1), names, read_log(run / "log.jsonl"), results)
     print(f"\ntop-1 {100 * results['eval_accuracy']:.2f} % on {results['eval_samples']} test images")
     print(f"picture: {run}/demo.png   results: {run}/results.json   Hub folder: {folder}")
@@ -56,6 +58,13 @@ def main() -> None:
 
 def read_log(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def save_examples(folder: Path, rows) -> None:
+    """The first picture of every class."""
+    folder.mkdir(exist_ok=True)
+    for label in set(rows["label"]):
+        rows["image"][rows["label"].index(label)].save(folder / f"{label:02}.png")
 
 
 def draw(path: Path, rows, probabilities: torch.Tensor, names: list[str], log: list[dict], results: dict) -> None:

@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from transformers.utils import logging
 
 import rednet
-from involution_kernels import involution_kernels
+from involution_kernels import by_stage, involution_kernels, seen_picture
 
 
 PUBLISHED = Path(__file__).parent.parent / "configs/figures/trade_off.yaml"
@@ -247,13 +247,12 @@ def draw_kernels(model_id: str, picture: Path, only: int | None = None) -> Figur
     model = AutoModel.from_pretrained(model_id).eval()
     processor = AutoImageProcessor.from_pretrained(model_id)
     pixel_values = processor(read_picture(picture), return_tensors="pt")["pixel_values"]
-    kernels = last_kernels(involution_kernels(model, pixel_values))
-    if only is not None and only not in kernels:
-        raise ValueError(f"stage {only} is not there: {model_id} has stages 1 to {len(kernels)}")
-    # The part of the picture that the model saw, as it saw it.
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
-    seen = (pixel_values[0] * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
-    return draw_heat_maps(seen, {stage: kernels[stage] for stage in ([only] if only else kernels)})
+    kernels = involution_kernels(model, pixel_values)
+    last = {stage: kernels[names[-1]] for stage, names in by_stage(kernels).items() if stage != 0}
+    if only is not None and only not in last:
+        raise ValueError(f"stage {only} is not there: {model_id} has stages 1 to {len(last)}")
+    seen = seen_picture(pixel_values[0], processor)
+    return draw_heat_maps(seen, last if only is None else {only: last[only]})
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -263,15 +262,6 @@ def read_picture(path: Path) -> Image.Image:
         return Image.open(path).convert("RGB")
     except OSError as error:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
-
-
-def last_kernels(kernels: dict[str, Tensor]) -> dict[int, Tensor]:
-    """The kernel of the last involution of each stage, by the stage's number, counted from 1."""
-    stages = {}
-    for name, kernel in kernels.items():
-        if found := re.search(r"stages\.(\d+)\.", name):
-            stages[int(found[1]) + 1] = kernel
-    return stages
 
 
 def heat_maps(kernel: Tensor, size: tuple[int, int]) -> dict[int, np.ndarray]:

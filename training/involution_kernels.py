@@ -1,19 +1,21 @@
-"""The kernels that the involutions of a model generate for an image."""
+"""The kernels that the involutions of a model generate for an image. Needs no package of ours: models may be remote code."""
 
+import re
+from collections.abc import Iterable
+
+import numpy as np
 import torch
-from torch import Tensor
-
-from rednet import RedNetPreTrainedModel
-from rednet.modeling_rednet import RedNetInvolution
+from torch import Tensor, nn
+from transformers import BaseImageProcessor, PreTrainedModel
 
 
 @torch.no_grad()
-def involution_kernels(model: RedNetPreTrainedModel, pixel_values: Tensor) -> dict[str, Tensor]:
+def involution_kernels(model: PreTrainedModel, pixel_values: Tensor) -> dict[str, Tensor]:
     """
     Runs the model once and returns the kernel of every involution in it.
 
     Args:
-        model: any RedNet in evaluation mode, with or without head, fused or not.
+        model: any RedNet in evaluation mode, with or without head, fused or not, of the package or remote code.
         pixel_values: (B, C, H, W), as the image processor gives them.
 
     Returns:
@@ -28,7 +30,7 @@ def involution_kernels(model: RedNetPreTrainedModel, pixel_values: Tensor) -> di
         raise ValueError("the kernels are read in evaluation mode: call model.eval() first")
     kernels = {}
 
-    def record(name: str, involution: RedNetInvolution, hidden_state: Tensor) -> None:
+    def record(name: str, involution: nn.Module, hidden_state: Tensor) -> None:
         # The model itself may never hold the kernel: the operator generates and applies it in one pass. So it is
         # generated here, from the same input. A hook on the involution leaves that pass as it is, one on `span` would
         # not.
@@ -39,7 +41,7 @@ def involution_kernels(model: RedNetPreTrainedModel, pixel_values: Tensor) -> di
     hooks = [
         module.register_forward_pre_hook(lambda module, inputs, name=name: record(name, module, inputs[0]))
         for name, module in model.named_modules()
-        if isinstance(module, RedNetInvolution)
+        if type(module).__name__ == "RedNetInvolution"  # that of the package, or a class of remote code
     ]
     if not hooks:
         raise ValueError(f"{type(model).__name__} has no involutions, expected a RedNet")
@@ -49,3 +51,18 @@ def involution_kernels(model: RedNetPreTrainedModel, pixel_values: Tensor) -> di
         for hook in hooks:
             hook.remove()
     return kernels
+
+
+def by_stage(names: Iterable[str]) -> dict[int, list[str]]:
+    """The names of the involutions of each stage, by the stage's number, counted from 1; 0 is the stem."""
+    stages: dict[int, list[str]] = {}
+    for name in names:
+        if found := re.search(r"embedder\.|stages\.(\d+)\.", name):  # others are of a head
+            stages.setdefault(int(found[1]) + 1 if found[1] else 0, []).append(name)
+    return stages
+
+
+def seen_picture(pixel_values: Tensor, processor: BaseImageProcessor) -> np.ndarray:
+    """The part of the picture that the model saw, as it saw it: (H, W, 3) from 0 to 1, of pixel values (3, H, W)."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    return (pixel_values * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()

@@ -1,0 +1,1 @@
+../training/involution_kernels.py
