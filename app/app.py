@@ -32,7 +32,7 @@ CSS = """
 .kernel-box { container-type: inline-size; }
 table.kernel { width: 100%; table-layout: fixed; border-collapse: collapse; margin: 0; }
 table.kernel td { padding: 0; text-align: center; height: calc(100cqw / var(--taps)); border: 1px solid #8884;
-    font-size: min(0.95rem, calc(100cqw / var(--taps) / 3.1)); font-variant-numeric: tabular-nums; }
+    font-size: min(0.95rem, calc(100cqw / var(--taps) / 3.4)); font-variant-numeric: tabular-nums; }
 table.kernel td.centre { outline: 3px solid black; outline-offset: -3px; }
 """
 INTRODUCTION = """\
@@ -134,7 +134,7 @@ def build(model_id: str) -> gr.Blocks:
                     elem_id="picture",
                 )
                 gr.Examples(examples, picture, label="Examples")
-                classes = gr.Label(label="Top-5", num_top_classes=5, show_heading=False)
+                classes = gr.Label(label="Top-5", num_top_classes=5, show_heading=False, elem_id="classes")
                 if not hasattr(model, "classifier"):
                     gr.Markdown(NO_CLASSES)
             with gr.Column(min_width=280):
@@ -144,10 +144,10 @@ def build(model_id: str) -> gr.Blocks:
                 )
                 heat_legend = gr.HTML(elem_id="heat-legend")
                 stage_slider = gr.Slider(
-                    0, len(model.config.depths), 1, step=1, label="Stage (0 is the stem)", buttons=[]
+                    0, len(model.config.depths), 1, step=1, label="Stage (0 is the stem)", buttons=[], elem_id="stage"
                 )
-                block_slider = gr.Slider(1, 2, 1, step=1, label="Block of the stage", buttons=[])
-                group_slider = gr.Slider(1, 2, 1, step=1, label="Group of channels", buttons=[])
+                block_slider = gr.Slider(1, 2, 1, step=1, label="Block of the stage", buttons=[], elem_id="block")
+                group_slider = gr.Slider(1, 2, 1, step=1, label="Group of channels", buttons=[], elem_id="group")
             with gr.Column(min_width=280):
                 gr.Markdown("### The kernel of one place")
                 kernel = gr.HTML(elem_id="kernel")
@@ -174,9 +174,9 @@ def place_text(seen: views.Seen, place: views.Place, where: str, group: int, poi
     x, y = int(point[0] * width), int(point[1] * height)
     return (
         f"Pixel ({x}, {y}) of the {width} x {height} picture that the model sees; row {place.row}, column {place.column} "
-        f"of {place.size[0]} x {place.size[1]} in {where}. All channels of group {group} are multiplied by this "
-        f"{taps} x {taps} kernel in the window around it and added up (its place is outlined here, its window in the "
-        f"map). Sum of the kernel: {views.number(place.kernel.sum().item(), '.4g')}."
+        f"of {place.size[0]} x {place.size[1]} in {where}. In every channel of group {group} the {taps} x {taps} window "
+        f"around it (outlined in the map) is added up with these weights; outlined here is the one of the pixel itself. "
+        f"Sum of the kernel: {views.number(place.kernel.sum().item(), '.4g')}."
     )
 
 

@@ -31,6 +31,9 @@ text-to-3d image-to-3d image-feature-extraction video-text-to-text keypoint-dete
 any-to-any other
 """.split()
 
+SPACE_SDKS = ["gradio", "docker", "static"]
+SPACE_COLORS = ["red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"]
+
 # A key with a question mark may be missing.
 SCHEMA = {
     "?pipeline_tag": str,
@@ -61,8 +64,8 @@ def metadata(card: str) -> dict[str, Any] | None:
     return data or None
 
 
-def check(card: str) -> tuple[list[str], list[str]]:
-    """The errors, for which the Hub refuses the card, and the warnings, with which it takes it."""
+def check(card: str, space: bool = False) -> tuple[list[str], list[str]]:
+    """The errors, for which the Hub refuses the card of a model or a Space, and the warnings, with which it takes it."""
     try:
         data = metadata(card)
     except yaml.YAMLError as error:
@@ -73,6 +76,13 @@ def check(card: str) -> tuple[list[str], list[str]]:
     licenses = data.get("license", [])
     if not all(license in LICENSES for license in (licenses if isinstance(licenses, list) else [licenses])):
         errors.append(f'"license" must be one of [{", ".join(LICENSES)}, array]')
+    if space:
+        choices = {"sdk": SPACE_SDKS, "colorFrom": SPACE_COLORS, "colorTo": SPACE_COLORS}
+        errors += [
+            f'"{key}" must be one of {values}' for key, values in choices.items() if data.get(key) not in values
+        ]
+        if len(data.get("short_description", "")) > 60:
+            errors.append('"short_description" length must be less than or equal to 60 characters long')
     tag = data.get("pipeline_tag", "other")
     if tag not in PIPELINE_TAGS:
         warnings.append(f'The pipeline tag "{tag}" is not in the official list: {", ".join(PIPELINE_TAGS)}')

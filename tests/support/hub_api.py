@@ -1,8 +1,8 @@
-"""What the Hugging Face Hub does: model repositories, in memory, and the answers to requests about them.
+"""What the Hugging Face Hub does: repositories, in memory, and the answers to requests about them.
 
-Model repositories of one user, public or private, with branches, tags and history; uploads through preupload, LFS and
+Model repositories of one user, and Spaces (here named spaces/user/name; they do not run), public or private, with branches, tags and history; uploads through preupload, LFS and
 commit; downloads, also by range; the errors by which the client chooses its exceptions; the check of model cards. Not
-there: Xet storage, pull requests, gated repositories, organisations, data sets and spaces. `hub_server` brings it onto
+there: Xet storage, pull requests, gated repositories, organisations and data sets. `hub_server` brings it onto
 the network.
 """
 
@@ -133,8 +133,8 @@ ROUTES: list[tuple[str, re.Pattern[str], Action]] = []
 
 
 def route(method: str, pattern: str) -> Callable[[Action], Action]:
-    """Has the decorated method answer requests. {repo} is two parts of the path, {path} the rest, another name one."""
-    parts = {"repo": "[^/]+/[^/]+", "path": ".+", "kind": "branch|tag"}
+    """Has the decorated method answer requests. {repo} is two parts of the path, of a Space three, {path} the rest, another name one."""
+    parts = {"repo": "(?:spaces/)?[^/]+/[^/]+", "path": ".+", "kind": "branch|tag"}
     expression = re.sub(r"\{(\w+)\}", lambda name: f"(?P<{name[1]}>{parts.get(name[1], '[^/]+')})", pattern)
 
     def register(action: Action) -> Action:
@@ -158,13 +158,14 @@ class Hub:
     def answer(self, request: Request) -> Answer:
         """Does one request, and one at a time: for all others a commit is there whole or not at all."""
         method = "GET" if request.method == "HEAD" else request.method
+        path = re.sub("^/api/spaces/", "/api/models/spaces/", request.path)
         try:
             authorization = request.headers.get("Authorization")
             if authorization not in (None, f"Bearer {self.token}"):
                 raise Refusal(401, "Invalid credentials in Authorization header")
             request.user = self.user if authorization else None
             for of_method, pattern, action in ROUTES:
-                if of_method == method and (found := pattern.fullmatch(request.path)):
+                if of_method == method and (found := pattern.fullmatch(path)):
                     names = {name: text and unquote(text) for name, text in found.groupdict().items()}
                     with self.lock:
                         return action(self, request, **names)
@@ -209,9 +210,12 @@ class Hub:
         owner = asked.get("organization") or user
         if owner != user:
             raise Refusal(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
-        if asked.get("type", "model") != "model":
-            raise Refusal(400, "There are only models here")
-        name = f"{owner}/{asked['name']}"
+        kind = asked.get("type", "model")
+        if kind not in ("model", "space"):
+            raise Refusal(400, "There are only models and Spaces here")
+        if kind == "space" and asked.get("sdk") not in card_metadata.SPACE_SDKS:
+            raise Refusal(400, f'"sdk" must be one of {card_metadata.SPACE_SDKS}')
+        name = ("spaces/" if kind == "space" else "") + f"{owner}/{asked['name']}"
         if name in self.repos:
             # A client that does not mind takes the address from the refusal.
             raise Refusal(409, "You already created this model repo", url=f"{self.url}/{name}")
@@ -361,8 +365,10 @@ class Hub:
         tree = dict(parent.tree)
         for operation in operations:
             _apply(tree, found.objects, operation["key"], operation["value"])
-        if "README.md" in tree and (errors := card_metadata.check(tree["README.md"].data.decode())[0]):
-            raise Refusal(400, "\n".join(errors))
+        if "README.md" in tree:
+            errors, _ = card_metadata.check(tree["README.md"].data.decode(), space=repo.startswith("spaces/"))
+            if errors:
+                raise Refusal(400, "\n".join(errors))
         commit = Commit.make(parent, title, message, tree)
         found.commits[commit.sha] = found.branches[branch] = commit
         address = f"{self.url}/{repo}/commit/{commit.sha}"
@@ -370,7 +376,8 @@ class Hub:
 
     @route("POST", "/api/validate-yaml")
     def _validate(self, request: Request) -> Answer:
-        errors, warnings = card_metadata.check(request.json()["content"])
+        asked = request.json()
+        errors, warnings = card_metadata.check(asked["content"], space=asked.get("repoType") == "space")
         self.warnings += warnings
         status = 400 if errors else 200
         if request.headers.get("Accept") == "text/plain":
