@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
         demo = build(model_id)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    demo.launch(server_port=options.port, theme=THEME, css=CSS, footer_links=[], quiet=False)
+    # show_error: a file that is no picture is found out by Gradio itself.
+    demo.launch(server_port=options.port, theme=THEME, css=CSS, footer_links=[], show_error=True)
 
 
 def default_model() -> str:
