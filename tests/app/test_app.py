@@ -25,6 +25,7 @@ from remote import WITHOUT_PACKAGES
 from transformers import ConvNextImageProcessor
 
 import app
+import push_to_hub
 import views
 from involution_kernels import by_stage
 from rednet import RedNetConfig, RedNetForImageClassification, RedNetModel
@@ -40,7 +41,10 @@ import runpy, sys
 script, *pushes = sys.argv[1:]
 for arguments in pushes:
     sys.argv = [script, *arguments.split("|")]
-    runpy.run_path(script, run_name="__main__")
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as error:
+        print(error)
 """
 START = WITHOUT_PACKAGES + "import runpy\nrunpy.run_path('app.py', run_name='__main__')"
 
@@ -244,28 +248,53 @@ def test_the_space_has_the_pinned_gradio(root):
 
 
 @pytest.fixture(scope="module")
-def hub(root, folder, tmp_path_factory):
-    """A Hub to which the model and the Space were pushed."""
+def pushed(root, folder, tmp_path_factory):
+    """A Hub to which the model and, twice, the Space were pushed, and what the pushes printed."""
     place = tmp_path_factory.mktemp("push")
-    shutil.copytree(root / "app", place / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(root / "app", place / "app", ignore=shutil.ignore_patterns("__pycache__", "examples"))
     (place / "app/examples").mkdir()
     Image.new("RGB", (70, 60), "red").save(place / "app/examples/red.png")
-    pushes = [f"{folder}|{MODEL}", f"{place / 'app'}|{SPACE}|--model|{MODEL}"]
+    shutil.copytree(place / "app", place / "before")
+    (place / "before/examples/red.png").rename(place / "before/examples/old.png")
+    space = f"{SPACE}|--model|{MODEL}"
+    pushes = [f"{place}/app|{space}", f"{folder}|{MODEL}", f"{place}/before|{space}", f"{place}/app|{space}"]
     with HubServer() as hub:
         command = [sys.executable, "-c", PUSH, str(root / "training/push_to_hub.py"), *pushes]
         done = subprocess.run(command, env=hub.environment(place / "home"), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        yield hub
+        yield hub, done.stdout
+
+
+@pytest.fixture(scope="module")
+def hub(pushed):
+    return pushed[0]
 
 
 def test_a_space_is_pushed_in_one_commit_with_its_model(hub, root):
-    assert len(hub.commits(f"spaces/{SPACE}")) == 2  # the first is that of its creation
+    commits = hub.commits(f"spaces/{SPACE}")
+    assert len(commits) == 3  # the first is that of its creation
+    names = {"README.md", "app.py", "views.py", "involution_kernels.py", "requirements.txt", ".gitattributes"}
+    assert set(commits[1].tree) == names | {"examples/old.png"} and set(commits[2].tree) == names | {
+        "examples/red.png"
+    }
     files = hub.files(f"spaces/{SPACE}")
-    names = {"README.md", "app.py", "views.py", "involution_kernels.py", "requirements.txt", "examples/red.png"}
-    assert set(files) == names | {".gitattributes"}
     assert files["involution_kernels.py"] == (root / "training/involution_kernels.py").read_bytes()
     metadata = yaml.safe_load(files["README.md"].decode().split("---")[1])
     assert metadata["models"] == [MODEL] and metadata["sdk"] == "gradio" and metadata["app_file"] in files
+
+
+def test_a_space_needs_a_model_that_is_on_the_hub(pushed):
+    refusal, *addresses = re.findall(r"there is no model \S+|http\S+$", pushed[1], re.MULTILINE)
+    assert refusal == f"there is no model {MODEL}"  # the first push, before that of the model
+    assert [address.split("/", 3)[3] for address in addresses] == [MODEL, f"spaces/{SPACE}", f"spaces/{SPACE}"]
+
+
+@pytest.mark.parametrize(("pushed_folder", "more"), [("app", []), ("training", ["--model", MODEL])])
+def test_a_model_is_for_a_space_and_a_space_has_one(root, monkeypatch, capsys, pushed_folder, more):
+    monkeypatch.setattr(sys, "argv", ["push_to_hub.py", str(root / pushed_folder), SPACE, *more])
+    with pytest.raises(SystemExit):
+        push_to_hub.main()
+    assert "--model" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
