@@ -38,9 +38,10 @@ table.kernel td.centre { outline: 3px solid black; outline-offset: -3px; }
 INTRODUCTION = """\
 # What involution sees
 
-`{model}` generates a kernel for every pixel, from that pixel, in each of its involutions. The colours show every
+`{model}` generates a kernel for every pixel, from what is there, in each of its involutions. The colours show every
 kernel **summed over its K x K taps**: where they change, the network treats places differently, which a convolution, \
 with one kernel for all places, cannot. **Click a place** in the map to see its own kernel."""
+NO_PICTURE = "Choose a picture first."
 NO_CLASSES = "This model has no classifier: it has features, and so kernels, but no classes."
 
 
@@ -92,14 +93,14 @@ def build(model_id: str) -> gr.Blocks:
 
     def see(picture: Image.Image | None, stage: int, block: int, group: int, point: tuple[float, float]):
         if picture is None:
-            return {seen: None, classes: None, heat: None, heat_legend: "", kernel: "", text: ""}
+            return {seen: None, classes: None, heat: None, heat_legend: "", kernel: "", text: NO_PICTURE}
         now = views.see(model, processor, picture)
         return {seen: now, classes: now.classes or None} | show(now, stage, block, group, point)
 
     def show(now: views.Seen | None, stage: int, block: int, group: int, point: tuple[float, float]):
         """Everything that depends on the choice. A choice that the stage does not have becomes its nearest."""
         if now is None:
-            return {}
+            return {text: NO_PICTURE}
         stage = min(max(int(stage), min(now.kernels)), max(now.kernels))
         blocks = now.kernels[stage]
         block = min(max(int(block), 1), len(blocks))

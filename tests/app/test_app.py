@@ -369,26 +369,31 @@ def test_driven_in_a_browser(page, address, model, processor, picture, seen, tmp
 
     page.locator("#picture").get_by_label("Remove Image").click()
     expect(page.locator("table.kernel")).to_have_count(0)
+    page.locator("#group input[type=number]").fill("2")
+    expect(place).to_contain_text(app.NO_PICTURE)
     picture.save(tmp_path / "coins.png")
     page.locator("#picture input[type=file]").set_input_files(tmp_path / "coins.png")
-    shows(1, 1, 1, 14, 14)
+    shows(1, 1, 2, 14, 14)
+    expect(page.get_by_test_id("toast-body")).to_have_count(0)  # no error so far
     lines = [line.strip() for line in page.locator("#classes").inner_text().splitlines() if line.strip()]
     shown = [text for text in lines if text.endswith("%") or text in seen.classes]
     assert shown == [text for name, odds in seen.classes.items() for text in (name, f"{100 * odds:.0f}%")]
 
-    page.locator("#group input[type=number]").fill("2")
-    shows(1, 1, 2, 14, 14)
+    page.locator("#group input[type=number]").fill("1")
+    shows(1, 1, 1, 14, 14)
     page.locator("#block input[type=number]").fill("2")
-    shows(1, 2, 2, 14, 14)
+    shows(1, 2, 1, 14, 14)
     page.locator("#stage input[type=range]").press("ArrowRight")
     expect(page.locator("#block")).to_be_hidden()
-    shows(2, 1, 2, 7, 7)
+    shows(2, 1, 1, 7, 7)
+    page.locator("#group input[type=number]").fill("3")
+    shows(2, 1, 3, 7, 7)
 
     # A click on a pixel: of 14 x 14, the fourth from above and the eleventh from the left.
     map = page.locator("#heat img")
     box = map.bounding_box()
     map.click(position={"x": 10.5 / 14 * box["width"], "y": 3.5 / 14 * box["height"]})
-    shows(2, 1, 2, 3, 10)
+    shows(2, 1, 3, 3, 10)
 
     (tmp_path / "text.png").write_text("not a picture")
     page.locator("#picture").get_by_label("Remove Image").click()
@@ -397,5 +402,5 @@ def test_driven_in_a_browser(page, address, model, processor, picture, seen, tmp
 
     page.locator("#picture").get_by_label("Remove Image").click()
     page.locator("#picture input[type=file]").set_input_files(tmp_path / "coins.png")
-    shows(2, 1, 2, 3, 10)
+    shows(2, 1, 3, 3, 10)
     assert elsewhere == []  # it works without any other server
