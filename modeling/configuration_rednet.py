@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
@@ -101,6 +101,10 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
     decoder_hidden_size: int = 128
     classifier_dropout_prob: float = 0.1
     semantic_loss_ignore_index: int = 255
+
+    if TYPE_CHECKING:  # what is accepted beside the fields: out_features, num_labels, id2label ...
+
+        def __init__(self, **kwargs: Any) -> None: ...
 
     def __post_init__(self, **kwargs):
         self.hidden_sizes = list(self.hidden_sizes)

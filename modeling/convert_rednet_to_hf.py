@@ -12,6 +12,7 @@ import pickle
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,7 +160,7 @@ def find_config(weights: dict[str, Tensor], config: RedNetConfig | None = None) 
     depths = [len({key.split(".")[1] for key in weights if key.startswith(f"layer{n}.")}) for n in stages]
     hidden_sizes = [shape(f"layer{n}.0.conv3.weight")[0] for n in stages] or shape("layer1.0.conv3.weight")
     embedding_size = shape("stem.4.conv.weight")[0]
-    found = {
+    found: dict[str, Any] = {
         "num_channels": shape("stem.0.conv.weight")[1],
         "embedding_size": embedding_size,
         "hidden_sizes": hidden_sizes,

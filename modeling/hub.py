@@ -110,7 +110,7 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
     """Shape of every weight, from the headers of the files alone."""
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     names = {SAFE_WEIGHTS_NAME} if not index.is_file() else set(json.loads(index.read_text())["weight_map"].values())
-    shapes = {}
+    shapes: dict[str, list[int]] = {}
     for name in sorted(names):
         try:
             with safe_open(folder / name, "pt") as file:

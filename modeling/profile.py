@@ -1,6 +1,7 @@
 """Parameters, operations and memory of a model."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ def count_macs(
     return counter.get_total_flops() // 2
 
 
-def _run_detector(model: nn.Module, images: Tensor, proposals: int, detections: int) -> None:
+def _run_detector(model: Any, images: Tensor, proposals: int, detections: int) -> None:
     """The layers of a detector of torchvision, without what chooses regions by their scores."""
     features = list(model.backbone(images).values())
     if not hasattr(model, "roi_heads"):

@@ -300,11 +300,11 @@ def conditions(study: Study) -> str:
 
 
 def draw(summary: list[dict], base: RedNetConfig) -> Figure:
-    """Accuracy and operations over each axis; the base is the filled point."""
+    """Accuracy and operations over each axis."""
     axes = with_base(summary, base)
     figure = Figure(figsize=(13.33, 7.5))
     panels = figure.subplots(
-        2, len(axes), sharey="row", squeeze=False, width_ratios=[len(rows) + 0.5 for rows in axes.values()]
+        2, len(axes), sharey="row", squeeze=False, width_ratios=[len(rows) + 1 for rows in axes.values()]
     )
     for (axis, rows), (accuracy, operations) in zip(axes.items(), panels.T):
         values = [row["value"] for row in rows]
@@ -316,9 +316,11 @@ def draw(summary: list[dict], base: RedNetConfig) -> Figure:
         accuracy.set_title(axis.replace("_", " "))
         for panel in (accuracy, operations):
             panel.margins(x=0.2)
-            panel.tick_params("x", labelsize=12, rotation=0 if all(value.isdecimal() for value in values) else 20)
+            panel.set_axisbelow(True)
+            panel.tick_params("x", labelsize=12, rotation=20 if any(len(value) > 4 for value in values) else 0)
     panels[0, 0].set_ylabel("top-1 accuracy (%)")
     panels[1, 0].set_ylabel("multiply-accumulates (M)")
+    figure.suptitle("Filled: the base. Lines: standard deviation over the seeds", fontsize=13)
     return figure
 
 

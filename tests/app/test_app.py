@@ -311,10 +311,12 @@ def address(hub, tmp_path_factory):
     environment.pop("PYTHONPATH", None)
     log = place / "log"
     with log.open("w") as file:
-        process = subprocess.Popen([sys.executable, "-c", START], cwd=place, env=environment, stdout=file, stderr=file)
+        command = [sys.executable, "-u", "-c", START]  # -u: a file would get its lines late
+        process = subprocess.Popen(command, cwd=place, env=environment, stdout=file, stderr=file)
+    deadline = time.monotonic() + 180
     try:
         while "Running on" not in log.read_text():
-            assert process.poll() is None, log.read_text()
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
     finally:
