@@ -129,3 +129,17 @@ def test_mistakes_are_named_before_anything_runs(study, tmp_path, capsys, values
         ablate.main(study(**values))
     assert stopped.value.code == 2 and words in capsys.readouterr().err
     assert not (tmp_path / "study").exists()
+
+
+def test_the_documented_study_is_what_was_recorded(root):
+    folder = root / "training/results/fashion_mnist_ablation"
+    runs, summary = read(folder / "runs.csv"), read(folder / "summary.csv")
+    for row in summary:
+        mine = [float(run["top_1"]) for run in runs if (run["axis"], run["value"]) == (row["axis"], row["value"])]
+        assert len(mine) == int(row["runs"]) > 1
+        assert float(row["top_1_mean"]) == pytest.approx(np.mean(mine))
+        assert float(row["top_1_std"]) == pytest.approx(np.std(mine, ddof=1))
+        row |= {name: float(row[name]) for name in ("macs", "inference_ms", "top_1_mean", "top_1_std")}
+        row |= {name: int(row[name]) for name in ("runs", "parameters")}
+    base = RedNetConfig(**json.loads((root / "configs/models/rednet-fashion-mnist.json").read_text()))
+    assert ablate.table(summary, base) in (root / "TRAINING.md").read_text()
