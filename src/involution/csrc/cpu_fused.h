@@ -131,6 +131,17 @@ void pack_features(const Geometry& g, const Blocks& blocks, const Image<const sc
       }
     }
   }
+  // `generate` computes whole vectors. What nothing has written would be multiplied as well, and where it happens to be
+  // denormal numbers that takes many times as long.
+  for (int64_t block = 0; block < blocks.count(last - first); ++block) {
+    const int64_t rows = std::min(blocks.rows, last - first - block / blocks.per_row * blocks.rows);
+    const int64_t pixels = rows * std::min(blocks.columns, g.out_w - block % blocks.per_row * blocks.columns);
+    acc_t* to = packed + (block * kBlock + pixels / kSlice * kSlice) * hidden + pixels % kSlice;
+    const int64_t missing = (kLanes - pixels % kLanes) % kLanes;
+    for (int64_t r = 0; r < hidden; ++r) {
+      std::fill_n(to + r * kSlice, missing, acc_t(0));
+    }
+  }
 }
 
 template <typename scalar_t>
