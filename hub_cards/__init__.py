@@ -175,7 +175,11 @@ def make_card(
 def name_repository(card: ModelCard, repository: str) -> None:
     """Lets the examples of a rendered card load `repository`."""
     if loaded := re.search(r'AutoImageProcessor\.from_pretrained\("([^"]+)"\)', card.text):
-        card.text = card.text.replace(f'"{loaded[1]}"', f'"{repository}"')
+        name, loads = (
+            re.escape(loaded[1]),
+            r"(from_pretrained\(|model=|^ *)",
+        )  # a folder may have the name of an option
+        card.text = re.sub(rf'{loads}"{name}"', rf'\1"{repository}"', card.text, flags=re.MULTILINE)
 
 
 def result_row(result: EvalResult) -> str:

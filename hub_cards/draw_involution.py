@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import to_rgb
 from matplotlib.patches import ConnectionPatch, Rectangle
 
 
@@ -33,9 +33,8 @@ def feature_map(axes, x: float, y: float, pixels: list[tuple[tuple[int, int], st
 def kernel(axes, x: float, y: float, values: np.ndarray, color: str, sheets: int = 1) -> None:
     for sheet in reversed(range(sheets)):
         left, bottom = x + 0.4 * sheet, y + 0.4 * sheet
-        colors = ListedColormap([(1, 1, 1), color])
         for (row, column), value in np.ndenumerate(values[sheet]):
-            shade = np.array(plt.matplotlib.colors.to_rgb(colors(1.0))) * value + (1 - value)
+            shade = np.array(to_rgb(color)) * value + (1 - value)
             axes.add_patch(
                 Rectangle((left + column, bottom + row), 1, 1, facecolor=shade, edgecolor="white", linewidth=0.8)
             )

@@ -121,7 +121,12 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
         by hand, from the package or from remote code, works with `trust_remote_code=True` where `rednet` is not
         installed. (Transformers alone writes the entry of the class that is saved, and leaves the others to the
         repository that the model came from.)
+
+        Raises:
+            ValueError: with `push_to_hub=True`, which would push before the code is there.
         """
+        if kwargs.get("push_to_hub"):
+            raise ValueError("push_to_hub=True would leave out the code: use config.push_to_hub(repository)")
         self.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, **kwargs)
         for name in REMOTE_CODE:
@@ -153,6 +158,8 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         if any(size % 4 != 0 for size in self.hidden_sizes):
             raise ValueError(f"hidden_sizes={self.hidden_sizes} must be multiples of 4, the expansion of a bottleneck")
+        if self.operator_type == "convolution":
+            return
         widths = [self.embedding_size // 2] + [size // 4 for size in self.hidden_sizes]
         if self.neck_type == "involution":
             widths.append(self.neck_hidden_size)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import ConvNextImageProcessor
 
@@ -272,6 +273,17 @@ def convert(
     save_hub_folder(output_dir, model, processor, card)
 
 
+def read_config(path: Path) -> RedNetConfig:
+    """
+    Raises:
+        ValueError: it is no configuration of a RedNet.
+    """
+    try:
+        return RedNetConfig.from_dict(json.loads(path.read_text()))
+    except (ValueError, StrictDataclassError) as error:
+        raise ValueError(f"{path} is no configuration of a RedNet: {error}") from error
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rednet.convert_rednet_to_hf", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint_path", type=Path, required=True, help="a .pth of the authors, or a .pdparams")
@@ -282,7 +294,7 @@ def main() -> None:
     try:
         if options.push_to_hub:
             check_token()
-        config = None if options.config is None else RedNetConfig.from_dict(json.loads(options.config.read_text()))
+        config = None if options.config is None else read_config(options.config)
         convert(options.checkpoint_path, options.output_dir, config, options.push_to_hub)
         print(f"{options.checkpoint_path} -> {options.output_dir}")
         if options.push_to_hub:

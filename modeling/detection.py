@@ -65,6 +65,7 @@ class RedNetFPN(nn.Module):
         self.frozen = trainable_layers < len(layers)
         for layer in layers[: len(layers) - trainable_layers]:
             layer.requires_grad_(False)
+        self.train()
 
     def train(self, mode: bool = True) -> "RedNetFPN":
         super().train(mode)

@@ -145,7 +145,7 @@ def export_model(model: RedNetPreTrainedModel, path: Path, format: str, device: 
     # Every stage halves an odd size (225 = 7 * 32 + 1). Where sizes are even, Inductor takes it that they always are,
     # and pools the odd ones to a size too small; what is 1 the tracer takes for a constant.
     traced = torch.zeros(2, channels, 225, 257, device=device)
-    picture = torch.randn(1, channels, 197, 251, generator=torch.manual_seed(0)).to(device)
+    picture = torch.randn(1, channels, 197, 251, generator=torch.Generator().manual_seed(0)).to(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.stem}.new{path.suffix}")
     try:
@@ -164,6 +164,7 @@ def export_model(model: RedNetPreTrainedModel, path: Path, format: str, device: 
             )
         os.replace(beside, path)
     finally:
+        model.config.return_dict = True
         beside.unlink(missing_ok=True)
     return difference, largest
 

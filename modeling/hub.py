@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import BaseImageProcessor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -52,7 +52,8 @@ def replacing(folder: Path) -> Iterator[Path]:
         FileExistsError: `folder` holds something that is not a saved model.
     """
     check_replaceable(folder)
-    beside, replaced = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    # Hidden, so that nobody's backup has the name: what an interrupted call left there is removed.
+    beside, replaced = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     for leftover in (beside, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -95,8 +96,11 @@ def check_hub_folder(folder: str | os.PathLike) -> None:
     names = config.get("architectures") or ["RedNetForImageClassification"]
     if names[0] not in modeling_rednet.__all__:
         raise ValueError(f"{folder}/config.json has architectures {names}, expected one of {modeling_rednet.__all__}")
-    with torch.device("meta"):
-        model = getattr(modeling_rednet, names[0])(RedNetConfig.from_dict(config))
+    try:
+        with torch.device("meta"):
+            model = getattr(modeling_rednet, names[0])(RedNetConfig.from_dict(config))
+    except StrictDataclassError as error:
+        raise ValueError(f"{folder}/config.json is no configuration of a RedNet: {error}") from error
     expected, found = {name: list(t.shape) for name, t in model.state_dict().items()}, _shapes(folder)
     if found != expected:
         name = min(name for name in {*expected, *found} if expected.get(name) != found.get(name))
@@ -126,15 +130,18 @@ def check_token() -> str:
 
     Raises:
         PermissionError: there is no token, or the Hub does not accept it.
+        ConnectionError: the Hub cannot be reached, or failed.
     """
     if get_token() is None:
         raise PermissionError("there is no Hub token: run `hf auth login`, or set HF_TOKEN")
     try:
         return HfApi().whoami()["name"]
-    except HfHubHTTPError as error:
-        if error.response.status_code != 401:
-            raise
-        raise PermissionError("the Hub does not accept this token: run `hf auth login`, or set HF_TOKEN") from error
+    except Exception as error:  # what a broken connection raises is another class in every release of huggingface_hub
+        if isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
+            raise PermissionError(
+                "the Hub does not accept this token: run `hf auth login`, or set HF_TOKEN"
+            ) from error
+        raise ConnectionError(f"the Hub cannot be reached: {error}") from error
 
 
 def push_hub_folder(
@@ -143,8 +150,9 @@ def push_hub_folder(
     """
     Pushes a folder that `save_hub_folder` wrote, in one commit: the repository has all of it, or what it had before.
 
-    The repository is created where there is none, and the card's examples load it. After a failure the same call goes on: weights that were uploaded
-    completely are not uploaded again. Weights of an earlier commit that the folder no longer has are removed.
+    The repository is created where there is none, and the card's examples load it, there and afterwards in the folder.
+    After a failure the same call goes on: weights that were uploaded completely are not uploaded again. Weights of an
+    earlier commit that the folder no longer has are removed.
 
     Args:
         folder: what is pushed of it are the files of a model, not logs or checkpoints.
@@ -153,6 +161,7 @@ def push_hub_folder(
 
     Raises:
         PermissionError: there is no token, or the Hub does not accept it.
+        ConnectionError: the Hub cannot be reached.
         ValueError: the folder is not a complete model, or the Hub does not accept the metadata of its card.
         HfHubHTTPError: the Hub failed. The folder stays as it is.
     """
@@ -166,19 +175,20 @@ def push_hub_folder(
     api = HfApi(library_name="rednet")
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     name_repository(card, repo_id)
-    card.save(Path(folder) / "README.md")
-    paths = sorted({path for pattern in FILES for path in Path(folder).glob(pattern)})
-    names = {path.name for path in paths}
-    stale = [name for name in api.list_repo_files(repo_id) if _is_weights(name) and name not in names]
+    files = {path.name: path for pattern in FILES for path in Path(folder).glob(pattern)}
+    files["README.md"] = str(card).encode()
+    stale = [name for name in api.list_repo_files(repo_id) if _is_weights(name) and name not in files]
     # Not upload_folder, which divides what is large among several commits.
-    return api.create_commit(
+    commit = api.create_commit(
         repo_id,
         [
-            *(CommitOperationAdd(path.name, path) for path in paths),
+            *(CommitOperationAdd(name, files[name]) for name in sorted(files)),
             *(CommitOperationDelete(name) for name in stale),
         ],
         commit_message=commit_message or f"Upload {card.data.model_name or 'RedNet'}",
     )
+    card.save(Path(folder) / "README.md")
+    return commit
 
 
 def _is_weights(name: str) -> bool:

@@ -258,7 +258,7 @@ class RedNetInvolutionLayer(nn.Module):
         self.activation = _activation(config.hidden_act)
 
     def forward(self, hidden_state: Tensor) -> Tensor:
-        if _is_affine(self.normalization):
+        if _is_affine(self.normalization) and _is_plain(self.involution, RedNetInvolution):
             scale, shift = _scale_and_shift(self.normalization)
             relu = _is_plain(self.activation, nn.ReLU)
             hidden_state = self.involution(hidden_state, scale=scale, shift=shift, relu=relu)

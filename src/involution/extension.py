@@ -32,6 +32,12 @@ logger = logging.getLogger(__name__)
 _CSRC = Path(__file__).parent / "csrc"
 _SOURCES = {"cpu": "involution2d_cpu.cpp", "cuda": "involution2d_cuda.cu"}
 _COMPLETE = "complete"  # the file that marks a finished build
+# Of x86's flags of /proc/cpuinfo, what compilers use without being asked; of Arm's features all but "evtstrm" are that.
+_INSTRUCTIONS = (
+    r"(?!evtstrm)"
+    if platform.machine() in ("arm64", "aarch64")
+    else r"s?sse|avx|fma|f16c|bmi|abm|popcnt|movbe|gfni|adx"
+)
 
 _lock = threading.Lock()
 _loaded: dict[str, Path] = {}
@@ -67,14 +73,13 @@ def load(device_type: str) -> bool:
 def build(device_type: str) -> Path:
     """Compiles and loads the library for `device_type` unless it is there, and returns its path.
 
-    CUDA code is made for the GPUs of this machine, or for `TORCH_CUDA_ARCH_LIST` where that is set ("8.0;9.0").
+    CUDA code is made for the GPUs of this machine, or for `TORCH_CUDA_ARCH_LIST` where that is set ("8.0;9.0+PTX").
     Any number of processes may do this at the same time: one compiles, the others wait for it.
 
     Raises:
         RuntimeError: it cannot be compiled here; the message says why and what helps.
     """
-    name = "_".join(["involution", device_type, _key(device_type), *_architectures(device_type)])
-    return build_as(name, device_type)
+    return build_as(_library_name(device_type), device_type)
 
 
 def build_as(name: str, device_type: str, cflags: list[str] | None = None) -> Path:
@@ -157,21 +162,25 @@ def _compile(device_type: str, name: str, directory: Path, cflags: list[str] | N
     except Exception as error:
         log = directory / "build.log"
         log.write_text(str(error))
-        summary = next((line for line in str(error).splitlines() if "error: " in line), str(error).splitlines()[0])
+        lines = str(error).splitlines() or [repr(error)]
+        summary = next((line for line in lines if "error: " in line), lines[0])
         raise RuntimeError(f"compilation failed: {summary.strip()} (see {log})") from error
     logger.warning("Compiled the involution operator for %s in %.0f s", device_type, time.perf_counter() - start)
 
 
 def _cflags() -> list[str]:
     flags = ["-O3", "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"]
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+    version = subprocess.run([*_compiler(), "--version"], capture_output=True, text=True).stdout
     if "clang" not in version:
         # Makes at::parallel_for parallel. OpenMP is not linked: the runtime that torch brings is the one to use, since a
         # second one would keep a second pool of spinning threads. Clang's needs another runtime than torch has: there
         # the kernels run on one thread.
         flags.append("-fopenmp")
     return flags
+
+
+def _compiler() -> list[str]:
+    return shlex.split(os.environ.get("CXX") or "c++")
 
 
 def _cuda_runtime_flags(directory: Path) -> list[str]:
@@ -192,7 +201,7 @@ def _obstacle(device_type: str) -> str | None:
     if sys.platform == "win32":
         return "the kernels need GCC or Clang, which torch does not use on Windows. Use WSL"
     with _scripts_on_path():
-        compiler = shlex.split(os.environ.get("CXX", "c++"))[0]
+        compiler = _compiler()[0]
         if shutil.which(compiler) is None:
             return f"there is no C++ compiler: {compiler!r} is not on PATH. Install g++, or set CXX to a compiler"
         if shutil.which("ninja") is None:
@@ -231,6 +240,10 @@ def _cache_directory() -> Path:
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(cache) / "torch_extensions")
 
 
+def _library_name(device_type: str) -> str:
+    return "_".join(["involution", device_type, _key(device_type), *_architectures(device_type)])
+
+
 def _key(device_type: str) -> str:
     """Changes with everything that a library depends on but the GPU architectures, which its name tells."""
     digest = hashlib.sha256()
@@ -244,10 +257,14 @@ def _key(device_type: str) -> str:
 
 
 def _cpu_capability() -> str:
-    """Compiled for the CPU at hand: a home directory shared by unlike machines holds one library for each."""
+    """
+    The instructions that a compiler may use for the CPU at hand. A home directory shared by unlike machines holds one
+    library for each; machines that differ in anything else, such as a hypervisor or mitigations, share one.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line for line in lines if line.lower().startswith(("flags", "features")))
+        line = next(line for line in lines if line.lower().startswith(("flags", "features")))
+        return " ".join(sorted(flag for flag in line.split() if re.match(_INSTRUCTIONS, flag)))
     except (OSError, StopIteration):
         return platform.processor()
 
@@ -257,8 +274,10 @@ def _architectures(device_type: str) -> list[str]:
     if device_type == "cpu":
         return []
     if wanted := os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        versions = wanted.replace(" ", ";").replace(".", "").replace("+", "").lower().split(";")
-        return sorted({f"sm{version}" for version in versions if version})
+        versions = re.split(r"[ ;]+", wanted.strip(" ;"))
+        if strange := [version for version in versions if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", version)]:
+            raise RuntimeError(f"TORCH_CUDA_ARCH_LIST has {strange[0]!r}, expected numbers such as '8.0;9.0+PTX'")
+        return sorted({f"sm{version.replace('.', '').replace('+', '').lower()}" for version in versions})
     if not torch.cuda.is_available():
         raise RuntimeError("there is no GPU to compile for. Set TORCH_CUDA_ARCH_LIST, for example to '8.0;9.0'")
     return sorted({f"sm{major}{minor}" for major, minor in _device_capabilities()})
@@ -268,16 +287,18 @@ def _device_capabilities() -> list[tuple[int, int]]:
     return [torch.cuda.get_device_capability(n) for n in range(torch.cuda.device_count())]
 
 
+def _runs(major: int, minor: int, built_major: str, built_minor: str, ptx: str) -> bool:
+    """GPU code runs on its own major architecture, from its own minor version upwards; PTX on all later ones."""
+    built = (int(built_major), int(built_minor))
+    return (major, minor) >= built and (major == built[0] or ptx != "")
+
+
 def _find(device_type: str) -> Path | None:
     """A finished library that serves the devices of this machine, if there is one."""
     for marker in _cache_directory().glob(f"involution_{device_type}_{_key(device_type)}*/{_COMPLETE}"):
         name = marker.parent.name
-        built = [(int(major), int(minor)) for major, minor in re.findall(r"_sm(\d+)(\d)", name)]
-        # GPU code runs on its own major architecture, from its own minor version upwards.
-        runs = all(
-            any(major == b_major and minor >= b_minor for b_major, b_minor in built)
-            for major, minor in (_device_capabilities() if device_type == "cuda" else [])
-        )
-        if runs:
+        built = re.findall(r"_sm(\d+)(\d)[af]?(ptx)?", name)
+        capabilities = _device_capabilities() if device_type == "cuda" else []
+        if all(any(_runs(*capability, *architecture) for architecture in built) for capability in capabilities):
             return marker.parent / f"{name}.so"
     return None

@@ -7,18 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ops import involution2d, involution2d_fused
+from .ops import _pair, involution2d, involution2d_fused
 
 
 def _is_plain(convolution: nn.Module) -> bool:
     """Whether it may be computed from its parameters: adapters, parametrisations and hooks want it to be called."""
-    hooks = convolution._forward_hooks or convolution._forward_pre_hooks or convolution._backward_hooks
+    forward_hooks = convolution._forward_hooks or convolution._forward_pre_hooks
+    hooks = forward_hooks or convolution._backward_hooks or convolution._backward_pre_hooks
     return type(convolution) is nn.Conv2d and "forward" not in vars(convolution) and not hooks
-
-
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    first, second = (value, value) if isinstance(value, int) else value
-    return first, second
 
 
 class Involution2d(nn.Module):
@@ -36,6 +32,9 @@ class Involution2d(nn.Module):
         dilation: one number or a pair.
         group_channels: channels that share a kernel.
         reduction_ratio: channels over hidden channels of the kernel generation.
+
+    Raises:
+        ValueError: an argument is none of these; the message names it and what was expected.
 
     Shape:
         input (B, channels, H, W) -> output (B, channels, ceil(H / stride), ceil(W / stride)).
@@ -57,9 +56,9 @@ class Involution2d(nn.Module):
             if divisor < 1 or channels % divisor != 0:
                 raise ValueError(f"Involution2d: {name} is {divisor}, expected a divisor of channels = {channels}")
         self.channels = channels
-        self.kernel_size = _pair(kernel_size)
-        self.stride = _pair(stride)
-        self.dilation = _pair(dilation)
+        self.kernel_size = tuple(_pair("kernel_size", kernel_size, 1))
+        self.stride = tuple(_pair("stride", stride, 1))
+        self.dilation = tuple(_pair("dilation", dilation, 1))
         self.group_channels = group_channels
         self.reduction_ratio = reduction_ratio
         self.groups = channels // group_channels

@@ -146,8 +146,8 @@ def _window(kernel_size, stride, padding, dilation) -> tuple[list[int], list[int
         return stride, _pair("padding", padding, 0), dilation
     if kernel_size[0] % 2 == 0 or kernel_size[1] % 2 == 0:
         raise ValueError(
-            "involution2d: padding is None, which needs a kernel of odd size, but kernel has "
-            f"{kernel_size[0]} x {kernel_size[1]} taps: give padding explicitly"
+            "involution2d: padding is None, which needs a kernel of odd size, but the kernel size is "
+            f"{kernel_size[0]} x {kernel_size[1]}: give padding explicitly"
         )
     return stride, [dilation[n] * (kernel_size[n] // 2) for n in range(2)], dilation
 
@@ -233,7 +233,7 @@ def _output_size(input: Tensor, groups, kernel_size, stride, padding, dilation) 
         raise ValueError(f"involution2d: input has {input.dim()} dimensions, expected 4 (B, C, H, W)")
     if groups == 0 or input.shape[1] % groups != 0:
         raise ValueError(
-            f"involution2d: input has {input.shape[1]} channels, expected a multiple of kernel's {groups} groups"
+            f"involution2d: input has {input.shape[1]} channels, expected a multiple of the number of groups, {groups}"
         )
     if kernel_size[0] == 0 or kernel_size[1] == 0:
         raise ValueError(f"involution2d: kernel has {kernel_size[0]} x {kernel_size[1]} taps, expected at least one")

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from compilers import quick_compiler
+from involution import extension
 
 
 # Adds up an involution whose kernel and input are all ones: every output is the number of taps inside of the image.
@@ -135,6 +136,33 @@ for memory_format in (torch.contiguous_format, torch.channels_last):
 assert not torch._C._dispatch_has_kernel_for_dispatch_key("involution::involution2d", "CPU")
 """
     finish(start(code, PATH="/nonexistent", TORCH_EXTENSIONS_DIR="/dev/null/cache"))
+
+
+@pytest.mark.parametrize(
+    "built, capability, serves",
+    [
+        ("8.0;9.0", (8, 6), True),  # of its own major architecture, from its minor version upwards
+        ("8.6", (8, 0), False),
+        ("8.0;9.0", (12, 0), False),
+        ("8.0;9.0+PTX", (12, 0), True),
+        ("9.0+PTX", (8, 0), False),
+        ("9.0a", (9, 0), True),
+    ],
+)
+def test_which_gpus_a_library_serves(built, capability, serves, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", built)
+    library = extension._library_name("cuda")
+    (tmp_path / library).mkdir()
+    (tmp_path / library / "complete").touch()
+    monkeypatch.setattr(extension, "_device_capabilities", lambda: [capability])
+    assert extension._find("cuda") == (tmp_path / library / f"{library}.so" if serves else None)
+
+
+def test_architectures_are_numbers(monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 Hopper")
+    with pytest.raises(RuntimeError, match="TORCH_CUDA_ARCH_LIST has 'Hopper', expected numbers such as"):
+        extension.build("cuda")
 
 
 def test_importing_compiles_nothing(tmp_path):

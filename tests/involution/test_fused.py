@@ -77,7 +77,8 @@ fenv.feclearexcept({OVERFLOW[platform.machine()]})
 involution2d_fused(*arguments, 7)
 print(fenv.fetestexcept({OVERFLOW[platform.machine()]}))
 """
-    memory = {"MALLOC_PERTURB_": str(0x80), "MALLOC_MMAP_THRESHOLD_": str(2**30)}  # glibc fills with the complement, 0x7f
+    # glibc fills what it gives out with the complement of this byte: 0x7f.
+    memory = {"MALLOC_PERTURB_": str(0x80), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
     run = subprocess.run([sys.executable, "-c", code], env=os.environ | memory, capture_output=True, text=True)
     assert run.stdout == "0\n", run.stderr
 

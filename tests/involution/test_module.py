@@ -84,7 +84,14 @@ def test_trains_under_compile_and_autocast(dtype):
 
 
 @pytest.mark.parametrize(
-    "arguments, words", [({"group_channels": 5}, "group_channels is 5"), ({"reduction_ratio": 3}, "3")]
+    "arguments, words",
+    [
+        ({"group_channels": 5}, "group_channels is 5"),
+        ({"reduction_ratio": 3}, "reduction_ratio is 3"),
+        ({"kernel_size": (3, 3, 3)}, r"kernel_size is \(3, 3, 3\), expected an int >= 1"),
+        ({"kernel_size": 3.0}, "kernel_size is 3.0"),
+        ({"stride": 0}, "stride is 0"),
+    ],
 )
 def test_impossible_sizes_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
@@ -144,6 +151,12 @@ def test_changed_convolutions_are_called():
     hooked.load_state_dict(plain.state_dict())
     hooked.span.register_forward_hook(lambda module, arguments, output: 3 * output)
     torch.testing.assert_close(hooked(input), 3 * plain(input))
+
+    called = []
+    watched = Involution2d(16, 3)
+    watched.span.register_full_backward_pre_hook(lambda module, grad: called.append(module))
+    watched(input).sum().backward()
+    assert called == [watched.span]
 
     halved = Involution2d(16, 3).eval()
     halved.load_state_dict(plain.state_dict())

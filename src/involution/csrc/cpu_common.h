@@ -32,7 +32,7 @@ namespace {
 
 // 16 channels: the paper's group, one AVX-512 register of floats, two of AVX2.
 constexpr int64_t kLanes = 16;
-// A tile of 7 output pixels keeps its accumulators in registers; 56, 28, 14 and 7 divide by it.
+// A tile of 7 or 14 output pixels keeps its accumulators in registers; 56, 28, 14 and 7 divide by 7.
 constexpr int kTile = 7;
 // Taps of one kernel row are handled 8 at a time in the kernel gradient: 7 of them fill one AVX2 register.
 constexpr int64_t kTapLanes = 8;
@@ -43,8 +43,8 @@ constexpr int64_t kBlock = 128, kTapStride = kBlock + kLanes, kSlice = 2 * kLane
 // A strip's packed rows should stay in the second-level cache beside the kernels that stream through it.
 constexpr int64_t kStripBytes = 128 * 1024;
 
-template <typename acc_t>
-using opmath_t = std::conditional_t<std::is_same_v<acc_t, double>, double, float>;
+template <typename scalar_t>
+using opmath_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
 
 template <typename acc_t, int64_t lanes>
 struct Vector {
@@ -108,18 +108,18 @@ inline Chunk chunk_at(const Geometry& g, int64_t index) {
   return {group, group * g.group_channels() + offset, std::min(kLanes, g.group_channels() - offset)};
 }
 
-// How a dimension of `rows` output rows is cut into strips. Rows between dilated taps are not packed: with a vertical
+// How the output rows are cut into strips, each of a multiple of some rows. Rows between dilated taps are not packed: with a vertical
 // dilation a strip has one output row, and its packed rows are the kernel_h rows which that one meets.
 struct Strips {
   int64_t rows, count;
 
-  Strips(const Geometry& g, int64_t out_rows, int64_t bytes_per_input_row, int64_t multiple) {
+  Strips(const Geometry& g, int64_t bytes_per_input_row, int64_t multiple) {
     const int64_t fitting = (kStripBytes / std::max<int64_t>(bytes_per_input_row, 1) - g.kernel_h) / g.stride_h + 1;
-    const int64_t most = g.dilation_h > 1 ? 1 : std::clamp<int64_t>(fitting, 1, std::max<int64_t>(out_rows, 1));
-    count = (out_rows + most - 1) / most;
-    rows = count > 0 ? (out_rows + count - 1) / count : 1;
+    const int64_t most = g.dilation_h > 1 ? 1 : std::clamp<int64_t>(fitting, 1, std::max<int64_t>(g.out_h, 1));
+    count = (g.out_h + most - 1) / most;
+    rows = count > 0 ? (g.out_h + count - 1) / count : 1;
     rows = (rows + multiple - 1) / multiple * multiple;
-    count = (out_rows + rows - 1) / rows;
+    count = (g.out_h + rows - 1) / rows;
   }
   int64_t packed_rows(const Geometry& g) const {
     return (rows - 1) * g.stride_h + g.kernel_h;

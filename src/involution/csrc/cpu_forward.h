@@ -106,7 +106,7 @@ void forward_kernel(const Geometry& g, const at::Tensor& input, const at::Tensor
   using acc_t = opmath_t<scalar_t>;
   const Image<const scalar_t> x(input);
   const int64_t columns = packed_columns(g), row_step = columns * kLanes, chunks = g.groups * chunks_per_group(g);
-  const Strips strips(g, g.out_h, row_step * sizeof(acc_t), 1);
+  const Strips strips(g, row_step * sizeof(acc_t), 1);
   with_static_window(g, [&](auto K, auto S) {
     at::parallel_for(0, g.batch * strips.count * chunks, 1, [&](int64_t begin, int64_t end) {
       Buffer<acc_t> packed(strips.packed_rows(g) * row_step);

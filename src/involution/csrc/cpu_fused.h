@@ -152,7 +152,7 @@ void fused_kernel(const Geometry& g, const at::Tensor& input, const at::Tensor& 
   const Image<const scalar_t> x(input), features(features_);
   const int64_t columns = packed_columns(g), row_step = columns * kLanes, chunks = chunks_per_group(g), taps = g.taps();
   const Blocks blocks(g);
-  const Strips strips(g, g.out_h, row_step * sizeof(acc_t) * chunks, blocks.rows);
+  const Strips strips(g, row_step * sizeof(acc_t) * chunks, blocks.rows);
   const int64_t strip_size = strips.packed_rows(g) * row_step;
   // Groups are divided among tasks where images and strips alone do not keep the threads busy.
   int64_t parts = 1;

@@ -86,7 +86,7 @@ void kernel_grad_kernel(const Geometry& g, const at::Tensor& grad_output, const 
   const at::IntArrayRef dk_stride = grad_kernel.strides();
   const int64_t channels = g.group_channels();
   const PlanarRow layout(g);
-  const Strips strips(g, g.out_h, channels * layout.length * sizeof(acc_t), 1);
+  const Strips strips(g, channels * layout.length * sizeof(acc_t), 1);
   const int64_t plane_step = strips.packed_rows(g) * layout.length;
   with_static_window(g, [&](auto K, auto) {
     at::parallel_for(0, g.batch * strips.count * g.groups, 1, [&](int64_t begin, int64_t end) {

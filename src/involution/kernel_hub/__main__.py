@@ -56,15 +56,18 @@ def write(output: Path) -> list[Path]:
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty")
     configuration = tomllib.loads((_HERE / "build.toml").read_text())
-    shutil.copytree(_HERE, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    _copy_package(output / "torch-ext" / "involution")
-    builds = [_write_build(output, configuration, "torch-universal")]
+    beside = output.absolute().with_name(f".{output.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(_HERE, beside, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    _copy_package(beside / "torch-ext" / "involution")
+    builds = [_write_build(beside, configuration, "torch-universal")]
     if sys.platform == "linux":
         version = "".join(torch.__version__.split(".")[:2])
         flags = ["-DCPU_KERNEL", *configuration["kernel"]["involution_cpu"]["cxx-flags"]]  # as kernel-builder does
         variant = f"torch{version}-cxx11-cpu-{platform.machine()}-linux"
-        builds.append(_write_build(output, configuration, variant, flags))
-    return builds
+        builds.append(_write_build(beside, configuration, variant, flags))
+    beside.replace(output)  # which is not there, or empty
+    return [output / build.relative_to(beside) for build in builds]
 
 
 def _copy_package(to: Path) -> None:
