@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch.utils import cpp_extension
 
 from involution import extension
 
@@ -155,7 +156,8 @@ def main() -> None:
     output = parser.parse_args().output
     with tempfile.TemporaryDirectory() as folder:
         rows = parse(compile_verbosely(Path(folder)), threads_per_block(Path(folder)))
-    nvcc = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    program = Path(cpp_extension.CUDA_HOME, "bin/nvcc")
+    nvcc = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
     versions = {"nvcc": re.search(r"V([\d.]+)", nvcc).group(1), "torch": torch.__version__}
     with open(f"{output}.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -70,8 +70,10 @@ def sides(folder: Path, threads: int) -> dict[tuple[str, str], Callable]:
             progress.update()
         export_resnet(resnet, folder / "resnet.onnx")
         progress.update()
-    for name, model in (("RedNet-50", rednet), ("ResNet-50", resnet)):
-        path = folder / f"{name[:6].lower()}.onnx"
+    for name, model, path in (
+        ("RedNet-50", rednet, folder / "rednet.onnx"),
+        ("ResNet-50", resnet, folder / "resnet.onnx"),
+    ):
         found[name, EAGER] = in_pytorch(model.to(memory_format=torch.channels_last))
         found[name, "onnxruntime"] = in_onnxruntime(path, threads)
         found[name, "OpenVINO"] = in_openvino(path, threads)

@@ -23,7 +23,7 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str
 
 def arguments(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--batch_size", type=int, help="of the large batch: 16 on a CPU, 256 on a GPU")
@@ -67,7 +67,7 @@ def device_name(device: str) -> str:
 
 
 def circumstances(options: argparse.Namespace, more_packages: Sequence[str] = ()) -> str:
-    packages = ("torch", "transformers", "timm", "rednet", *more_packages)
+    packages = ("torch", "transformers", "rednet", *more_packages)
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     allocator = ", glibc keeps freed memory" if ALLOCATOR.items() <= os.environ.items() else ""
     return (

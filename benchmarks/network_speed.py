@@ -29,12 +29,12 @@ from rednet.profile import peak_bytes
 OURS, PEERS, UNFOLD = "RedNet-50", ("ResNet-50 of transformers", "ResNet-50 of timm"), "RedNet-50 by unfold"
 
 
-def unfold_forward(self, hidden_state, scale=None, shift=None, relu=False):
+def unfold_forward(self, hidden_state):
     """RedNetInvolution in plain PyTorch, as it runs without the compiled operator."""
     features, size, stride = self.reduce(self.pooler(hidden_state)), self.kernel_size, self.stride
     window = [size] * 2, [stride] * 2, [size // 2] * 2, [1, 1]
     return reference.involution2d_fused(
-        hidden_state, features, self.span.weight, self.span.bias, scale, shift, relu, *window
+        hidden_state, features, self.span.weight, self.span.bias, None, None, False, *window
     )
 
 
@@ -181,7 +181,7 @@ def main() -> None:
         ):
             step()
             progress.update()
-    report("RedNet-50 beside ResNet-50, 224 x 224, channels-last", benchmark.rows, options)
+    report("RedNet-50 beside ResNet-50, 224 x 224, channels-last", benchmark.rows, options, ("timm",))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ def sides(shape: tuple, batch: int, device: str, dtype: torch.dtype) -> tuple[di
 @torch.no_grad()
 def main() -> None:
     options = arguments(__doc__.splitlines()[0])
-    involution.involution2d(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, 1, 1))  # compiles where that is to do
+    one = torch.zeros(1, 1, 1, 1, device=options.device)
+    involution.involution2d(one, one[..., None, None])  # compiles where that is to do
     block = torch.empty(2**26, device=options.device)  # 256 MB, more than any cache that matters
     target = torch.empty_like(block)
     rows = []
