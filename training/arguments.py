@@ -1,237 +1,22 @@
-"""What the scripts can be told, in a YAML file and on the command line. The command line wins."""
+"""Reads the options of the scripts from a YAML file and the command line. The command line wins."""
 
 import argparse
 import difflib
 import sys
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
+from datasets.exceptions import DatasetsError
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, HfArgumentParser
 
-
-def option(default, help: str, **kwargs) -> Any:
-    """A field of a dataclass of options, with what `--help` says of it."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help, **kwargs})
-    return field(default=default, metadata={"help": help, **kwargs})
-
-
-# Names are those of Transformers' run_image_classification_no_trainer.py wherever it has them.
-
-
-@dataclass
-class ModelOptions:
-    model_name_or_path: str | None = option(None, "Weights to start from: a folder or the id of a Hub repository.")
-    config_name: str | None = option(None, "Architecture to start from scratch: a config.json, or a folder or id.")
-    ignore_mismatched_sizes: bool = option(
-        False, "Take weights of a model for other classes; a classifier of another size starts from scratch."
-    )
-
-
-@dataclass
-class DataOptions:
-    dataset_name: str = option(
-        "", "Data set: a Hub id or a local folder (parquet, webdataset, images) for `datasets`."
-    )
-    dataset_config_name: str | None = option(None, "Configuration of the data set, where it has several.")
-    train_dir: str | None = option(None, "Instead of dataset_name, a folder with one folder of images per class.")
-    validation_dir: str | None = option(None, "The same for the images to evaluate on.")
-    train_split: str = option("train", "Split to train on.")
-    validation_split: str = option("validation", "Split to evaluate on.")
-    train_val_split: float | None = option(
-        None, "Where there is no validation split, this part of the training images becomes one."
-    )
-    image_column_name: str = option("image", "Column with the images.")
-    label_column_name: str = option("label", "Column with the labels.")
-    max_eval_samples: int | None = option(
-        None, "Evaluate on so many images only, drawn likewise. Streamed: the first."
-    )
-    streaming: bool = option(False, "Read the images in passing, from the Hub or from files, and store nothing.")
-
-
-@dataclass
-class TrainingDataOptions(DataOptions):
-    max_train_samples: int | None = option(
-        None, "Train on so many images only, drawn by the seed. Streamed: so many images are an epoch."
-    )
-
-
-@dataclass
-class StreamOptions:
-    shuffle_buffer_size: int = option(
-        10_000,
-        "Streamed training images that are shuffled among each other, undecoded in memory (ImageNet: 0.1 MB each).",
-    )
-
-
-@dataclass
-class ComputeOptions:
-    per_device_eval_batch_size: int = option(64, "Images in an evaluation batch of one process.")
-    dataloader_num_workers: int = option(4, "Processes that decode and augment images.")
-    mixed_precision: str = option("no", "no, bf16 or fp16.", choices=["no", "bf16", "fp16"])
-    seed: int = option(42, "Seed of everything random.")
-
-
-@dataclass
-class NormalizationOptions:
-    image_mean: list[float] = option([0.485, 0.456, 0.406], "Mean of each channel, of values in 0 ... 1.")
-    image_std: list[float] = option([0.229, 0.224, 0.225], "Standard deviation of each channel.")
-
-
-@dataclass
-class PictureOptions(NormalizationOptions):
-    image_size: int = option(224, "Height and width that the model sees, in pixels.")
-    crop_pct: float = option(
-        0.875, "In evaluation the image is resized to image_size / crop_pct, then cropped (below 384)."
-    )
-
-
-@dataclass
-class AugmentationOptions:
-    random_crop_min_scale: float | None = option(
-        0.08, "The least part of its area that a random crop of a training image keeps; null in a file for no crop."
-    )
-    random_flip: float = option(0.5, "Probability that a training image is mirrored.")
-    color_jitter: float = option(0.0, "Brightness, contrast and saturation change by up to this part.")
-    rand_augment_magnitude: int | None = option(None, "RandAugment: two operations of this strength, 0 ... 30.")
-    mixup_alpha: float = option(0.0, "MixUp: how evenly two images are mixed. With CutMix, one of both by chance.")
-    cutmix_alpha: float = option(0.0, "CutMix: how evenly two images share the area.")
-
-
-@dataclass
-class OptimizationOptions(ComputeOptions):
-    """SGD, and a schedule under a linear warm-up."""
-
-    per_device_train_batch_size: int = option(32, "Images in a training batch of one process.")
-    gradient_accumulation_steps: int = option(1, "Batches whose gradients are averaged for one step.")
-    num_train_epochs: int = option(130, "Passes over the training images.")
-    max_train_steps: int | None = option(None, "Stop after so many steps; the schedule ends there as well.")
-    learning_rate: float = option(0.8, "Learning rate after the warm-up, for the whole batch of all processes.")
-    lr_scheduler_type: str = option(
-        "cosine",
-        "Cosine or polynomial to 0 at the last step, or step: a tenth after each epoch of lr_steps.",
-        choices=["cosine", "polynomial", "step"],
-    )
-    lr_power: float = option(0.9, "Power of the polynomial.")
-    lr_steps: list[int] = option([8, 11], "Epochs of num_train_epochs after which the step schedule goes down.")
-    momentum: float = option(0.9, "Momentum.")
-    nesterov: bool = option(True, "Nesterov's momentum.")
-    weight_decay: float = option(1e-4, "Weight decay.")
-    no_decay_on_norm_and_bias: bool = option(False, "No weight decay on BatchNorm and biases.")
-    num_warmup_steps: int = option(3130, "Steps of linear warm-up.")
-    warmup_start_factor: float = option(0.25, "Part of the learning rate that the warm-up starts from.")
-    max_grad_norm: float | None = option(None, "Gradients are scaled down to this norm.")
-    ema_decay: float | None = option(None, "Evaluate and save an exponential moving average of the weights.")
-    sync_batch_norm: bool = option(False, "Statistics of BatchNorm over the batches of all processes (GPUs only).")
-    torch_compile: bool = option(False, "Compile the model.")
-
-
-@dataclass
-class RunOptions:
-    output_dir: str = option("outputs/train", "Everything goes here; a run that finds its own checkpoints resumes.")
-    checkpointing_steps: str = option("epoch", "How often the state is saved: a number of steps, or epoch.")
-    checkpoints_total_limit: int = option(2, "How many of the newest checkpoints stay.")
-    logging_steps: int = option(50, "Steps between two lines of the log.")
-    eval_epochs: int = option(1, "Epochs between two evaluations; there is one at the end in any case.")
-    report_to: str | None = option(None, "Trackers of Accelerate, separated by commas: tensorboard, wandb, trackio.")
-
-
-@dataclass
-class LoopOptions(RunOptions, OptimizationOptions):
-    """What all training scripts can be told."""
-
-
-@dataclass
-class HubOptions:
-    push_to_hub: bool = option(False, "Push the Hub folder `last` when the run ends; needs `hf auth login`.")
-    hub_model_id: str | None = option(None, "Repository to push to; by default one with the name of output_dir.")
-
-
-@dataclass
-class TrainingConfig(
-    HubOptions, LoopOptions, AugmentationOptions, PictureOptions, StreamOptions, TrainingDataOptions, ModelOptions
-):
-    """Everything that `train.py` can be told; the other scripts combine the groups that they need."""
-
-    label_smoothing: float = option(0.1, "Part of the target that is spread over all classes.")
-
-
-@dataclass
-class DenseAugmentationOptions:
-    random_flip: float = option(0.5, "Probability that a training picture is mirrored.")
-    photometric_distortion: bool = option(
-        False, "Brightness, contrast, saturation and hue change at random, as in SSD."
-    )
-
-
-@dataclass
-class MaskOptions(TrainingDataOptions):
-    train_dir: str | None = option(
-        None, "Instead of dataset_name, a folder with the folders images and annotations: masks of the same names."
-    )
-    label_column_name: str = option("annotation", "Column with the masks: pictures of the class of every pixel.")
-    do_reduce_labels: bool = option(False, "In the masks, classes count from 1, and 0 is not labelled (ADE20K).")
-
-
-@dataclass
-class CropOptions(DenseAugmentationOptions, NormalizationOptions):
-    random_scale: list[float] = option([0.5, 2.0], "Least and greatest factor that a training picture is scaled by.")
-    crop_size: list[int] = option([512, 1024], "Height and width of the crop that is trained on.")
-
-
-@dataclass
-class SegmentationConfig(HubOptions, LoopOptions, CropOptions, StreamOptions, MaskOptions, ModelOptions):
-    """Everything that `train_segmentation.py` can be told. The defaults are the schedule of mmsegmentation's models,
-    without its length."""
-
-    photometric_distortion: bool = option(True, "Brightness, contrast, saturation and hue change at random.")
-    per_device_train_batch_size: int = option(2, "Crops in a training batch of one process.")
-    per_device_eval_batch_size: int = option(1, "Pictures that one process loads together to evaluate on.")
-    learning_rate: float = option(0.01, "Learning rate after the warm-up, for the whole batch of all processes.")
-    lr_scheduler_type: str = option("polynomial", "As for train.py.", choices=["cosine", "polynomial", "step"])
-    weight_decay: float = option(5e-4, "Weight decay.")
-    nesterov: bool = option(False, "Nesterov's momentum.")
-    num_warmup_steps: int = option(0, "Steps of linear warm-up.")
-
-
-@dataclass
-class CocoOptions:
-    train_dir: str = option("", "Folder with the pictures to train on.")
-    train_annotations: str = option("", "Their objects: a file in COCO's format, instances_train2017.json say.")
-    validation_dir: str = option("", "Folder with the pictures to evaluate on.")
-    validation_annotations: str = option("", "Their objects.")
-    max_train_samples: int | None = option(None, "Train on so many pictures only, drawn by the seed.")
-    max_eval_samples: int | None = option(None, "Evaluate on so many pictures only, drawn likewise.")
-
-
-@dataclass
-class DetectorOptions:
-    detector: str = option("fasterrcnn", "Detector of torchvision.", choices=["fasterrcnn", "maskrcnn", "retinanet"])
-    neck: str = option("convolution", "Output layers of the feature pyramid.", choices=["convolution", "involution"])
-    head: str = option(
-        "convolution", "Layers of RPN and mask head (not RetinaNet).", choices=["convolution", "involution"]
-    )
-    channels: int = option(256, "Channels of the feature pyramid.")
-    trainable_layers: int = option(3, "Of stem and four stages, so many are trained, counted from the last.")
-    min_size: int = option(800, "The shorter side of a picture is resized to this ...")
-    max_size: int = option(1333, "... but the longer one to this at most.")
-
-
-@dataclass
-class DetectionConfig(LoopOptions, DenseAugmentationOptions, DetectorOptions, CocoOptions, ModelOptions):
-    """Everything that `train_detection.py` can be told. The defaults are the paper's schedule."""
-
-    per_device_train_batch_size: int = option(2, "Pictures in a training batch of one process.")
-    per_device_eval_batch_size: int = option(2, "Pictures in an evaluation batch of one process.")
-    num_train_epochs: int = option(12, "Passes over the training pictures.")
-    learning_rate: float = option(0.02, "Learning rate after the warm-up, for the whole batch of all processes.")
-    lr_scheduler_type: str = option("step", "As for train.py.", choices=["cosine", "polynomial", "step"])
-    nesterov: bool = option(False, "Nesterov's momentum.")
-    num_warmup_steps: int = option(2000, "Steps of linear warm-up.")
-    warmup_start_factor: float = option(0.001, "Part of the learning rate that the warm-up starts from.")
+from options import DataOptions, LoopOptions
+from rednet import RedNetConfig
 
 
 Options = TypeVar("Options")
@@ -269,29 +54,21 @@ def parse_options(
     return options, parser
 
 
-def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
-    """The options of `train.py`, from `--config FILE.yaml` and the command line.
-
-    Raises:
-        SystemExit: an argument is unknown, missing, of the wrong type or of no use; the message names it.
-    """
-    config, parser = parse_options(TrainingConfig, arguments, __doc__)
-    if (config.model_name_or_path is None) == (config.config_name is None):
-        parser.error("give one of --model_name_or_path (weights to start from) and --config_name (from scratch)")
-    check_data_options(config, parser)
-    check_loop_options(config, parser)
-    return config
-
-
 def check_loop_options(config: LoopOptions, parser: argparse.ArgumentParser) -> None:
     """Stops with a message where a number of `config` is of no use."""
     steps = config.checkpointing_steps
     if steps != "epoch" and not (steps.isdecimal() and int(steps) > 0):
         parser.error(f"--checkpointing_steps is {steps!r}, expected a positive number or 'epoch'")
-    counts = ("checkpoints_total_limit", "logging_steps", "eval_epochs", "gradient_accumulation_steps")
-    for name in (*counts, "num_train_epochs"):
-        if getattr(config, name) < 1:
-            parser.error(f"--{name} is {getattr(config, name)}, expected at least 1")
+    counts = ["checkpoints_total_limit", "logging_steps", "eval_epochs", "gradient_accumulation_steps"]
+    check_counts([*counts, "num_train_epochs", "max_train_steps", "per_device_train_batch_size"], config, parser)
+    check_counts(["per_device_eval_batch_size", "max_train_samples", "max_eval_samples"], config, parser)
+
+
+def check_counts(names: list[str], config: Any, parser: argparse.ArgumentParser) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} is {value}, expected at least 1")
 
 
 def check_data_options(config: DataOptions, parser: argparse.ArgumentParser) -> None:
@@ -300,6 +77,8 @@ def check_data_options(config: DataOptions, parser: argparse.ArgumentParser) -> 
         parser.error("give one of --dataset_name, a Hub id or a local folder, and --train_dir, a folder of images")
     if config.validation_dir and not config.train_dir:
         parser.error("--validation_dir belongs to --train_dir, which is not given")
+    if config.validation_dir and config.train_val_split is not None:
+        parser.error("give one of --validation_dir and --train_val_split: both say which images to evaluate on")
     check_folders(config, parser)
 
 
@@ -312,13 +91,36 @@ def check_folders(config: DataOptions, parser: argparse.ArgumentParser) -> None:
 
 
 def check_model_name(name: str) -> None:
-    """Raises ValueError where `name` is no folder and cannot be an id; without this the Hub is asked for it."""
+    """Raises ValueError where `name` is not there and cannot be an id; without this the Hub is asked for it."""
     path = Path(name)
-    if path.is_dir():
+    if path.exists():
         return
-    if path.parent.is_dir() and len(path.parts) > 1 or name.count("/") > 1 or name.startswith((".", "/")):
-        there = [str(one) for one in path.parent.glob("*/")]
-        raise ValueError(f"there is no folder {name}{nearest(name, there)}")
+    file, folder = path.suffix == ".json", path.parent.is_dir() and len(path.parts) > 1
+    if file or folder or name.count("/") > 1 or name.startswith((".", "/")):
+        there = [str(one) for one in path.parent.glob("*")]
+        raise ValueError(f"there is no {'file' if file else 'folder'} {name}{nearest(name, there)}")
+
+
+def read_config(name: str, **options) -> RedNetConfig:
+    """The configuration of a RedNet: a file, a folder or the id of a Hub repository.
+
+    Raises:
+        ValueError, OSError: it is not there, or of another model; the message names it.
+    """
+    check_model_name(name)
+    config = AutoConfig.from_pretrained(name, **options)
+    if config.model_type != "rednet":
+        raise ValueError(f"{name} is of the type {config.model_type!r}, expected 'rednet'")
+    return config
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Ends the script with the message alone where the data or the model are not what was said."""
+    try:
+        yield
+    except (OSError, ValueError, DatasetsError, StrictDataclassError) as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def nearest(name: str, choices: list[str]) -> str:
@@ -329,7 +131,10 @@ def nearest(name: str, choices: list[str]) -> str:
 def _read(path: Path, config_kind: type, parser: argparse.ArgumentParser) -> dict:
     if not path.is_file():
         parser.error(f"--config {path}: there is no such file")
-    values = yaml.safe_load(path.read_text()) or {}
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        parser.error(f"{path} is not YAML: {error}")
     if not isinstance(values, dict):
         parser.error(f"{path} holds {values!r}, expected lines of `option: value`")
     kinds = get_type_hints(config_kind)
@@ -347,11 +152,14 @@ def _convert(path: Path, name: str, value: Any, kind: Any, parser: argparse.Argu
             value = float(value)  # YAML reads 1e-4 as a string
         elif str in kinds and isinstance(value, int) and type(value) not in kinds:
             value = "no" if value is False else str(value)  # and a bare `no` as False
-        if not isinstance(value, kinds):
+        elements = get_args(kind)[0] if list in kinds and isinstance(value, list) else object
+        if elements is float:
+            value = [float(element) for element in value]
+        if not isinstance(value, kinds) or isinstance(value, list) and not all(isinstance(v, elements) for v in value):
             raise ValueError
         if isinstance(value, bool) and bool not in kinds:
             raise ValueError  # bool is an int to isinstance
-    except ValueError:
+    except (ValueError, TypeError):
         parser.error(f"{path}: {name} is {value!r}, expected {getattr(kind, '__name__', kind)}")
     return value
 

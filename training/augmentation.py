@@ -11,7 +11,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torchvision.transforms import v2
 
-from arguments import AugmentationOptions, DenseAugmentationOptions, NormalizationOptions, TrainingConfig
+from options import AugmentationOptions, DenseAugmentationOptions, NormalizationOptions, TrainingConfig
 
 
 def seed_from(*key: int) -> int:

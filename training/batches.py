@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from datasets import Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
+from PIL import Image as PILImage
 from torch.utils.data import DataLoader, Sampler, default_convert
 from transformers import BaseImageProcessor
 
-from arguments import TrainingConfig
 from augmentation import TrainingTransform, open_image, seed_from
+from options import TrainingConfig
 
 
 class TrainingOrder(Sampler):
@@ -141,7 +142,7 @@ class TrainingBatches(torch.utils.data.Dataset):
         rows = fetch(self.images, rows)
         pictures = [decode(row, lambda image, key=key: self.transform(image, key)) for row, key in zip(rows, keys)]
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)  # channels-last, as PIL has them
-        return {"pixel_values": images, "labels": labels_of(rows, self.num_labels)}
+        return {"pixel_values": images, "labels": checked_labels(rows, self.num_labels)}
 
 
 class EvaluationBatches(torch.utils.data.Dataset):
@@ -155,7 +156,7 @@ class EvaluationBatches(torch.utils.data.Dataset):
         counts, rows = zip(*places)
         rows = fetch(self.images, rows)
         pictures = [decode(row, lambda image: image.convert("RGB")) for row in rows]
-        labels = labels_of(rows, self.num_labels).where(torch.tensor(counts), -1)
+        labels = checked_labels(rows, self.num_labels).where(torch.tensor(counts), -1)
         return {**self.processor(pictures, return_tensors="pt"), "labels": labels}
 
 
@@ -166,15 +167,20 @@ def fetch(images: Dataset | IterableDataset, rows: tuple) -> list[dict]:
 
 def decode(row: dict, transform, column: str = "image"):
     """Opens and transforms the image of a row; one that cannot be read is named."""
+    if row[column] is None:
+        raise ValueError(f"a row has no {column}")
     try:
-        return transform(open_image(row[column]))
-    except OSError as error:
+        image = open_image(row[column])
+        if column == "image" and image.mode[0] in "IF":  # 16 bits and more, which `convert` would cut off
+            raise OSError(f"its pixels are of the mode {image.mode}, expected 8 bits for each value")
+        return transform(image)
+    except (OSError, SyntaxError, PILImage.DecompressionBombError) as error:  # all of these come from damaged files
         raise ValueError(
             f"the {column} {row[column]['path'] or '(without a path)'} cannot be read: {error}"
         ) from error
 
 
-def labels_of(rows: list[dict], num_labels: int) -> torch.Tensor:
+def checked_labels(rows: list[dict], num_labels: int) -> torch.Tensor:
     labels = [row["label"] for row in rows]
     for label in labels:
         # On a GPU, the loss would only say that an assertion failed.

@@ -24,11 +24,14 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, limit: in
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (beside / CHECK_SUMS).write_text(json.dumps(check_sums(beside)))
-        shutil.rmtree(final, ignore_errors=True)  # a damaged one that was skipped
+        if final.exists():  # a damaged one that was skipped, or that of the same step within the epoch
+            before = folder / f"{final.name}.old"  # still a checkpoint: there is one at any moment
+            shutil.rmtree(before, ignore_errors=True)
+            final.rename(before)
         beside.rename(final)
         found = checkpoints(folder)
         current = found.index(final)
-        # Newer ones are damaged: this run went on from before them.
+        # What comes after it was replaced just now, or is damaged: this run went on from before it.
         for old in found[: max(current + 1 - limit, 0)] + found[current + 1 :]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()

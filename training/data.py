@@ -1,12 +1,13 @@
 """Where the images come from: anything that `datasets` can load, in memory-mapped files or as a stream."""
 
+import glob
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset, load_dataset_builder
-from pyarrow import parquet
+from pyarrow import ArrowException, parquet
 
-from arguments import DataOptions, TrainingConfig
 from fashion_mnist import FASHION_MNIST, load_fashion_mnist
+from options import DataOptions, TrainingConfig
 
 
 INTEGERS = (Value("int64"), Value("int32"))
@@ -21,7 +22,7 @@ def load_images(config: TrainingConfig) -> tuple[Dataset | IterableDataset, Data
         ValueError: a split or a column is not there, the labels are no classes, or those of both splits differ. The
             message names what is missing, and what there is.
     """
-    splits = read_splits(config)
+    splits = with_validation(read_source(config), config)
     train, validation = (select(splits, option, config) for option in ("train_split", "validation_split"))
     if not config.streaming:
         check_labels(train, validation, config)
@@ -30,15 +31,24 @@ def load_images(config: TrainingConfig) -> tuple[Dataset | IterableDataset, Data
 
 def load_validation_images(config: DataOptions) -> Dataset | IterableDataset:
     """The validation images alone, the same as those of `load_images`: training images need not be there."""
-    return limit(select(read_splits(config), "validation_split", config), config.max_eval_samples, config)
+    return limit(
+        select(with_validation(read_source(config), config), "validation_split", config),
+        config.max_eval_samples,
+        config,
+    )
 
 
-def read_splits(config: DataOptions) -> dict[str, Dataset | IterableDataset]:
-    """All splits of the data set, as they are, and the validation split of `train_val_split` where there is none."""
-    splits = read_source(config)
-    if config.validation_split not in splits and config.train_val_split is not None:
-        splits = split_off_validation(splits, config)
-    return splits
+def with_validation(splits: dict[str, Dataset | IterableDataset], config: DataOptions) -> dict:
+    """The splits of a data set, with the validation split that `train_val_split` makes.
+
+    Raises:
+        ValueError: there is a validation split already, or none can be made.
+    """
+    if config.train_val_split is None:
+        return splits
+    if config.validation_split in splits:
+        raise ValueError(f"{source(config)} has the split {config.validation_split!r}: leave out --train_val_split")
+    return split_off_validation(splits, config)
 
 
 def read_source(config: DataOptions) -> dict[str, Dataset | IterableDataset]:
@@ -46,7 +56,7 @@ def read_source(config: DataOptions) -> dict[str, Dataset | IterableDataset]:
         check_class_folders(config)
         # `validation_split` may have another name; what is in validation_dir is what it means.
         folders = {config.train_split: config.train_dir, config.validation_split: config.validation_dir}
-        files = {split: str(Path(folder) / "**") for split, folder in folders.items() if folder}
+        files = {split: str(Path(glob.escape(folder)) / "**") for split, folder in folders.items() if folder}
         return load_dataset("imagefolder", data_files=files, streaming=config.streaming)
     if config.dataset_name == FASHION_MNIST and not config.streaming:
         return load_fashion_mnist()
@@ -57,7 +67,7 @@ def read_source(config: DataOptions) -> dict[str, Dataset | IterableDataset]:
 def check_class_folders(config: DataOptions) -> None:
     """`imagefolder` makes classes of the folders of both splits together: one too many would go unnoticed."""
     train, validation = (
-        {path.name for path in Path(folder).iterdir() if path.is_dir()} if folder else set()
+        {path.name for path in Path(folder).iterdir() if path.is_dir() and path.name[0] != "."} if folder else set()
         for folder in (config.train_dir, config.validation_dir)
     )
     if config.train_dir and (unknown := validation - train):
@@ -71,12 +81,16 @@ def check_parquet_classes(config: DataOptions) -> None:
     files = load_dataset_builder(config.dataset_name, config.dataset_config_name).config.data_files or {}
     first = [files[split][0] for split in (config.train_split, config.validation_split) if split in files]
     if all(file.endswith(".parquet") for file in first):
-        columns = [
-            Features.from_arrow_schema(parquet.read_schema(file)).get(config.label_column_name) for file in first
-        ]
-        names = [getattr(column, "names", None) for column in columns]
+        names = [getattr(parquet_features(file).get(config.label_column_name), "names", None) for file in first]
         if len(names) == 2 and names[0] != names[1]:
             raise ValueError(f"the classes of {first[0]} are {names[0]}, those of {first[1]} are {names[1]}")
+
+
+def parquet_features(file: str) -> Features:
+    try:
+        return Features.from_arrow_schema(parquet.read_schema(file))
+    except ArrowException as error:
+        raise ValueError(f"{file} cannot be read as parquet: {error}") from error
 
 
 def split_off_validation(splits: dict[str, Dataset], config: TrainingConfig) -> dict[str, Dataset]:
@@ -114,6 +128,9 @@ def select(splits: dict, option: str, config: DataOptions, masks: bool = False) 
 
 def check_labels(train: Dataset, validation: Dataset, config: DataOptions) -> None:
     """Classes that are never trained are a mistake: of the folders, the files or the splits."""
+    for split, images in ((config.train_split, train), (config.validation_split, validation)):
+        if hidden := {None, -1} & set(images.unique("label")):
+            raise ValueError(f"{source(config)}: {split} has images without a label ({hidden.pop()})")
     if strange := set(validation.unique("label")) - set(train.unique("label")):
         names = class_names(validation) or range(max(strange) + 1)
         raise ValueError(

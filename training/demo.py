@@ -1,7 +1,7 @@
 """Uses what a training run left, as anybody would: `python training/demo.py outputs/demo`.
 
 Loads the Hub folder through the Auto classes and `pipeline`, prints the top predictions for a handful of test
-pictures, and draws demo.png: pictures with true and predicted classes, and the learning curve. Leaves some of the
+pictures, and draws demo.png and demo.svg: pictures with true and predicted classes, and the learning curve. Leaves some of the
 pictures in the folder `examples`, for the app.
 """
 
@@ -9,18 +9,16 @@ import argparse
 import json
 from pathlib import Path
 
-import matplotlib
-
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 from transformers.utils.logging import disable_progress_bar
 
 import rednet  # noqa: F401  registers RedNet with the Auto classes
-from arguments import TrainingConfig
 from data import load_images
+from drawing import save
+from figures import read_log
+from options import TrainingConfig
 
 
 PRINTED, DRAWN = 5, 24
@@ -51,13 +49,9 @@ def main() -> None:
         print(f"  {names[row['label']]:>16}: {guesses}")
 
     save_examples(run / "examples", rows)
-    draw(run / "demo.png", rows, logits.softmax(1), names, read_log(run / "log.jsonl"), results)
+    save(draw(rows, logits.softmax(1), names, read_log(run), results), run, "demo")
     print(f"\ntop-1 {100 * results['eval_accuracy']:.2f} % on {results['eval_samples']} test images")
     print(f"picture: {run}/demo.png   results: {run}/results.json   Hub folder: {folder}")
-
-
-def read_log(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def save_examples(folder: Path, rows) -> None:
@@ -67,9 +61,9 @@ def save_examples(folder: Path, rows) -> None:
         rows["image"][rows["label"].index(label)].save(folder / f"{label:02}.png")
 
 
-def draw(path: Path, rows, probabilities: torch.Tensor, names: list[str], log: list[dict], results: dict) -> None:
+def draw(rows, probabilities: torch.Tensor, names: list[str], log: list[dict], results: dict) -> Figure:
     columns, lines = 8, DRAWN // 8
-    figure = plt.figure(figsize=(15, 9.5), layout="constrained")
+    figure = Figure(figsize=(15, 9.5))
     pictures, curves = figure.subfigures(2, 1, height_ratios=[2, 1])
     pictures.suptitle("Test pictures: predicted class, and the true one in brackets where it is another")
     for axes, row, probability in zip(pictures.subplots(lines, columns).flat, rows, probabilities):
@@ -92,11 +86,7 @@ def draw(path: Path, rows, probabilities: torch.Tensor, names: list[str], log: l
         ylabel="top-1 on the test images (%)",
         title=f"{100 * results['eval_accuracy']:.2f} % at the end, {results['parameters']:,} parameters",
     )
-    for axes in (loss_axes, accuracy_axes):
-        axes.grid(alpha=0.3)
-    beside = path.with_name(f"new.{path.name}")
-    figure.savefig(beside, dpi=110)
-    beside.replace(path)
+    return figure
 
 
 if __name__ == "__main__":

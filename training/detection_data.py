@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from arguments import DetectionConfig
 from augmentation import dense_changes, seeded
 from batches import EvaluationOrder, TrainingOrder, decode, fetch, make_loader
 from data import limit
+from options import DetectionConfig
 
 
 def read_annotations(path: str, masks: bool) -> COCO:
@@ -32,13 +32,18 @@ def read_annotations(path: str, masks: bool) -> COCO:
                 raise ValueError(f"it has no {part}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as annotations in COCO's format: {error!r}") from error
+    needed = {"images": ("id", "width", "height", "file_name"), "annotations": ("id",), "categories": ("id", "name")}
+    for part, keys in needed.items():
+        for number, entry in enumerate(content[part]):
+            if lacking := [key for key in keys if entry.get(key) is None]:
+                raise ValueError(f"{path}: {part}[{number}] has no {lacking[0]}")
     images, categories = ({entry["id"] for entry in content[part]} for part in ("images", "categories"))
     for entry in content["annotations"]:
         name = f"{path}: annotation {entry.get('id')}"
         for key, known in (("image_id", images), ("category_id", categories)):
             if entry.get(key) not in known:
                 raise ValueError(f"{name} has {key} {entry.get(key)!r}, which the file does not have")
-        if len(entry.get("bbox", [])) != 4:
+        if len(entry.get("bbox") or []) != 4:
             raise ValueError(f"{name} has bbox {entry.get('bbox')!r}, expected [x, y, width, height]")
         if masks and not entry.get("segmentation"):
             raise ValueError(f"{name} has no segmentation, which Mask R-CNN needs")

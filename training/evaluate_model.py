@@ -13,6 +13,7 @@ of up to 100 classes, `confusion_matrix.svg` and `.png`. `--update_card` puts th
 import csv
 import datetime
 import io
+import os
 import statistics
 import time
 from collections.abc import Iterable
@@ -32,16 +33,17 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Ba
 from transformers.utils.logging import disable_progress_bar
 
 import rednet
-from arguments import ComputeOptions, DataOptions, check_folders, check_model_name, nearest, option, parse_options
+from arguments import check_counts, check_folders, check_model_name, clear_errors, nearest, parse_options
 from batches import evaluation_loader
 from data import class_names, load_validation_images, source
+from drawing import draw_confusion_matrix, save
 from evaluation import image_size, load_metric, predict
-from figures import draw_confusion_matrix, save
 from hub_folder import accuracies, measured
-from loop import use_all_cores
+from loop import check_precision, use_all_cores
+from options import ComputeOptions, DataOptions, option
 from rednet.hub_cards import add_results
 from rednet.profile import peak_bytes
-from run_folder import check_options, write_json, write_text
+from run_folder import write_json, write_text
 
 
 MAX_DRAWN_CLASSES = 100
@@ -57,7 +59,7 @@ class EvaluationOptions:
         "Label n of the images is class n of the model, whatever both call it (ImageNet as folders n01440764 ...).",
     )
     update_card: bool = option(False, "Put the accuracies into the README.md of the model's folder.")
-    output_dir: str = option("outputs/evaluation", "Everything goes here.")
+    output_dir: str = option("", "Everything goes here; by default outputs/evaluation and the name of the model.")
 
 
 @dataclass
@@ -68,18 +70,18 @@ class EvaluationConfig(ComputeOptions, DataOptions, EvaluationOptions):
 def main(arguments: list[str] | None = None) -> None:
     config = parse(arguments)
     disable_progress_bar()  # those of loading weights; the evaluation has its own
+    check_precision(config)
+    # The profiler that measures memory would report the GPU that is not there.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     use_all_cores(accelerator)
-    check_options(config.output_dir, asdict(config))
     set_seed(config.seed)
-    try:
+    with clear_errors():
         model, processor = load_model(config.model_name_or_path)
         with accelerator.main_process_first():
             images = load_validation_images(config)
         names = [model.config.id2label[n] for n in range(model.config.num_labels)]
         order = match_labels(class_names(images), names, config)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
     model.to(accelerator.device, memory_format=torch.channels_last)
     places = {"process": accelerator.process_index, "num_processes": accelerator.num_processes}
     loader = evaluation_loader(images, config, processor, len(names), **places)
@@ -101,8 +103,9 @@ def parse(arguments: list[str] | None) -> EvaluationConfig:
     if config.train_dir and config.validation_dir or config.train_dir and config.train_val_split is None:
         parser.error("--train_dir is for the part that --train_val_split held out, without --validation_dir")
     check_folders(config, parser)
-    if config.per_device_eval_batch_size < 1:
-        parser.error(f"--per_device_eval_batch_size is {config.per_device_eval_batch_size}, expected at least 1")
+    check_counts(["per_device_eval_batch_size", "max_eval_samples"], config, parser)
+    if not config.output_dir:
+        config.output_dir = "outputs/evaluation/" + config.model_name_or_path.strip("./").replace("/", "-")
     card = Path(config.model_name_or_path, "README.md")
     if config.update_card and not card.is_file():
         parser.error(f"--update_card: there is no {card}, the card of a local folder")
@@ -133,7 +136,7 @@ def match_labels(labels: list[str] | None, names: list[str], config: EvaluationC
     """
     model, numbered = config.model_name_or_path, config.labels_by_number or labels is None
     if labels is not None and len(labels) != len(names) and numbered:
-        raise ValueError(f"{source(config)} has {len(labels)} classes, {model} has {len(names)}")
+        raise ValueError(f"{source(config)} has {len(labels)} class(es), {model} has {len(names)}")
     if numbered or labels == names:
         return list(range(len(names)))
     hint = "; --labels_by_number takes them in their order"

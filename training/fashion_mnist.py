@@ -67,7 +67,7 @@ def _debian_files() -> Path:
     if not unpacked.is_dir() and shutil.which("apt-get") and shutil.which("dpkg"):
         _download_debian_package()
     if not unpacked.is_dir():
-        raise RuntimeError(
+        raise FileNotFoundError(
             f"Fashion-MNIST cannot be had here. Either give this machine a network that reaches the Hugging Face Hub "
             f"({FASHION_MNIST}), or install Debian's package {DEBIAN_PACKAGE} (its files belong into {installed})"
         )

@@ -5,8 +5,8 @@
     python training/figures.py curves outputs/demo outputs/mine
 
 `trade_off`: accuracy against parameters and multiply-accumulates, as published, and of your runs. `kernels`: where in
-a picture the involution kernels of a model are large, each summed over its window. `curves`: what runs of train.py
-logged.
+a picture the involution kernels of a model are large, each summed over its window. `curves`: what runs of the training
+scripts logged.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import sys
 from itertools import cycle
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -31,38 +30,13 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from transformers.utils import logging
 
 import rednet
+from drawing import STYLES, labels_of, save
 from involution_kernels import by_stage, involution_kernels, seen_picture
 
 
 PUBLISHED = Path(__file__).parent.parent / "configs/figures/trade_off.yaml"
-SLIDE = (13.33, 7.5)  # inches, what a 16:9 slide has: a point of a font is a point there
 MAX_GROUPS = 4
-# Colour, line and marker: without the first, the other two tell them apart. The colours are those of Okabe and Ito,
-# which people with colour blindness distinguish.
-STYLES = [
-    {"color": "#000000", "linestyle": "-", "marker": "o"},
-    {"color": "#d55e00", "linestyle": "--", "marker": "s"},
-    {"color": "#0072b2", "linestyle": "-.", "marker": "^"},
-    {"color": "#009e73", "linestyle": ":", "marker": "D"},
-    {"color": "#cc79a7", "linestyle": (0, (7, 2, 1, 2, 1, 2)), "marker": "v"},
-    {"color": "#56b4e9", "linestyle": (0, (3, 3)), "marker": "P"},
-    {"color": "#9a7500", "linestyle": (0, (1, 3)), "marker": "X"},
-]
 RESULT_MARKERS = ["*", "p", "h", "<", ">", "8", "d"]
-
-matplotlib.rcParams.update(
-    {
-        "font.size": 15,
-        "axes.titlesize": 15,
-        "axes.grid": True,
-        "grid.alpha": 0.3,
-        "lines.linewidth": 2,
-        "lines.markersize": 8,
-        "figure.constrained_layout.use": True,
-        "figure.figsize": SLIDE,
-        "svg.hashsalt": "figures",  # the same data give the same file
-    }
-)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -101,29 +75,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
 
     curves = commands.add_parser("curves", help="loss, accuracy, learning rate and speed of runs")
-    curves.add_argument("runs", type=Path, nargs="+", metavar="run", help="output_dir of training/train.py")
+    curves.add_argument("runs", type=Path, nargs="+", metavar="run", help="output_dir of a training script")
     curves.set_defaults(draw=lambda options: {"learning_curves": draw_curves(options.runs)})
 
     for command in (trade_off, kernels, curves):
         command.add_argument("--output_dir", type=Path, default=Path("outputs/figures"), help="default: %(default)s")
     return parser.parse_args(arguments)
-
-
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes name.svg and name.png, each beside its place and then renamed into it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.svg", folder / f"{name}.png"]
-    for path in paths:
-        beside = path.with_name(f"new.{path.name}")
-        figure.savefig(beside, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-        beside.replace(path)
-    return paths
-
-
-def labels_of(folders: list[Path]) -> list[str]:
-    """What a legend calls them: their names, or their whole paths where names are the same."""
-    names = [folder.resolve().name for folder in folders]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
 # Trade-off
@@ -303,33 +260,6 @@ def draw_heat_maps(picture: np.ndarray, kernels: dict[int, Tensor]) -> Figure:
     return figure
 
 
-# Confusion matrix
-
-
-def draw_confusion_matrix(matrix: np.ndarray, names: list[str]) -> Figure:
-    """A row for every true class, in parts of its images; the counts stand in the cells of up to 20 classes.
-
-    Args:
-        matrix: (classes, classes), images by true and predicted class.
-    """
-    parts = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = max(7.5, 0.22 * len(names) + 3)
-    figure = Figure(figsize=(side + 1.5, side))
-    axes = figure.subplots()
-    image = axes.imshow(parts, cmap="Greys", vmin=0, vmax=1)
-    font = {"fontsize": max(6, min(13, 300 / len(names)))}
-    axes.set_xticks(range(len(names)), names, rotation=90, **font)
-    axes.set_yticks(range(len(names)), names, **font)
-    axes.set(xlabel="predicted class", ylabel="true class")
-    axes.grid(False)
-    if len(names) <= 20:
-        for (row, column), count in np.ndenumerate(matrix):
-            color = "white" if parts[row, column] > 0.5 else "black"
-            axes.text(column, row, count, ha="center", va="center", color=color, gid=f"{row} {column}", fontsize=10)
-    figure.colorbar(image, label="part of the true class")
-    return figure
-
-
 # Learning curves
 
 
@@ -338,7 +268,12 @@ def draw_curves(runs: list[Path]) -> Figure:
     figure = Figure()
     panels = {
         "loss": {"loss": "training", "eval_loss": "evaluation"},
-        "accuracy (%)": {"eval_accuracy": "top-1", "eval_top_5_accuracy": "top-5"},
+        "accuracy (%)": {
+            "eval_accuracy": "top-1",
+            "eval_top_5_accuracy": "top-5",
+            "eval_mean_iou": "mIoU",
+            "eval_box_ap": "box AP",
+        },
         "learning rate": {"learning_rate": "learning rate"},
         "images per second": {"images_per_second": "images per second"},
     }
@@ -352,7 +287,8 @@ def draw_curves(runs: list[Path]) -> Figure:
         if not axes.lines:
             axes.text(0.5, 0.5, "nothing logged yet", ha="center", transform=axes.transAxes)
         elif len(keys) > 1:
-            axes.legend(handles=[legend_entry(key, name) for key, name in keys.items()])
+            drawn = {line.get_gid() for line in axes.lines}
+            axes.legend(handles=[legend_entry(key, name) for key, name in keys.items() if key in drawn])
     for axes in all_axes[-1]:
         axes.set_xlabel("step")
     handles = [Line2D([], [], **style, label=name) for name, style in zip(labels_of(runs), cycle(STYLES))]
@@ -365,7 +301,7 @@ def draw_curve(axes: Axes, log: list[dict], key: str, style: dict) -> None:
     """One value of one run. What is evaluated once an epoch has markers, what is logged every few steps has none."""
     entries = [entry for entry in log if key in entry]
     if entries:
-        factor = 100 if key.endswith("accuracy") else 1
+        factor = 100 if key.endswith(("accuracy", "mean_iou", "box_ap")) else 1
         (line,) = axes.plot([e["step"] for e in entries], [factor * e[key] for e in entries], **style)
         line.set(gid=key, **marker_of(key, style["color"]))
 
@@ -386,7 +322,7 @@ def read_log(run: Path) -> list[dict]:
     if not run.is_dir():
         raise FileNotFoundError(f"there is no folder {run}")
     if not path.is_file():
-        raise FileNotFoundError(f"{run} has no log.jsonl: it is not the output_dir of a run of training/train.py")
+        raise FileNotFoundError(f"{run} has no log.jsonl: it is not the output_dir of a training script")
     lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
     if not lines:
         raise ValueError(f"{path} is empty: the run has logged nothing yet")

@@ -21,7 +21,6 @@ from torch import nn
 from torch.utils.data import default_convert
 from torchvision.transforms import v2
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     BaseImageProcessor,
@@ -35,22 +34,14 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 import rednet
-from arguments import (
-    AugmentationOptions,
-    PictureOptions,
-    TrainingDataOptions,
-    check_data_options,
-    check_model_name,
-    nearest,
-    option,
-    parse_options,
-)
+from arguments import check_data_options, clear_errors, nearest, parse_options, read_config
 from augmentation import make_mixing, normalize
 from batches import EvaluationBatches, TrainingBatches
 from data import class_names, load_images
 from evaluation import image_size, load_metric
 from hub_folder import accuracies, check_push, push, trained_card
 from loop import parameter_groups, use_all_cores
+from options import WORKERS, AugmentationOptions, PictureOptions, TrainingDataOptions, option
 from rednet.hub import save_hub_folder
 from run_folder import check_options, write_json, write_text
 
@@ -88,7 +79,7 @@ class FinetuneConfig(TrainingArguments, AugmentationOptions, TrainingDataOptions
         True, "A resumed run remembers what early stopping counted."
     )
     remove_unused_columns: bool = option(False, "Must stay false: batches have what the model takes.")
-    dataloader_num_workers: int = option(4, "Processes that decode and augment images.")
+    dataloader_num_workers: int = option(WORKERS, "Processes that decode and augment images.")
     logging_steps: float = option(50, "Steps between two lines of the log.")
     ddp_find_unused_parameters: bool | None = option(False, "The model has none.")
     push_to_hub: bool = option(False, "Push the Hub folder, in one commit, when the run ends; needs `hf auth login`.")
@@ -169,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     check_options(config.output_dir, options)
     # Trainer would push every checkpoint, with a card of its own.
     push_to_hub, config.push_to_hub = config.push_to_hub, False
-    if push_to_hub:
+    if push_to_hub and config.process_index == 0:
         check_push()
     hub_folder = folder / ("best" if config.load_best_model_at_end else "last")
     if (folder / "results.json").is_file():
@@ -177,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         finetune(config, options, hub_folder)
     if push_to_hub and config.process_index == 0:
-        push(hub_folder, config.hub_model_id or folder.resolve().name)
+        push(hub_folder, config.hub_model_id, config.hub_private_repo)
 
 
 def parse(arguments: list[str] | None) -> FinetuneConfig:
@@ -189,6 +180,12 @@ def parse(arguments: list[str] | None) -> FinetuneConfig:
         parser.error("--streaming: fine-tuning draws its images by number; load them without it")
     if not 0 < config.layer_decay <= 1:
         parser.error(f"--layer_decay is {config.layer_decay}, expected a part between 0 and 1")
+    if config.dataloader_persistent_workers:
+        parser.error("--dataloader_persistent_workers: workers that live on would repeat the crops of the first epoch")
+    for name in ("hub_token", "resume_from_checkpoint"):
+        if getattr(config, name):
+            cure = "`hf auth login`, or set HF_TOKEN" if name == "hub_token" else "a run finds its newest checkpoint"
+            parser.error(f"--{name} is not used here: {cure}")
     if config.remove_unused_columns:
         parser.error("--remove_unused_columns must stay false: batches have what the model takes")
     if config.early_stopping_patience is not None:
@@ -214,13 +211,11 @@ def told(config: FinetuneConfig) -> dict:
 def finetune(config: FinetuneConfig, options: dict, hub_folder: Path) -> None:
     disable_progress_bar()  # those of loading and saving weights; the training has its own
     set_seed(config.seed)
-    try:
+    with clear_errors():
         with config.main_process_first():
             train_images, eval_images = load_images(config)
         model, processor = load_model(config, label_names(train_images))
         frozen = freeze(model, config.frozen_stages)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
     config.image_size = image_size(processor)[0]
     config.dataloader_pin_memory &= torch.cuda.is_available()  # else torch warns in every epoch
     trainer = make_trainer(config, model, processor, frozen, train_images, eval_images)
@@ -265,10 +260,7 @@ def load_model(
         ValueError, OSError: there is no such model, or it is no RedNet.
     """
     name = config.model_name_or_path
-    check_model_name(name)
-    known = AutoConfig.from_pretrained(name)
-    if known.model_type != "rednet":
-        raise ValueError(f"{name} is a {known.model_type}, expected a rednet")
+    known = read_config(name)
     model = AutoModelForImageClassification.from_pretrained(
         name,
         id2label=dict(enumerate(labels)),

@@ -8,13 +8,13 @@ from huggingface_hub import EvalResult, ModelCard
 from transformers import BaseImageProcessor
 
 import rednet
-from arguments import DataOptions, SegmentationConfig, TrainingConfig
 from data import source
+from options import DataOptions, SegmentationConfig, TrainingConfig
 from rednet import hub
 from rednet.hub_cards import make_card
 
 
-def save_hub_folder(
+def save_classifier_folder(
     folder: Path,
     model: rednet.RedNetForImageClassification,
     processor: BaseImageProcessor,
@@ -22,10 +22,12 @@ def save_hub_folder(
     results: dict,
 ) -> None:
     """Replaces `folder` as a whole. `results` has `eval_accuracy`, `eval_top_5_accuracy` and `eval_samples`."""
-    augmentation = "flips" if config.random_crop_min_scale is None else "crops and flips"
+    momentum = "Nesterov momentum" if config.nesterov else "momentum"
+    length = f"{config.max_train_steps} steps" if config.max_train_steps else f"{config.num_train_epochs} epochs"
+    changes = {"crops": config.random_crop_min_scale is not None, "flips": config.random_flip > 0}
     training = (
-        f"SGD with Nesterov momentum, {config.num_train_epochs} epochs, cosine schedule, label smoothing "
-        f"{config.label_smoothing}, random {augmentation}."
+        f"SGD with {momentum}, {length}, {config.lr_scheduler_type} schedule, label smoothing "
+        f"{config.label_smoothing}, {' and '.join(c for c in changes if changes[c]) or 'no crops or flips'} at random."
     )
     metrics = accuracies(results, model.config.num_labels)
     card = trained_card(model, config, results, training, asdict(config), metrics, config.image_size)
@@ -107,17 +109,20 @@ def trained_card(
 
 
 def title_of(config: DataOptions) -> str:
-    return source(config).rstrip("/").split("/")[-1].replace("_", " ")
+    parts = source(config).rstrip("/").split("/")
+    name = parts[-2] if len(parts) > 1 and parts[-1] == config.train_split else parts[-1]  # pictures/train
+    return name.replace("_", " ")
 
 
 def measured(
     config: DataOptions, metrics: dict[str, tuple[str, float]], task: str = "image-classification"
 ) -> list[EvalResult]:
-    """Metrics in the form of a card."""
+    """Metrics in the form of a card, which need not tell the world about folders of this machine."""
+    local = Path(source(config)).exists()
     return [
         EvalResult(
             task_type=task,
-            dataset_type=source(config).rstrip("/"),
+            dataset_type=title_of(config) if local else source(config),
             dataset_name=title_of(config),
             dataset_split=config.validation_split,
             metric_type=kind,
@@ -132,13 +137,15 @@ def check_push() -> None:
     """Before hours of training, not after them: whether there is a token that the Hub accepts."""
     try:
         hub.check_token()
-    except PermissionError as error:
-        raise SystemExit(f"--push_to_hub: {error}") from error
+    except OSError as error:  # no token, or no Hub
+        raise SystemExit(f"error: --push_to_hub: {error}") from error
 
 
-def push(folder: Path, repository: str) -> None:
+def push(folder: Path, repository: str | None, private: bool | None = None) -> None:
+    """Pushes the folder of a run to `repository`, or to one with the name of the run's `output_dir`."""
+    repository = repository or folder.resolve().parent.name
     try:
-        print(hub.push_hub_folder(folder, repository).repo_url)
+        print(hub.push_hub_folder(folder, repository, private).repo_url)
     except Exception as error:  # what a broken connection raises differs between releases of huggingface_hub
         raise SystemExit(
             f"{folder} is whole, but was not pushed: {error}\n"

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 import rednet
-from arguments import LoopOptions, OptimizationOptions
 from augmentation import seeded
 from checkpoints import checkpoints, load_newest, save_checkpoint
+from options import ComputeOptions, LoopOptions, OptimizationOptions
 from run_folder import append_log, shorten_log, write_json
 
 
@@ -82,13 +82,21 @@ def make_accelerator(config: LoopOptions) -> Accelerator:
         project_dir=config.output_dir,
     )
     if accelerator.gradient_accumulation_steps != 1:
-        raise SystemExit("give --gradient_accumulation_steps to the script, not to accelerate launch")
+        raise SystemExit("error: give --gradient_accumulation_steps to the script, not to accelerate launch")
+    check_precision(config)
     if config.sync_batch_norm and accelerator.device.type == "cpu":
-        raise SystemExit("--sync_batch_norm: torch has it for GPUs only, this process runs on the CPU")
+        raise SystemExit("error: --sync_batch_norm: torch has it for GPUs only, this process runs on the CPU")
     if config.ema_decay is not None and accelerator.distributed_type == DistributedType.FSDP:
-        raise SystemExit("--ema_decay needs whole weights on every process: not with FSDP")
+        raise SystemExit("error: --ema_decay needs whole weights on every process: not with FSDP")
     use_all_cores(accelerator)
     return accelerator
+
+
+def check_precision(config: ComputeOptions) -> None:
+    """What `accelerate launch` was told would be overruled without a word."""
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", config.mixed_precision):
+        raise SystemExit(f"error: give --mixed_precision {launched} to the script, not to accelerate launch")
 
 
 def use_all_cores(accelerator: Accelerator) -> None:
@@ -298,7 +306,7 @@ def stop(run: Run, problem: str) -> None:
     found = checkpoints(run.folder / "checkpoints")
     raise FloatingPointError(
         f"{problem}; the last checkpoint from before is {found[-1] if found else 'none'}, nothing was written since. "
-        "A lower learning rate, or --max_grad_norm 1, helps"
+        "A lower learning rate, or --max_grad_norm 1, in another --output_dir helps"
     )
 
 

@@ -39,6 +39,8 @@ def main() -> None:
             commit = push_space(options.folder, options.repo, options.model, options.private, options.commit_message)
         else:
             commit = push_hub_folder(options.folder, options.repo, options.private, options.commit_message)
+    except (PermissionError, ValueError) as error:  # the token, the folder or its metadata: nothing has begun
+        sys.exit(f"error: {error}")
     except Exception as error:  # what a broken connection raises is another class in every release of huggingface_hub
         sys.exit(f"error: {type(error).__name__}: {error}\n{options.folder} is whole; the same command tries again.")
     print(commit.repo_url)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 
 # With these changed, a run still ends with the same weights.
-FREE = {"output_dir", "dataloader_num_workers", "push_to_hub", "hub_model_id"}
+FREE = {"output_dir", "dataloader_num_workers", "per_device_eval_batch_size", "checkpointing_steps"}
+FREE |= {"checkpoints_total_limit", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo"}
 
 
 def check_options(output_dir: str, options: dict) -> None:
@@ -19,7 +20,7 @@ def check_options(output_dir: str, options: dict) -> None:
         if changed:
             differences = ", ".join(f"{name} {before.get(name)!r} -> {options.get(name)!r}" for name in changed)
             raise SystemExit(
-                f"{output_dir} holds a run with other options ({differences}). Give another --output_dir, or remove it"
+                f"error: {output_dir} holds a run with other options ({differences}). Give another --output_dir, or remove it"
             )
 
 

@@ -10,10 +10,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers import BaseImageProcessor, PreTrainedConfig
 
-from arguments import CropOptions, MaskOptions, SegmentationConfig
 from augmentation import dense_changes, seeded
 from batches import EvaluationOrder, TrainingOrder, decode, fetch, make_loader
-from data import limit, read_splits, select, split_off_validation
+from data import limit, read_source, select, with_validation
+from options import CropOptions, MaskOptions, SegmentationConfig
 
 
 def load_pairs(config: MaskOptions) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
@@ -22,9 +22,7 @@ def load_pairs(config: MaskOptions) -> tuple[Dataset | IterableDataset, Dataset 
     Raises:
         ValueError: a folder, a split or a column is missing, or a picture has no mask. The message names it.
     """
-    splits = read_folders(config) if config.train_dir else read_splits(config)
-    if config.validation_split not in splits and config.train_val_split is not None:
-        splits = split_off_validation(splits, config)
+    splits = with_validation(read_folders(config) if config.train_dir else read_source(config), config)
     train, validation = (select(splits, option, config, masks=True) for option in ("train_split", "validation_split"))
     return limit(train, config.max_train_samples, config), limit(validation, config.max_eval_samples, config)
 
@@ -65,14 +63,14 @@ class PairReader:
 
     def __call__(self, row: dict) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         image = decode(row, lambda stored: v2.functional.to_image(stored.convert("RGB")))
-        mask = decode(row, np.array, "label")
+        mask = decode(row, np.array, "label").astype(np.int32)  # a mask of one bit would be padded with True
         name = f"the mask {row['label']['path'] or '(without a path)'} of {row['image']['path'] or 'a picture'}"
         if mask.shape != image.shape[1:]:
             raise ValueError(
                 f"{name} is {mask.shape}, expected a class for each of the picture's {tuple(image.shape[1:])}"
             )
         if self.reduce_labels:
-            mask = np.where(mask == 0, 0, mask.astype(np.int32)) - 1
+            mask = np.where(mask == 0, 0, mask) - 1
             mask[(mask == -1) | (mask == 254)] = self.ignored
         wrong = (mask >= self.num_labels) & (mask != self.ignored) | (mask < 0)
         if wrong.any():

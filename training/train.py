@@ -15,17 +15,18 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
 from torchvision.transforms import v2
-from transformers import AutoConfig, AutoModelForImageClassification, ConvNextImageProcessor
+from transformers import AutoModelForImageClassification, ConvNextImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
 import rednet
-from arguments import TrainingConfig, parse_config
+from arguments import check_data_options, check_loop_options, clear_errors, parse_options, read_config
 from augmentation import make_mixing, normalize
 from batches import evaluation_loader, training_loader
 from data import class_names, load_images
 from evaluation import evaluate_model
-from hub_folder import check_push, push, save_hub_folder
+from hub_folder import check_push, push, save_classifier_folder
 from loop import Task, make_accelerator, prepare, train
+from options import TrainingConfig
 from run_folder import check_options
 
 
@@ -34,28 +35,42 @@ def main(arguments: list[str] | None = None) -> None:
     disable_progress_bar()  # those of loading and saving weights; the training has its own
     accelerator = make_accelerator(config)
     check_options(config.output_dir, asdict(config))
-    if config.push_to_hub:
+    if config.push_to_hub and accelerator.is_main_process:
         check_push()
     set_seed(config.seed)
 
-    with accelerator.main_process_first():
-        train_images, eval_images = load_images(config)
-    processor = make_processor(config)
-    model = make_model(config, class_names(train_images))
     places = {"process": accelerator.process_index, "num_processes": accelerator.num_processes}
-    train_loader = training_loader(train_images, config, model.config.num_labels, **places)
-    eval_loader = evaluation_loader(eval_images, config, processor, model.config.num_labels, **places)
+    processor = make_processor(config)
+    with clear_errors():
+        with accelerator.main_process_first():
+            train_images, eval_images = load_images(config)
+        model = make_model(config, class_names(train_images))
+        train_loader = training_loader(train_images, config, model.config.num_labels, **places)
+        eval_loader = evaluation_loader(eval_images, config, processor, model.config.num_labels, **places)
     task = Task(
         loss=partial(compute_loss, config=config, mixing=make_mixing(config, model.config.num_labels)),
         evaluate=lambda model: evaluate_model(accelerator, model, eval_loader),
-        save=lambda folder, model, results: save_hub_folder(folder, model, processor, config, results),
+        save=lambda folder, model, results: save_classifier_folder(folder, model, processor, config, results),
         metric="eval_accuracy",
         metric_name="top-1",
     )
     train(prepare(config, accelerator, model, train_loader, task), train_loader)
     if config.push_to_hub and accelerator.is_main_process:
-        push(Path(config.output_dir, "last"), config.hub_model_id or Path(config.output_dir).resolve().name)
+        push(Path(config.output_dir, "last"), config.hub_model_id)
     accelerator.end_training()
+
+
+def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
+    """
+    Raises:
+        SystemExit: an argument is unknown, missing, of the wrong type or of no use; the message names it.
+    """
+    config, parser = parse_options(TrainingConfig, arguments, __doc__)
+    if (config.model_name_or_path is None) == (config.config_name is None):
+        parser.error("give one of --model_name_or_path (weights to start from) and --config_name (from scratch)")
+    check_data_options(config, parser)
+    check_loop_options(config, parser)
+    return config
 
 
 def make_processor(config: TrainingConfig) -> ConvNextImageProcessor:
@@ -77,7 +92,7 @@ def make_model(config: TrainingConfig, labels: list[str] | None) -> rednet.RedNe
     """
     names = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}
     if config.model_name_or_path is not None:
-        known = list(AutoConfig.from_pretrained(config.model_name_or_path).id2label.values())
+        known = list(read_config(config.model_name_or_path).id2label.values())
         if labels and known != labels and not config.ignore_mismatched_sizes:
             raise ValueError(
                 f"{config.model_name_or_path} knows {len(known)} classes, {known[:3]} ..., the data set has "
@@ -86,7 +101,7 @@ def make_model(config: TrainingConfig, labels: list[str] | None) -> rednet.RedNe
         return AutoModelForImageClassification.from_pretrained(
             config.model_name_or_path, ignore_mismatched_sizes=config.ignore_mismatched_sizes, **names
         )
-    return AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(config.config_name, **names))
+    return AutoModelForImageClassification.from_config(read_config(config.config_name, **names))
 
 
 def compute_loss(

@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.logging import disable_progress_bar
 
-from arguments import DetectionConfig, check_loop_options, parse_options
+from arguments import check_loop_options, check_model_name, clear_errors, parse_options, read_config
 from average_precision import evaluate_detection
 from detection_data import categories_of, detection_loaders, read_both
 from loop import Task, make_accelerator, prepare, train
+from options import DetectionConfig
 from rednet import RedNetBackbone, RedNetConfig
 from rednet.detection import DETECTORS, STAGES, save_detector
 from run_folder import check_options
@@ -33,16 +34,18 @@ def main(arguments: list[str] | None = None) -> None:
     disable_progress_bar()
     accelerator = make_accelerator(config)
     if accelerator.distributed_type == DistributedType.FSDP:
-        raise SystemExit("detectors of torchvision are trained by DDP: not with FSDP")
+        raise SystemExit("error: detectors of torchvision are trained by DDP: not with FSDP")
     check_options(config.output_dir, asdict(config))
     set_seed(config.seed)
 
-    annotations, truth = read_both(config)
     places = {"process": accelerator.process_index, "num_processes": accelerator.num_processes}
-    train_loader, eval_loader = detection_loaders(annotations, truth, config, **places)
-    del annotations  # large, and now in the loader
-    categories = categories_of(truth)
-    options = detector_options(config, len(categories))
+    with clear_errors():
+        annotations, truth = read_both(config)
+        train_loader, eval_loader = detection_loaders(annotations, truth, config, **places)
+        del annotations  # large, and now in the loader
+        categories = categories_of(truth)
+        options = detector_options(config, len(categories))
+        model = make_model(config, options, categories)
     kinds = ["bbox", "segm"] if config.detector == "maskrcnn" else ["bbox"]
     task = Task(
         loss=compute_loss,
@@ -51,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         metric="eval_box_ap",
         metric_name="box AP",
     )
-    train(prepare(config, accelerator, make_model(config, options, categories), train_loader, task), train_loader)
+    train(prepare(config, accelerator, model, train_loader, task), train_loader)
     accelerator.end_training()
 
 
@@ -67,7 +70,10 @@ def parse_config(arguments: list[str] | None = None) -> DetectionConfig:
         parser.error("--config_name starts from random weights, which must not be frozen: give --trainable_layers 5")
     for name in ("train", "validation"):
         for option, there in ((f"{name}_dir", Path.is_dir), (f"{name}_annotations", Path.is_file)):
-            if not there(Path(value := getattr(config, option))) or not value:
+            value = getattr(config, option)
+            if not value:
+                parser.error(f"give --{option}")
+            if not there(Path(value)):
                 parser.error(f"--{option} {value}: there is no such {'folder' if there is Path.is_dir else 'file'}")
     if config.detector == "retinanet" and config.head != "convolution":
         parser.error("--head involution is for RPN and mask head, which RetinaNet does not have")
@@ -93,11 +99,13 @@ def make_model(config: DetectionConfig, options: dict, categories: list[dict]) -
     """
     stages = STAGES[1:] if config.detector == "retinanet" else STAGES
     if config.config_name is not None:
-        backbone = RedNetBackbone(RedNetConfig.from_pretrained(config.config_name, out_features=stages))
+        backbone = RedNetBackbone(read_config(config.config_name, out_features=stages))
         return DETECTORS[config.detector](backbone, **options)
+    check_model_name(config.model_name_or_path)
     file = Path(config.model_name_or_path, "config.json")
     saved = json.loads(file.read_text()) if file.is_file() else {}
     if "detector" not in saved:
+        read_config(config.model_name_or_path)
         backbone = RedNetBackbone.from_pretrained(config.model_name_or_path, out_features=stages)
         return DETECTORS[config.detector](backbone, **options)
     model = DETECTORS[config.detector](
@@ -113,7 +121,8 @@ def load_weights(model: torch.nn.Module, config: DetectionConfig, same_categorie
     new = sorted(own.keys() - fit.keys())
     if (new or not same_categories) and not config.ignore_mismatched_sizes:
         raise ValueError(
-            f"{config.model_name_or_path} is a detector of other categories or layers ({new[:2]} do not fit): "
+            f"{config.model_name_or_path} is a detector of other categories or layers "
+            f"({f'{new[:2]} do not fit' if new else 'all weights fit, the names do not'}): "
             "--ignore_mismatched_sizes takes its weights as far as they fit"
         )
     model.load_state_dict(fit, strict=False)

@@ -15,15 +15,16 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
-from transformers import AutoConfig, AutoModelForSemanticSegmentation, SegformerImageProcessor
+from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
 import rednet
-from arguments import SegmentationConfig, check_data_options, check_loop_options, parse_options
+from arguments import check_data_options, check_loop_options, clear_errors, parse_options, read_config
 from augmentation import normalize
 from hub_folder import check_push, push, save_segmentation_folder
 from loop import Task, make_accelerator, prepare, train
 from mean_iou import evaluate_segmentation
+from options import SegmentationConfig
 from run_folder import check_options
 from segmentation_data import load_pairs, segmentation_loaders
 
@@ -38,15 +39,17 @@ def main(arguments: list[str] | None = None) -> None:
     disable_progress_bar()
     accelerator = make_accelerator(config)
     check_options(config.output_dir, asdict(config))
-    if config.push_to_hub:
+    if config.push_to_hub and accelerator.is_main_process:
         check_push()
     set_seed(config.seed)
 
-    with accelerator.main_process_first():
-        splits = load_pairs(config)
-    model, processor = make_model(config), make_processor(config)
     places = {"process": accelerator.process_index, "num_processes": accelerator.num_processes}
-    train_loader, eval_loader = segmentation_loaders(*splits, config, processor, model.config, **places)
+    processor = make_processor(config)
+    with clear_errors():
+        with accelerator.main_process_first():
+            splits = load_pairs(config)
+        model = make_model(config)
+        train_loader, eval_loader = segmentation_loaders(*splits, config, processor, model.config, **places)
     names = model.config.id2label
     task = Task(
         loss=partial(compute_loss, config=config, ignored=model.config.semantic_loss_ignore_index),
@@ -57,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     train(prepare(config, accelerator, model, train_loader, task), train_loader)
     if config.push_to_hub and accelerator.is_main_process:
-        push(Path(config.output_dir, "last"), config.hub_model_id or Path(config.output_dir).resolve().name)
+        push(Path(config.output_dir, "last"), config.hub_model_id)
     accelerator.end_training()
 
 
@@ -85,15 +88,19 @@ def make_model(config: SegmentationConfig) -> rednet.RedNetForSemanticSegmentati
         ValueError: nothing says what the classes are, or it is no RedNet.
     """
     names = [name for name in (config.model_name_or_path, config.config_name) if name is not None]
-    configs = [AutoConfig.from_pretrained(name) for name in names]
-    for name, found in zip(names, configs):
-        if found.model_type != "rednet":
-            raise ValueError(f"{name} is of the type {found.model_type!r}, expected 'rednet'")
+    configs = [read_config(name) for name in names]
     architecture, given = configs[0], configs[-1]
     if config.config_name is None and given.architectures != ["RedNetForSemanticSegmentation"]:
         raise ValueError(
             f"{config.model_name_or_path} does not segment ({given.architectures}): give --config_name with the classes "
             "and the neck, for instance configs/models/rednet-50-cityscapes.json"
+        )
+    segments = architecture.architectures == ["RedNetForSemanticSegmentation"]
+    known, wanted = (list(one.id2label.values()) for one in (architecture, given))
+    if segments and known != wanted and not config.ignore_mismatched_sizes:
+        raise ValueError(
+            f"{config.model_name_or_path} knows {len(known)} classes, {known[:3]} ..., {config.config_name} has "
+            f"{len(wanted)}, {wanted[:3]} ...: --ignore_mismatched_sizes takes its weights for those"
         )
     for name in HEAD:
         setattr(architecture, name, getattr(given, name))

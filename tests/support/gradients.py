@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from arguments import TrainingConfig
 from batches import training_loader
 from data import class_names, load_images
 from loop import make_accelerator, parameter_groups, train_step
+from options import TrainingConfig
 from train import compute_loss, make_model
 
 

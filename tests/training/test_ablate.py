@@ -100,7 +100,7 @@ def test_costs_are_those_of_the_definition():
     base, small = ablate.make_variants({}, {"kernel_size": [3]})
     models = [ablate.meta_model(variant.config) for variant in (base, small)]
     for stage, (depth, width) in enumerate(zip([3, 4, 6, 3], [64, 128, 256, 512])):
-        parameters = sum(depth * (49 - 9) * width // 16 * (width // 4 + 1) for depth, width in [(depth, width)])
+        parameters = depth * (49 - 9) * width // 16 * (width // 4 + 1)
         stages = [model.rednet.encoder.stages[stage] for model in models]
         assert count_parameters(stages[0]) - count_parameters(stages[1]) == parameters
     pixels = [(56 // 2**stage) ** 2 for stage in range(4)]

@@ -10,10 +10,10 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from torchvision.transforms import v2
 
-from arguments import TrainingConfig
 from augmentation import TrainingTransform, make_mixing, open_image, seeded
 from batches import EvaluationOrder, TrainingOrder, evaluation_loader, training_loader
 from data import load_images
+from options import TrainingConfig
 from train import make_processor
 
 
@@ -108,6 +108,19 @@ def jpeg(size: tuple[int, int]) -> bytes:
     return content.getvalue()
 
 
+def png(picture: PILImage.Image) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
+
+
+def broken_png() -> bytes:
+    """Pillow calls it a SyntaxError: the second part of the pixels has lost its name."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    first, second, *others = png(PILImage.fromarray(noise)).split(b"IDAT")
+    return first + b"IDAT" + second + b"\0\0\0\0" + b"IDAT".join(others)
+
+
 @pytest.mark.parametrize("size", [(1600, 1200), (180, 240)])
 def test_crops_are_those_of_torchvision(size):
     """torchvision crops the picture that is decoded in full, with the same random numbers."""
@@ -156,6 +169,12 @@ def test_mixing_keeps_the_average_and_follows_its_key():
     [
         ({"image": {"bytes": b"no picture", "path": "broken.png"}, "label": 0}, ["broken.png", "cannot be read"]),
         ({"image": {"bytes": jpeg((50, 50))[:700], "path": "cut.jpg"}, "label": 0}, ["cut.jpg", "cannot be read"]),
+        ({"image": None, "label": 0}, ["a row has no image"]),
+        (
+            {"image": {"bytes": png(PILImage.new("I;16", (9, 9))), "path": "x-ray.png"}, "label": 0},
+            ["x-ray.png", "I;16"],
+        ),
+        ({"image": {"bytes": broken_png(), "path": "broken.png"}, "label": 0}, ["broken.png", "broken PNG"]),
         ({"image": {"bytes": jpeg((50, 50)), "path": None}, "label": 10}, ["10", "10 classes"]),
         ({"image": {"bytes": jpeg((50, 50)), "path": None}, "label": -1}, ["-1", "10 classes"]),
     ],

@@ -1,6 +1,8 @@
 """Options, data sources, batches and the metric."""
 
 import gzip
+import shutil
+from pathlib import Path
 
 import evaluate
 import numpy as np
@@ -13,10 +15,11 @@ from sklearn.metrics import top_k_accuracy_score
 
 import data
 import fashion_mnist
-from arguments import TrainingConfig, parse_config
+import train
 from augmentation import normalize, open_image
 from batches import EvaluationBatches, TrainingBatches
-from train import make_model, make_processor
+from options import TrainingConfig
+from train import make_model, make_processor, parse_config
 
 
 REQUIRED = ["--config_name", "model.json", "--dataset_name", "pictures"]
@@ -68,6 +71,11 @@ def test_launch_files_are_understood(root):
         ("checkpointing_steps: often", ["checkpointing_steps", "often", "epoch"]),
         ("config_name: null", ["--model_name_or_path", "--config_name"]),
         ("dataset_name: ''", ["--dataset_name"]),
+        ("lr_steps: [8, 11", ["recipe.yaml is not YAML", "line 3"]),
+        ("lr_steps: [8, x]", ["lr_steps is [8, 'x']"]),
+        ("image_std: [1, many, 1]", ["image_std is [1, 'many', 1]"]),
+        ("max_train_steps: 0", ["--max_train_steps is 0", "at least 1"]),
+        ("per_device_eval_batch_size: 0", ["--per_device_eval_batch_size is 0", "at least 1"]),
     ],
 )
 def test_wrong_options_are_named(text, words, tmp_path, capsys):
@@ -153,7 +161,7 @@ def test_folders_of_images(folders, streaming):
 
 
 def test_a_part_of_the_training_images_for_validation(folders):
-    """A quarter of each class, by the seed; not where there is a validation split."""
+    """A quarter of each class, by the seed; refused where there is a validation split."""
     values = {"train_dir": str(folders / "train"), "train_val_split": 0.25}
     train, validation = data.load_images(TrainingConfig(**values))
     assert sorted(validation["label"]) == [0, 0, 0, 1] and sorted(train["label"]) == [0] * 9 + [1] * 3
@@ -161,8 +169,8 @@ def test_a_part_of_the_training_images_for_validation(folders):
     assert not shades[0] & shades[1]
     again = data.load_images(TrainingConfig(**values))[1]
     assert {np.array(image).max() for image in again["image"]} == shades[1]
-    _, other = data.load_images(TrainingConfig(**values, validation_dir=str(folders / "val")))
-    assert len(other) == 2
+    with pytest.raises(ValueError, match="'validation': leave out --train_val_split"):
+        data.load_images(TrainingConfig(**values, validation_dir=str(folders / "val")))
 
 
 def test_classes_that_are_not_trained_are_named(tmp_path):
@@ -172,6 +180,46 @@ def test_classes_that_are_not_trained_are_named(tmp_path):
         Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
     with pytest.raises(ValueError, match=r"validation has labels \[3, 5\], train has none"):
         data.load_images(TrainingConfig(dataset_name=str(tmp_path)))
+
+
+def test_hidden_labels_are_named(tmp_path):
+    """Test splits on the Hub often have the label -1."""
+    features = Features({"image": Image(), "label": ClassLabel(names=["cat", "dog"])})
+    for split, labels in (("train", [0, 1]), ("validation", [-1, -1])):
+        rows = {"image": [np.zeros((8, 8), np.uint8)] * 2, "label": labels}
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(ValueError, match=r"validation has images without a label \(-1\)"):
+        data.load_images(TrainingConfig(dataset_name=str(tmp_path)))
+
+
+def test_folders_with_unusual_names(folders, tmp_path):
+    """Brackets are no pattern, and what editors hide in a folder is no class."""
+    shutil.copytree(folders, tmp_path / "pictures [v2]")
+    (tmp_path / "pictures [v2]/val/.ipynb_checkpoints").mkdir()
+    train, val = (str(tmp_path / "pictures [v2]" / name) for name in ("train", "val"))
+    images, _ = data.load_images(TrainingConfig(train_dir=train, validation_dir=val))
+    assert len(images) == 16 and data.class_names(images) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    "option, value, words",
+    [
+        ("image_column_name", "photo", "error: image_column_name is 'photo'"),
+        ("config_name", "nowhere/rednet-27.json", "nowhere/rednet-27.json"),
+        ("config_name", "resnet.json", "resnet.json is of the type 'resnet', expected 'rednet'"),
+        ("config_name", "even.json", "kernel_size=4 must be odd"),
+        ("dataset_name", "damaged", "damaged"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_said_without_a_traceback(option, value, words, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("resnet.json").write_text('{"model_type": "resnet"}')
+    Path("even.json").write_text('{"model_type": "rednet", "kernel_size": 4}')
+    Path("damaged").mkdir()
+    Path("damaged/train.parquet").write_bytes(b"no parquet")
+    with pytest.raises(SystemExit, match=words):
+        train.main(["--config", str(options[0]), "--output_dir", "run", f"--{option}", value])
+    assert not Path("run").exists()
 
 
 def test_classes_that_do_not_match_are_named(folders, options, tmp_path):
@@ -228,7 +276,7 @@ def test_fashion_mnist_where_there_is_no_way_to_it(tmp_path, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FILES", tmp_path / "missing")
     monkeypatch.setattr(fashion_mnist, "DATA_DIRECTORY", tmp_path / "data")
     monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(RuntimeError) as raised:
+    with pytest.raises(FileNotFoundError) as raised:
         fashion_mnist.load_fashion_mnist()
     assert "Hugging Face Hub" in str(raised.value) and "dataset-fashion-mnist" in str(raised.value)
 

@@ -12,7 +12,6 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 import train_detection
-from arguments import DetectionConfig
 from average_precision import average_precision, to_coco
 from detection_data import (
     TrainingPictures,
@@ -23,6 +22,7 @@ from detection_data import (
     read_annotations,
     read_both,
 )
+from options import DetectionConfig
 from processes import Training
 from rednet import RedNetConfig, RedNetForImageClassification, count_parameters
 from rednet.detection import load_detector
@@ -262,6 +262,8 @@ def test_recipes_build_the_rows_of_the_table(root, coco):
         ({"category_id": 8}, "annotation 5 has category_id 8"),
         ({"image_id": 9}, "annotation 5 has image_id 9"),
         ({"bbox": [1, 2, 3]}, r"annotation 5 has bbox \[1, 2, 3\], expected \[x, y, width, height\]"),
+        ({"bbox": None}, "annotation 5 has bbox None"),
+        ({"id": None}, r"annotations\[0\] has no id"),
         ({"segmentation": []}, "annotation 5 has no segmentation, which Mask R-CNN needs"),
     ],
 )

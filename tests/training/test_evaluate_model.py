@@ -243,8 +243,6 @@ def test_another_architecture_on_folders_of_images(digit_images, tmp_path, capsy
     main([*arguments, "--labels_by_number"])
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["eval_samples"] == 20 and results["image_size"] == [32, 32] and results["eval_top_5_accuracy"] == 1
-    with pytest.raises(SystemExit, match=r"labels_by_number True -> False"):
-        main(arguments)
     assert "top-1" in capsys.readouterr().out
 
 
@@ -269,7 +267,7 @@ def test_classes_are_matched_by_name_or_by_number():
     assert match_labels(None, ["cow", "cat", "dog"], config) == [0, 1, 2]
     config.labels_by_number = True
     assert match_labels(["n01", "n02"], ["cow", "cat"], config) == [0, 1]
-    with pytest.raises(ValueError, match="data has 1 classes, model has 2"):
+    with pytest.raises(ValueError, match=r"data has 1 class\(es\), model has 2"):
         match_labels(["n01"], ["cow", "cat"], config)
 
 

@@ -29,9 +29,9 @@ from transformers import (
 
 import figures
 import rednet
-from arguments import TrainingConfig
 from data import load_images
 from finetune import FinetuneConfig, freeze, layer_groups, load_model, main, newest_checkpoint, parse
+from options import TrainingConfig
 from processes import Training
 from rednet.hub import check_hub_folder
 

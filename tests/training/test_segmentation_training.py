@@ -18,8 +18,8 @@ from torchvision import tv_tensors
 from transformers import AutoConfig, pipeline
 
 import train_segmentation
-from arguments import SegmentationConfig
 from mean_iou import count_pixels, summarize
+from options import SegmentationConfig
 from processes import Training
 from rednet import RedNetConfig, RedNetForImageClassification, count_parameters
 from runs import assert_same
@@ -206,6 +206,14 @@ def test_masks_that_count_from_one():
     config = RedNetConfig(num_labels=4)
     _, classes = PairReader(config, SegmentationConfig(do_reduce_labels=True))(row)
     assert classes.flatten().tolist() == [255, 0, 3, 255]
+
+
+def test_masks_of_one_bit_are_padded_with_what_is_not_labelled():
+    config = SegmentationConfig(crop_size=[8, 8], random_scale=[1, 1], random_flip=0)
+    row = {"image": stored(Image.new("RGB", (4, 4))), "label": stored(Image.new("1", (4, 4), 1))}
+    image, mask = PairReader(RedNetConfig(num_labels=2), config)(row)
+    _, padded = PairTransform(config, 255)(image, mask, (0,))
+    assert padded.shape == (8, 8) and (padded == 1).sum() == 16 and (padded == 255).sum() == 48
 
 
 def stored(picture: Image.Image, name: str = "some.png") -> dict:

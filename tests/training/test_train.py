@@ -18,9 +18,9 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import rednet
-from arguments import TrainingConfig
 from data import load_images
 from loop import parameter_groups, schedule
+from options import TrainingConfig
 from processes import Training
 from train import make_model
 
@@ -136,18 +136,22 @@ def test_refuses_a_folder_of_another_run(root, trained, options):
 
 
 def test_half_precision_accumulation_and_fine_tuning(root, trained, options, tmp_path):
-    """From the weights of the first run: two steps of three batches, in bfloat16, with checkpoints in mid-epoch."""
+    """From the weights of the first run: steps of three batches, in bfloat16, with checkpoints in mid-epoch."""
     path = tmp_path / "finetune.yaml"
     values = {**options[1], "config_name": None, "model_name_or_path": str(trained / "best"), "num_warmup_steps": 0}
     path.write_text(json.dumps(values))
-    more = "--mixed_precision bf16 --gradient_accumulation_steps 3 --max_train_steps 2 --checkpointing_steps 1"
-    code, text = run(
-        root, tmp_path / "run", command(path, tmp_path / "run", *more.split(), "--learning_rate", "0.001")
-    )
-    assert code == 0, text
+    more = "--gradient_accumulation_steps 3 --num_train_epochs 1 --checkpointing_steps 1 --logging_steps 1"
+    losses = []
+    for folder, precision in (("run", "bf16"), ("float32", "no")):
+        arguments = [*more.split(), "--learning_rate", "0.001", "--mixed_precision", precision]
+        code, text = run(root, tmp_path / folder, command(path, tmp_path / folder, *arguments))
+        assert code == 0, text
+        lines = [json.loads(line) for line in (tmp_path / folder / "log.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05) and losses[0] != losses[1]
     results = json.loads((tmp_path / "run/results.json").read_text())
     before = json.loads((trained / "results.json").read_text())["best_eval_accuracy"]
-    assert results["steps"] == 2 and results["eval_accuracy"] > before - 0.1
+    assert results["steps"] == math.ceil(results["train_samples"] // 20 / 3) and results["eval_accuracy"] > before - 0.1
     assert results["best_eval_accuracy"] == results["eval_accuracy"]
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 2
 
