@@ -134,7 +134,7 @@ def test_involutions_are_where_the_paper_has_them():
 
 @pytest.mark.parametrize("trainable_layers", range(6))
 def test_freezes_from_the_stem_on(trainable_layers):
-    model = small_detector(fasterrcnn_rednet_fpn, trainable_layers=trainable_layers).train()
+    model = small_detector(fasterrcnn_rednet_fpn, trainable_layers=trainable_layers)
     body = model.backbone.body
     layers = [body.embedder, *body.encoder.stages]
     trained = [count_parameters(layer, trainable_only=True) == count_parameters(layer) for layer in layers]
