@@ -1,8 +1,8 @@
 """Uses what a training run left, as anybody would: `python training/demo.py outputs/demo`.
 
 Loads the Hub folder through the Auto classes and `pipeline`, prints the top predictions for a handful of test
-pictures, and draws demo.png and demo.svg: pictures with true and predicted classes, and the learning curve. Leaves some of the
-pictures in the folder `examples`, for the app.
+pictures, and draws demo.png and demo.svg: pictures with true and predicted classes, and the learning curve. Leaves
+some of the pictures in the folder `examples`, for the app.
 """
 
 import argparse

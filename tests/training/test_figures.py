@@ -312,6 +312,18 @@ def test_curves_show_the_log(tmp_path, capsys):
     assert (tmp_path / "out/learning_curves.svg").read_bytes() == before
 
 
+@pytest.mark.parametrize("key, name", [("eval_mean_iou", "mIoU"), ("eval_box_ap", "box AP")])
+def test_curves_of_segmentation_and_detection(tmp_path, key, name):
+    """In per cent; a legend has what is drawn, and neither a loss nor a top-1 that the run did not evaluate."""
+    run = write_log(tmp_path / "run", [*LOG[:2], {"step": 25, "epoch": 1, key: 0.375, "eval_samples": 7}])
+    figure = figures.draw_curves([run])
+    assert points(figure)[key] == [[25, 37.5]]
+    loss, accuracy = figure.axes[:2]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training"]
+    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == [name]
+    assert not accuracy.texts  # that nothing is logged yet
+
+
 def test_what_is_missing_is_named(saved, tmp_path):
     (tmp_path / "bad.png").write_text("no picture")
     (tmp_path / "none").mkdir()
