@@ -83,7 +83,7 @@ def draw(rows, probabilities: torch.Tensor, names: list[str], log: list[dict], r
     accuracy_axes.plot([e["step"] for e in evaluations], accuracies, marker="o", color="tab:orange")
     accuracy_axes.set(
         xlabel="step",
-        ylabel="top-1 on the test images (%)",
+        ylabel="test top-1 (%)",
         title=f"{100 * results['eval_accuracy']:.2f} % at the end, {results['parameters']:,} parameters",
     )
     return figure

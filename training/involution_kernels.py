@@ -32,8 +32,7 @@ def involution_kernels(model: PreTrainedModel, pixel_values: Tensor) -> dict[str
 
     def record(name: str, involution: nn.Module, hidden_state: Tensor) -> None:
         # The model itself may never hold the kernel: the operator generates and applies it in one pass. So it is
-        # generated here, from the same input. A hook on the involution leaves that pass as it is, one on `span` would
-        # not.
+        # generated here, from the same input.
         features = involution.reduce(involution.pooler(hidden_state))
         kernel_shape = (involution.groups, involution.kernel_size, involution.kernel_size)
         kernels[name] = involution.span(features).unflatten(1, kernel_shape)
