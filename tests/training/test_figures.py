@@ -157,9 +157,7 @@ def test_heat_maps_are_the_sums_of_the_kernels(model, saved):
 
     # The sum over the window of what a 1x1 convolution generates, as one product with the sum of its weights.
     pixel_values = torch.from_numpy((picture - 0.4) / 0.3).permute(2, 0, 1)[None].float()
-    module, (hidden_state,), _, _ = recorded(model, pixel_values)[
-        "rednet.encoder.stages.1.layers.0.layer.1.involution"
-    ]
+    module, (hidden_state,), _ = recorded(model, pixel_values)["rednet.encoder.stages.1.layers.0.layer.1.involution"]
     with torch.no_grad():
         features = module.reduce(F.avg_pool2d(hidden_state, 2))[0].flatten(1)
         weight, bias = module.span.weight.view(6, 49, -1).sum(1), module.span.bias.view(6, 49).sum(1)
