@@ -117,6 +117,8 @@ def test_costs_are_those_of_the_definition():
         ({"axes": ["kernel_sice=3"]}, "kernel_size"),
         ({"axes": ["kernel_size"]}, "kernel_size=3,5,7"),
         ({"axes": ["kernel_size=4"]}, "odd"),
+        ({"axes": ["kernel_size="]}, "kernel_size=3,5,7"),
+        ({"axes": ["kernel_size=3,[5"]}, "axis 'kernel_size=3,[5': its values are not YAML"),
         ({"axes": []}, "axes is empty"),
         ({"options": ["learning_rte=1"]}, "learning_rate"),
         ({"training": "nowhere.yaml"}, "nowhere.yaml"),
