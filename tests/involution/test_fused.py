@@ -222,7 +222,7 @@ def test_training_keeps_no_kernel():
         ({"features": torch.zeros(2, 8, 9)}, ValueError, "features have 3 dimensions"),
         ({"weight": torch.zeros(50, 8, 1, 1)}, ValueError, r"weight has shape \(50, 8, 1, 1\), expected \(G \* 49, 8"),
         ({"weight": torch.zeros(98, 7, 1, 1)}, ValueError, r"weight has shape \(98, 7, 1, 1\)"),
-        ({"weight": torch.zeros(3 * 49, 8, 1, 1), "bias": None}, ValueError, "a multiple of kernel's 3 groups"),
+        ({"weight": torch.zeros(3 * 49, 8, 1, 1), "bias": None}, ValueError, "a multiple of the number of groups, 3"),
         ({"bias": torch.zeros(97)}, ValueError, r"bias has shape \(97,\), expected \(98,\)"),
         ({"scale": torch.zeros(31)}, ValueError, r"scale has shape \(31,\), expected \(32,\)"),
         ({"scale": None}, ValueError, "together"),

@@ -230,8 +230,8 @@ def shaped(*shape, dtype=torch.float32, device="cpu"):
     [
         (shaped(1, 32, 8), shaped(1, 2, 3, 3, 8, 8), {}, ValueError, ["input", "3 dimensions", "4"]),
         (shaped(1, 32, 8, 8), shaped(1, 18, 8, 8), {}, ValueError, ["kernel", "4 dimensions", "6"]),
-        (shaped(1, 32, 8, 8), shaped(1, 5, 3, 3, 8, 8), {}, ValueError, ["input", "32 channels", "5 groups"]),
-        (shaped(1, 32, 8, 8), shaped(1, 0, 3, 3, 8, 8), {}, ValueError, ["input", "32 channels", "0 groups"]),
+        (shaped(1, 32, 8, 8), shaped(1, 5, 3, 3, 8, 8), {}, ValueError, ["input", "32 channels", "the number of groups, 5"]),
+        (shaped(1, 32, 8, 8), shaped(1, 0, 3, 3, 8, 8), {}, ValueError, ["input", "32 channels", "the number of groups, 0"]),
         (shaped(1, 32, 8, 8), shaped(2, 2, 3, 3, 8, 8), {}, ValueError, ["kernel", "(2, 2, 3, 3", "(1, 2, 3, 3"]),
         (shaped(1, 32, 8, 8), shaped(1, 2, 3, 3, 7, 8), {}, ValueError, ["kernel", "7, 8)", "8, 8)"]),
         (shaped(1, 32, 8, 8), shaped(1, 2, 3, 3, 8, 8), {"stride": 2}, ValueError, ["kernel", "8, 8)", "4, 4)"]),
