@@ -217,10 +217,12 @@ def test_the_converter_pushes(hub, model, place):
 def test_after_a_failure_the_same_command_goes_on(hub, model, place, push):
     folder = write_folder(place / "folder", model)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "README.md"}
+    start = len(hub.log)
     hub.fail(r"/commit/", status=500, times=ALWAYS)
     failed = push(folder, "user/unlucky")
     assert failed.returncode == 1 and "tries again" in failed.stderr
     hub.recover()
+    assert [entry.status for entry in hub.log[start:] if entry.method == "PUT"] == [200, 200]
     assert uploads(hub, "user/unlucky") == 0
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "README.md"}
 

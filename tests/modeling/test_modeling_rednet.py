@@ -1,25 +1,18 @@
 """The model family by the conventions of Transformers."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
+from small_models import random_images, small_config, small_model
 from transformers import (
     AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
-    ConvNextImageProcessor,
-    PreTrainedModel,
-    ResNetConfig,
-    ResNetForImageClassification,
     Trainer,
     TrainingArguments,
 )
@@ -32,7 +25,6 @@ from rednet import (
     count_macs,
     count_parameters,
 )
-from rednet.modeling_rednet import RedNetInvolutionLayer
 
 
 # The paper's table: depth -> parameters, 10^9 multiply-accumulates at 224 x 224.
@@ -43,27 +35,6 @@ PUBLISHED = {
     101: (25_652_950, 4.659),
     152: (33_984_582, 6.679),
 }
-
-
-def small_config(**changes) -> RedNetConfig:
-    values = {"embedding_size": 32, "hidden_sizes": [64, 128], "depths": [1, 2], "num_labels": 5}
-    return RedNetConfig(**{**values, **changes})
-
-
-def small_model(seed: int = 0, **changes) -> RedNetForImageClassification:
-    """With random BatchNorm statistics and weights throughout, so that nothing is multiplied by zero."""
-    torch.manual_seed(seed)
-    model = RedNetForImageClassification(small_config(**changes))
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.running_mean, std=0.1)
-            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return model
-
-
-def random_images(*shape, **options) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), **options)
 
 
 @pytest.mark.parametrize("depth", PUBLISHED)
@@ -206,114 +177,6 @@ def test_loading_resets_what_the_checkpoint_lacks(tmp_path):
     assert norm.num_batches_tracked == 0
 
 
-def enable_checkpointing(model, use_reentrant: bool) -> None:
-    """By the public method, which has two names across the supported releases of Transformers."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": use_reentrant})
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_gradient_checkpointing_changes_nothing(use_reentrant):
-    """Equal gradients, and BatchNorm statistics that have seen the batch once."""
-    images, labels = random_images(2, 3, 48, 48, requires_grad=True), torch.tensor([1, 2])
-    plain, checkpointed = small_model(), small_model()
-    enable_checkpointing(checkpointed, use_reentrant)
-    for model in (plain, checkpointed):
-        model.train()
-        model(images, labels=labels).loss.backward()
-    for (name, expected), value in zip(plain.named_parameters(), checkpointed.parameters()):
-        torch.testing.assert_close(value.grad, expected.grad, msg=name)
-    for (name, expected), value in zip(plain.named_buffers(), checkpointed.buffers()):
-        assert torch.equal(value, expected), name
-
-
-def test_gradient_checkpointing_inside_of_another_model():
-    """A detector that enables checkpointing for all of its parts must not count the batch twice either."""
-
-    class Detector(PreTrainedModel):
-        config_class = RedNetConfig
-        supports_gradient_checkpointing = True
-
-        def __init__(self, config):
-            super().__init__(config)
-            self.backbone = RedNetBackbone(config)
-            self.post_init()
-
-    detector = Detector(small_config()).train()
-    enable_checkpointing(detector, use_reentrant=False)
-    detector.backbone(random_images(2, 3, 48, 48)).feature_maps[0].sum().backward()
-    counts = [m.num_batches_tracked.item() for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    assert set(counts) == {1}
-
-
-def test_gradient_checkpointing_under_compile():
-    images, labels = random_images(2, 3, 48, 48), torch.tensor([1, 2])
-    plain, checkpointed = small_model(), small_model()
-    enable_checkpointing(checkpointed, use_reentrant=False)
-    compiled = torch.compile(checkpointed.train(), backend="aot_eager")
-    compiled(images, labels=labels).loss.backward()
-    plain.train()(images, labels=labels).loss.backward()
-    for (name, expected), value in zip(plain.named_buffers(), checkpointed.named_buffers()):
-        torch.testing.assert_close(value[1], expected, msg=name)
-
-
-class Recorder(TorchDispatchMode):
-    # What makes feature maps; views of them as matrices (B, H, W, C) are none.
-    makers = {f"aten::{name}" for name in ("convolution", "native_batch_norm", "relu_", "add_", "avg_pool2d")}
-    makers |= {"aten::max_pool2d_with_indices", "involution::involution2d_fused"}
-
-    def __init__(self):
-        super().__init__()
-        self.names, self.outputs = [], []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        self.names.append(func._schema.name)
-        if func._schema.name in self.makers:
-            results = result if isinstance(result, tuple) else [result]
-            self.outputs += [t for t in results if isinstance(t, torch.Tensor)]
-        return result
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_channels_last_from_end_to_end(training):
-    """Every feature map is channels-last; copied is but what the strided shortcut takes, a quarter of its input."""
-    model = small_model().train(training).to(memory_format=torch.channels_last)
-    images = random_images(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    with Recorder() as recorder:
-        model(images)
-    assert recorder.names.count("involution::involution2d_fused") == 4
-    copies = {"aten::clone", "aten::copy_", "aten::contiguous", "aten::_to_copy", "aten::reshape", "aten::im2col"}
-    assert [name for name in recorder.names if name in copies] == ["aten::clone"]
-    for output in recorder.outputs:
-        if output.dim() == 4 and output.shape[2] > 1:
-            assert output.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_memory_formats_agree():
-    model = small_model().double().eval()
-    images = random_images(2, 3, 65, 47, dtype=torch.float64)
-    with torch.no_grad():
-        expected = model(images).logits
-        last = model.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last)).logits
-    torch.testing.assert_close(last, expected)
-
-
-@pytest.mark.parametrize("how", ["weights", "autocast"])
-def test_bfloat16(how):
-    model = small_model().eval()
-    images = random_images(2, 3, 64, 64)
-    with torch.no_grad():
-        expected = model(images).logits
-        if how == "weights":
-            logits = model.bfloat16()(images.bfloat16()).logits
-        else:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                logits = model(images).logits
-    assert logits.dtype == torch.bfloat16
-    assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
-
-
 @given(height=st.integers(32, 75), width=st.integers(32, 75), stem_stride=st.sampled_from([1, 2, 4]))
 @settings(max_examples=15)
 def test_any_size_from_32_up(height, width, stem_stride):
@@ -331,14 +194,6 @@ def test_any_size_from_32_up(height, width, stem_stride):
 def test_wrong_number_of_channels_is_refused():
     with pytest.raises(ValueError, match="1 channels, expected 3"):
         small_model()(torch.zeros(1, 1, 64, 64))
-
-
-def test_compiles_as_one_graph():
-    model = small_model().eval()
-    images = random_images(2, 3, 64, 64)
-    with torch.no_grad():
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(images).logits, model(images).logits)
 
 
 def test_trainer_accumulates_as_the_large_batch(tmp_path):
@@ -377,176 +232,3 @@ def test_image_processor_is_found_by_the_configuration(tmp_path):
     assert "ConvNextImageProcessor" in type(processor).__name__
     image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
     assert processor(image, return_tensors="pt").pixel_values.shape == (1, 3, 64, 64)
-
-
-WITHOUT_TORCHVISION = """
-import importlib.util, sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torchvision", "timm"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Absent())
-find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name in ("torchvision", "timm") else find_spec(name, *rest)
-
-import rednet
-from PIL import Image
-from transformers import AutoImageProcessor, pipeline
-print(type(AutoImageProcessor.from_pretrained(sys.argv[1])).__name__)
-assert len(pipeline("image-classification", model=sys.argv[1])(Image.new("RGB", (80, 60)), top_k=2)) == 2
-assert not {"torchvision", "timm"} & set(sys.modules)
-"""
-
-
-def test_imports_without_pillow():
-    code = WITHOUT_TORCHVISION.split("import rednet")[0].replace('("torchvision", "timm")', '("torchvision", "PIL")')
-    code += "import rednet, torch; rednet.RedNetModel(rednet.RedNetConfig(depths=[1, 1, 1, 1])).eval()(torch.zeros(1, 3, 32, 32))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-
-
-def test_works_without_torchvision(tmp_path):
-    small_model().save_pretrained(tmp_path)
-    ConvNextImageProcessor(size={"shortest_edge": 64}).save_pretrained(tmp_path)
-    command = [sys.executable, "-c", WITHOUT_TORCHVISION, str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "ConvNextImageProcessorPil"
-
-
-def test_importing_compiles_nothing(tmp_path):
-    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", "import rednet"], env=environment, check=True)
-    assert not list(tmp_path.iterdir())
-
-
-def saved_bytes(model: torch.nn.Module, images: torch.Tensor) -> int:
-    """What a forward pass keeps for the backward pass, every storage counted once."""
-    storages = {}
-
-    def pack(tensor):
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(images)
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    return sum(storage.nbytes() for pointer, storage in storages.items() if pointer not in parameters)
-
-
-def test_trains_in_less_memory_than_resnet(root):
-    """Parameters, momentum and what is kept for the backward pass, at the size of images where ResNet has its best."""
-    config = AutoConfig.from_pretrained(root / "configs/models/rednet-50.json")
-    images = random_images(4, 3, 96, 96).contiguous(memory_format=torch.channels_last)
-    total = []
-    for model in (RedNetForImageClassification(config), ResNetForImageClassification(ResNetConfig(num_labels=1000))):
-        model.train().to(memory_format=torch.channels_last)
-        total.append(saved_bytes(model, images) + 2 * sum(p.nbytes for p in model.parameters()))
-    assert total[0] < total[1]
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_training_layer_has_the_gradients_of_its_parts(stride):
-    torch.manual_seed(0)
-    config = RedNetConfig(group_channels=2, reduction_ratio=2, hidden_act="tanh")
-    layer = RedNetInvolutionLayer(config, 4, 3, stride).double().train()
-    input = torch.randn(2, 4, 5, 4, dtype=torch.float64, requires_grad=True)
-    names = [name for name, _ in layer.named_parameters()]
-
-    def f(input, *parameters):
-        return torch.func.functional_call(layer, dict(zip(names, parameters)), (input,))
-
-    arguments = (input, *layer.parameters())
-    assert type(f(*arguments).grad_fn.next_functions[0][0]).__name__ == "_NormalizedInvolutionBackward"
-    assert torch.autograd.gradcheck(f, arguments)
-    assert torch.autograd.gradgradcheck(f, arguments)
-
-    # A hook makes the layer go step by step: the same result, and the same statistics.
-    parts = RedNetInvolutionLayer(config, 4, 3, stride).double().train()
-    parts.load_state_dict(layer.state_dict())
-    parts.normalization.register_forward_hook(lambda *_: None)
-    torch.testing.assert_close(parts(input), layer(input))
-    for (name, expected), value in zip(parts.named_buffers(), layer.buffers()):
-        torch.testing.assert_close(value, expected, msg=name)
-
-
-@pytest.mark.parametrize("batch, size", [(1, 32), (2, 65), (3, 128)])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_inference_computes_what_its_layers_say(batch, size, layout):
-    """Folded normalization, matrix products and the fused operator, against every module called one by one."""
-    model = small_model(embedding_size=64, hidden_sizes=[64, 128, 256], depths=[1, 2, 1]).double().eval()
-    model.to(memory_format=layout)
-    images = random_images(batch, 3, size, size, dtype=torch.float64).contiguous(memory_format=layout)
-    with torch.no_grad():
-        logits = model(images).logits
-        for module in model.modules():
-            if isinstance(module, (torch.nn.Conv2d, torch.nn.BatchNorm2d)):
-                module.register_forward_hook(lambda *_: None)
-        torch.testing.assert_close(logits, model(images).logits)
-
-
-def test_changed_layers_are_called():
-    """Adapters and hooks inside of a model are not passed over by what is folded and fused around them."""
-    model = small_model().eval()
-    images = random_images(1, 3, 48, 48)
-    calls = []
-    for name, module in model.named_modules():
-        if isinstance(module, (torch.nn.Conv2d, torch.nn.BatchNorm2d)):
-            module.register_forward_hook(lambda *_, name=name: calls.append(name))
-    with torch.no_grad():
-        model(images)
-    expected = [n for n, m in model.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.BatchNorm2d))]
-    assert sorted(calls) == sorted(expected)
-
-
-def test_weights_that_are_brought_when_a_layer_is_called():
-    """Accelerate's offloading keeps weights elsewhere until the module that owns them is called."""
-    from accelerate import cpu_offload
-
-    model, images = small_model().eval(), random_images(1, 3, 48, 48)
-    with torch.no_grad():
-        expected = model(images).logits
-        torch.testing.assert_close(cpu_offload(model, torch.device("cpu"))(images).logits, expected)
-
-
-def test_fuse_changes_nothing_but_the_layers():
-    model = small_model().eval()
-    images = random_images(2, 3, 65, 48)
-    with torch.no_grad():
-        expected = model(images).logits
-        assert model.fuse() is model
-        torch.testing.assert_close(model(images).logits, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
-    norms = [name for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    assert norms and all(name.endswith(("layers.1.normalization", "layer.1.normalization")) for name in norms)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.fuse()  # a second time there is nothing left to fold
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-
-
-def test_fuse_refuses_what_it_would_break(tmp_path):
-    model = small_model().train()
-    with pytest.raises(ValueError, match=r"model.eval\(\) first"):
-        model.fuse()
-    model.eval()
-    hook = model.rednet.encoder.stages[0].layers[0].layer[0].convolution.register_forward_hook(lambda *_: None)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match="without hooks"):
-        model.fuse()
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    hook.remove()
-    model.fuse()
-    with pytest.raises(ValueError, match="load it again"):
-        model.train()
-    with pytest.raises(ValueError, match="before fuse"):
-        model.save_pretrained(tmp_path / "model")
-    assert not (tmp_path / "model").exists()
-
-
-def test_compiles_with_freezing():
-    """One graph; what was compiled folds and fuses as it likes around the operator."""
-    model = small_model().eval().to(memory_format=torch.channels_last)
-    images = random_images(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
-        expected = model(images).logits
-        logits = torch.compile(model, fullgraph=True)(images).logits
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * expected.abs().max().item())

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from pictures import COIN, coins, flower_and_sky
 from PIL import Image
+from small_models import random_images, randomize_norms
 from torch.optim.lr_scheduler import OneCycleLR
 from torchvision.ops import FeaturePyramidNetwork
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, SegformerImageProcessor, pipeline
@@ -15,41 +16,27 @@ from rednet import (
     RedNetConfig,
     RedNetForImageClassification,
     RedNetForSemanticSegmentation,
-    count_macs,
-    count_parameters,
 )
 
 
 def small_model(**changes) -> RedNetForSemanticSegmentation:
-    """With random BatchNorm statistics and weights throughout, so that nothing is multiplied by zero."""
     torch.manual_seed(0)
     values = {"embedding_size": 32, "hidden_sizes": [64, 64, 128, 128], "depths": [1, 1, 1, 1], "num_labels": 5}
     values |= {"neck_hidden_size": 32, "decoder_hidden_size": 24}
     model = RedNetForSemanticSegmentation(RedNetConfig(**{**values, **changes}))
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.running_mean, std=0.1)
-            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    randomize_norms(model)
     return model.eval()
 
 
-def random_images(*shape, **options) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), **options)
-
-
-@pytest.mark.parametrize(
-    "name, parameters, macs", [("rednet-50-cityscapes", 18.5, 293.9), ("rednet-50-cityscapes-involution", 16.4, 205.2)]
-)
-def test_published_parameters_and_macs(root, name, parameters, macs):
+@pytest.mark.parametrize("name", ["rednet-50-cityscapes", "rednet-50-cityscapes-involution"])
+def test_configurations_of_cityscapes(root, name):
+    """What test_downstream.py and the recipes' test do not say of them: the class that is made, and the labels."""
     config = AutoConfig.from_pretrained(root / f"configs/models/{name}.json")
     with torch.device("meta"):
         model = AutoModelForSemanticSegmentation.from_config(config)
     assert type(model) is RedNetForSemanticSegmentation
     assert (config.num_labels, config.id2label[0], config.label2id["bicycle"]) == (19, "road", 18)
     assert config.architectures == ["RedNetForSemanticSegmentation"]
-    assert round(count_parameters(model) / 1e6, 1) == parameters
-    assert abs(count_macs(model, 1024, 2048) / 1e9 / macs - 1) < 0.03
 
 
 @pytest.mark.parametrize("neck_type", ["convolution", "involution"])

@@ -4,9 +4,13 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 from sklearn.datasets import load_digits
+from transformers import ConvNextImageProcessor
+
+import rednet
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +73,14 @@ def options(digits, tmp_path_factory):
     path = folder / "digits.yaml"
     path.write_text(json.dumps(values))  # JSON is YAML
     return path, values
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory):
+    """A model for five classes, with random weights."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("start")
+    sizes = {"embedding_size": 32, "hidden_sizes": [64, 128], "depths": [1, 1], "stem_stride": 1, "num_labels": 5}
+    rednet.RedNetForImageClassification(rednet.RedNetConfig(**sizes)).save_pretrained(folder)
+    ConvNextImageProcessor(size={"shortest_edge": 8}, crop_pct=1.0, do_convert_rgb=True).save_pretrained(folder)
+    return folder

@@ -136,11 +136,15 @@ def test_refuses_a_folder_of_another_run(root, trained, options):
 
 
 def test_half_precision_accumulation_and_fine_tuning(root, trained, options, tmp_path):
-    """From the weights of the first run: steps of three batches, in bfloat16, with checkpoints in mid-epoch."""
+    """
+    From the weights of the first run, in bfloat16, with checkpoints in mid-epoch. 130 images are 13 batches, and with
+    three of them in a step, of which none crosses the end of an epoch, 5 steps an epoch.
+    """
     path = tmp_path / "finetune.yaml"
     values = {**options[1], "config_name": None, "model_name_or_path": str(trained / "best"), "num_warmup_steps": 0}
     path.write_text(json.dumps(values))
-    more = "--gradient_accumulation_steps 3 --num_train_epochs 1 --checkpointing_steps 1 --logging_steps 1"
+    more = "--max_train_samples 130 --per_device_train_batch_size 10 --gradient_accumulation_steps 3"
+    more += " --num_train_epochs 2 --checkpointing_steps 1 --logging_steps 1"
     losses = []
     for folder, precision in (("run", "bf16"), ("float32", "no")):
         arguments = [*more.split(), "--learning_rate", "0.001", "--mixed_precision", precision]
@@ -148,12 +152,13 @@ def test_half_precision_accumulation_and_fine_tuning(root, trained, options, tmp
         assert code == 0, text
         lines = [json.loads(line) for line in (tmp_path / folder / "log.jsonl").read_text().splitlines()]
         losses.append([line["loss"] for line in lines if "loss" in line])
+    assert len(losses[0]) == 10 and all(map(math.isfinite, losses[0] + losses[1]))
     assert losses[0] == pytest.approx(losses[1], rel=0.05) and losses[0] != losses[1]
     results = json.loads((tmp_path / "run/results.json").read_text())
     before = json.loads((trained / "results.json").read_text())["best_eval_accuracy"]
-    assert results["steps"] == math.ceil(results["train_samples"] // 20 / 3)
+    assert (results["steps"], results["epochs"]) == (10, 2)
     assert results["eval_accuracy"] > before - 0.1
-    assert results["best_eval_accuracy"] == results["eval_accuracy"]
+    assert results["best_eval_accuracy"] >= results["eval_accuracy"]
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 2
 
 

@@ -1,0 +1,258 @@
+"""How the models are run: checkpointing, memory layouts, numbers of 16 bits, folded and fused layers, compilation."""
+
+import pytest
+import torch
+from small_models import random_images, small_config, small_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, PreTrainedModel, ResNetConfig, ResNetForImageClassification
+
+from rednet import RedNetBackbone, RedNetConfig, RedNetForImageClassification
+from rednet.modeling_rednet import RedNetInvolutionLayer
+
+
+def enable_checkpointing(model, use_reentrant: bool) -> None:
+    """By the public method, which has two names across the supported releases of Transformers."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": use_reentrant})
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(use_reentrant):
+    """Equal gradients, and BatchNorm statistics that have seen the batch once."""
+    images, labels = random_images(2, 3, 48, 48, requires_grad=True), torch.tensor([1, 2])
+    plain, checkpointed = small_model(), small_model()
+    enable_checkpointing(checkpointed, use_reentrant)
+    for model in (plain, checkpointed):
+        model.train()
+        model(images, labels=labels).loss.backward()
+    for (name, expected), value in zip(plain.named_parameters(), checkpointed.parameters()):
+        torch.testing.assert_close(value.grad, expected.grad, msg=name)
+    for (name, expected), value in zip(plain.named_buffers(), checkpointed.buffers()):
+        assert torch.equal(value, expected), name
+
+
+def test_gradient_checkpointing_inside_of_another_model():
+    """A detector that enables checkpointing for all of its parts must not count the batch twice either."""
+
+    class Detector(PreTrainedModel):
+        config_class = RedNetConfig
+        supports_gradient_checkpointing = True
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.backbone = RedNetBackbone(config)
+            self.post_init()
+
+    detector = Detector(small_config()).train()
+    enable_checkpointing(detector, use_reentrant=False)
+    detector.backbone(random_images(2, 3, 48, 48)).feature_maps[0].sum().backward()
+    counts = [m.num_batches_tracked.item() for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert set(counts) == {1}
+
+
+def test_gradient_checkpointing_under_compile():
+    images, labels = random_images(2, 3, 48, 48), torch.tensor([1, 2])
+    plain, checkpointed = small_model(), small_model()
+    enable_checkpointing(checkpointed, use_reentrant=False)
+    compiled = torch.compile(checkpointed.train(), backend="aot_eager")
+    compiled(images, labels=labels).loss.backward()
+    plain.train()(images, labels=labels).loss.backward()
+    for (name, expected), value in zip(plain.named_buffers(), checkpointed.named_buffers()):
+        torch.testing.assert_close(value[1], expected, msg=name)
+
+
+class Recorder(TorchDispatchMode):
+    # What makes feature maps; views of them as matrices (B, H, W, C) are none.
+    makers = {f"aten::{name}" for name in ("convolution", "native_batch_norm", "relu_", "add_", "avg_pool2d")}
+    makers |= {"aten::max_pool2d_with_indices", "involution::involution2d_fused"}
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.outputs = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.names.append(func._schema.name)
+        if func._schema.name in self.makers:
+            results = result if isinstance(result, tuple) else [result]
+            self.outputs += [t for t in results if isinstance(t, torch.Tensor)]
+        return result
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_channels_last_from_end_to_end(training):
+    """Every feature map is channels-last; copied is but what the strided shortcut takes, a quarter of its input."""
+    model = small_model().train(training).to(memory_format=torch.channels_last)
+    images = random_images(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with Recorder() as recorder:
+        model(images)
+    assert recorder.names.count("involution::involution2d_fused") == 4
+    copies = {"aten::clone", "aten::copy_", "aten::contiguous", "aten::_to_copy", "aten::reshape", "aten::im2col"}
+    assert [name for name in recorder.names if name in copies] == ["aten::clone"]
+    for output in recorder.outputs:
+        if output.dim() == 4 and output.shape[2] > 1:
+            assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_memory_formats_agree():
+    model = small_model().double().eval()
+    images = random_images(2, 3, 65, 47, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(images).logits
+        last = model.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last)).logits
+    torch.testing.assert_close(last, expected)
+
+
+@pytest.mark.parametrize("how", ["weights", "autocast"])
+def test_bfloat16(how):
+    model = small_model().eval()
+    images = random_images(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images).logits
+        if how == "weights":
+            logits = model.bfloat16()(images.bfloat16()).logits
+        else:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                logits = model(images).logits
+    assert logits.dtype == torch.bfloat16
+    assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_compiles_as_one_graph():
+    model = small_model().eval()
+    images = random_images(2, 3, 64, 64)
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(images).logits, model(images).logits)
+
+
+def saved_bytes(model: torch.nn.Module, images: torch.Tensor) -> int:
+    """What a forward pass keeps for the backward pass, every storage counted once."""
+    storages = {}
+
+    def pack(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(images)
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    return sum(storage.nbytes() for pointer, storage in storages.items() if pointer not in parameters)
+
+
+def test_trains_in_less_memory_than_resnet(root):
+    """Parameters, momentum and what is kept for the backward pass, at the size of images where ResNet has its best."""
+    config = AutoConfig.from_pretrained(root / "configs/models/rednet-50.json")
+    images = random_images(4, 3, 96, 96).contiguous(memory_format=torch.channels_last)
+    total = []
+    for model in (RedNetForImageClassification(config), ResNetForImageClassification(ResNetConfig(num_labels=1000))):
+        model.train().to(memory_format=torch.channels_last)
+        total.append(saved_bytes(model, images) + 2 * sum(p.nbytes for p in model.parameters()))
+    assert total[0] < total[1]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_training_layer_has_the_gradients_of_its_parts(stride):
+    torch.manual_seed(0)
+    config = RedNetConfig(group_channels=2, reduction_ratio=2, hidden_act="tanh")
+    layer = RedNetInvolutionLayer(config, 4, 3, stride).double().train()
+    input = torch.randn(2, 4, 5, 4, dtype=torch.float64, requires_grad=True)
+    names = [name for name, _ in layer.named_parameters()]
+
+    def f(input, *parameters):
+        return torch.func.functional_call(layer, dict(zip(names, parameters)), (input,))
+
+    arguments = (input, *layer.parameters())
+    assert type(f(*arguments).grad_fn.next_functions[0][0]).__name__ == "_NormalizedInvolutionBackward"
+    assert torch.autograd.gradcheck(f, arguments)
+    assert torch.autograd.gradgradcheck(f, arguments)
+
+    # A hook makes the layer go step by step: the same result, and the same statistics.
+    parts = RedNetInvolutionLayer(config, 4, 3, stride).double().train()
+    parts.load_state_dict(layer.state_dict())
+    parts.normalization.register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(parts(input), layer(input))
+    for (name, expected), value in zip(parts.named_buffers(), layer.buffers()):
+        torch.testing.assert_close(value, expected, msg=name)
+
+
+@pytest.mark.parametrize("batch, size", [(1, 32), (2, 65), (3, 128)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_inference_computes_what_its_layers_say(batch, size, layout):
+    """Folded normalization, matrix products and the fused operator, against every module called one by one."""
+    model = small_model(embedding_size=64, hidden_sizes=[64, 128, 256], depths=[1, 2, 1]).double().eval()
+    model.to(memory_format=layout)
+    images = random_images(batch, 3, size, size, dtype=torch.float64).contiguous(memory_format=layout)
+    with torch.no_grad():
+        logits = model(images).logits
+        for module in model.modules():
+            if isinstance(module, (torch.nn.Conv2d, torch.nn.BatchNorm2d)):
+                module.register_forward_hook(lambda *_: None)
+        torch.testing.assert_close(logits, model(images).logits)
+
+
+def test_changed_layers_are_called():
+    """Adapters and hooks inside of a model are not passed over by what is folded and fused around them."""
+    model = small_model().eval()
+    images = random_images(1, 3, 48, 48)
+    calls = []
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.BatchNorm2d)):
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    with torch.no_grad():
+        model(images)
+    expected = [n for n, m in model.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.BatchNorm2d))]
+    assert sorted(calls) == sorted(expected)
+
+
+def test_weights_that_are_brought_when_a_layer_is_called():
+    """Accelerate's offloading keeps weights elsewhere until the module that owns them is called."""
+    from accelerate import cpu_offload
+
+    model, images = small_model().eval(), random_images(1, 3, 48, 48)
+    with torch.no_grad():
+        expected = model(images).logits
+        torch.testing.assert_close(cpu_offload(model, torch.device("cpu"))(images).logits, expected)
+
+
+def test_fuse_changes_nothing_but_the_layers():
+    model = small_model().eval()
+    images = random_images(2, 3, 65, 48)
+    with torch.no_grad():
+        expected = model(images).logits
+        assert model.fuse() is model
+        torch.testing.assert_close(model(images).logits, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+    norms = [name for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms and all(name.endswith(("layers.1.normalization", "layer.1.normalization")) for name in norms)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.fuse()  # a second time there is nothing left to fold
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_fuse_refuses_what_it_would_break(tmp_path):
+    model = small_model().train()
+    with pytest.raises(ValueError, match=r"model.eval\(\) first"):
+        model.fuse()
+    model.eval()
+    hook = model.rednet.encoder.stages[0].layers[0].layer[0].convolution.register_forward_hook(lambda *_: None)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="without hooks"):
+        model.fuse()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    hook.remove()
+    model.fuse()
+    with pytest.raises(ValueError, match="load it again"):
+        model.train()
+    with pytest.raises(ValueError, match="before fuse"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_compiles_with_freezing():
+    """One graph; what was compiled folds and fuses as it likes around the operator."""
+    model = small_model().eval().to(memory_format=torch.channels_last)
+    images = random_images(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+        expected = model(images).logits
+        logits = torch.compile(model, fullgraph=True)(images).logits
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
