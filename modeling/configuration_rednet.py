@@ -9,8 +9,8 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 
-# Where Auto classes find the code of a checkpoint: in these two files, which travel with every one.
-REMOTE_CODE = ("configuration_rednet.py", "modeling_rednet.py")
+# Where Auto classes find the code of a checkpoint: in these files, which travel with every one.
+REMOTE_CODE = ("configuration_rednet.py", "execution_rednet.py", "modeling_rednet.py", "operator_rednet.py")
 AUTO_MAP = {
     "AutoConfig": "configuration_rednet.RedNetConfig",
     "AutoModel": "modeling_rednet.RedNetModel",

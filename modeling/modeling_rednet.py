@@ -1,12 +1,9 @@
 """PyTorch RedNet model."""
 
 import itertools
-import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,123 +21,36 @@ from transformers.modeling_outputs import (
     SemanticSegmenterOutput,
 )
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import auto_docstring, can_return_tuple, logging
+from transformers.utils import auto_docstring, can_return_tuple
 
 from .configuration_rednet import RedNetConfig
+from .execution_rednet import (
+    can_normalize_involution,
+    convolve_and_normalize,
+    is_affine,
+    is_plain,
+    is_pointwise,
+    normalize_involution,
+    scale_and_shift,
+)
+from .operator_rednet import involution2d, involution2d_fused
 
 
-logger = logging.get_logger(__name__)
-
-try:
-    from involution import involution2d, involution2d_fused, operators
-except ImportError as error:  # as remote code, where the package with the compiled operator is not installed
-    involution2d_fused, _missing = None, str(error)
-    if _source := os.environ.get("REDNET_KERNEL"):
-        try:
-            from kernels import get_kernel, get_local_kernel
-
-            # By default a CUDA build of torch would take no kernel for the CPU, GPU or not. Who names a repository
-            # trusts its code; without this `kernels` asks that the Hub vouches for its owner.
-            _backend = None if torch.cuda.is_available() else "cpu"
-            _kernel = (
-                get_local_kernel(Path(_source), backend=_backend)
-                if os.path.isdir(_source)
-                else get_kernel(_source, version=1, backend=_backend, trust_remote_code=[_source])
-            )
-            operators, involution2d = _kernel.operators, _kernel.involution2d
-            involution2d_fused = _kernel.involution2d_fused
-        except Exception as error:  # whatever goes wrong, plain PyTorch can take over
-            _missing = f"REDNET_KERNEL={_source} cannot be loaded: {error!r}"
-
-if involution2d_fused is None:
-
-    def involution2d(input: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
-        """Applies kernels (B, G, K, K, H', W') to an input (B, C, H, W) with "same" padding, in plain PyTorch."""
-        if not torch.compiler.is_compiling():  # where a warning would break the graph
-            logger.warning_once(
-                f"RedNet's involutions run in plain PyTorch, slower and with far more memory ({_missing}). For the "
-                "compiled operator install the package `rednet` from its repository (`pip install .` there), or "
-                "`pip install kernels` and set REDNET_KERNEL to a repository (user/involution) or folder with it."
-            )
-        batch, groups, kernel_size, _, height, width = kernel.shape
-        columns = F.unfold(input, kernel_size, padding=kernel_size // 2, stride=stride)
-        columns = columns.view(batch, groups, -1, kernel_size, kernel_size, height, width)
-        return (kernel.unsqueeze(2) * columns).sum((3, 4)).flatten(1, 2)
-
-
-def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module does what its class does with its own parameters, and nothing is hooked to its call.
-
-    Adapters, quantisation, parametrisations and the hooks that bring offloaded weights change one of these. Then the
-    module has to be called, not computed from its parameters.
+class RedNetFoldedNorm(nn.Module):
     """
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) is kind and "forward" not in vars(module) and not any(hooks)
-
-
-def _activation(name: str) -> nn.Module:
-    activation = ACT2FN[name]
-    if isinstance(activation, nn.ReLU):
-        activation.inplace = True  # its input is always a fresh result which nothing else needs
-    return activation
-
-
-def _is_affine(norm: nn.Module) -> bool:
-    """Whether a normalization, here and now, is a scale and a shift whose gradients nobody asks for."""
-    return _is_plain(norm, nn.BatchNorm2d) and not norm.training and not torch.is_grad_enabled()
-
-
-def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What a BatchNorm does in evaluation mode: (C,) each, in float32 at least."""
-    dtype = torch.promote_types(norm.weight.dtype, torch.float32)
-    scale = norm.weight.to(dtype) * torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
-    return scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
-
-
-def _few_pixels(weight: Tensor, bias: Tensor | None) -> int:
+    Takes the place of a BatchNorm that `fuse()` folded into the operator before it: into the weights of a convolution,
+    or as `scale` and `shift` (C,) into the pass of an involution.
     """
-    Up to how many pixels a matrix product beats a 1x1 convolution on a CPU: for those oneDNN reorders the weights at
-    every call. In float32 the product writes the bias first (measured with torch 2.15 on AVX-512 and AMX).
-    """
-    if weight.dtype == torch.bfloat16:
-        return 16384
-    return 4096 if bias is None else 1024
 
+    def __init__(self, scale: Tensor | None = None, shift: Tensor | None = None):
+        super().__init__()
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
 
-def _convolve(hidden_state: Tensor, weight: Tensor, bias: Tensor | None, convolution: nn.Conv2d) -> Tensor:
-    """`convolution` with this weight and bias; a 1x1 convolution of few pixels as a matrix product."""
-    (stride_h, stride_w), pixels = convolution.stride, hidden_state.numel() // hidden_state.shape[1]
-    if (
-        convolution.kernel_size == (1, 1)
-        and pixels <= _few_pixels(weight, bias) * stride_h * stride_w
-        and hidden_state.is_contiguous(memory_format=torch.channels_last)
-    ):
-        pixels = hidden_state.permute(0, 2, 3, 1)[:, ::stride_h, ::stride_w].contiguous()
-        return F.linear(pixels, weight.flatten(1), bias).permute(0, 3, 1, 2)
-    return F.conv2d(hidden_state, weight, bias, convolution.stride, convolution.padding)
-
-
-def _convolve_and_normalize(convolution: nn.Module, norm: nn.Module, hidden_state: Tensor) -> Tensor:
-    """
-    Convolution and BatchNorm; in eager mode on a CPU in the ways that are faster there.
-
-    In inference the scale of the normalization goes to whichever are fewer, weights or results: a pass over memory
-    costs as much as many multiplications.
-    """
-    if (
-        hidden_state.device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
-        or not _is_plain(convolution, nn.Conv2d)
-    ):
-        return norm(convolution(hidden_state))
-    weight, dtype = convolution.weight, hidden_state.dtype
-    results = hidden_state.numel() // (hidden_state.shape[1] * math.prod(convolution.stride))
-    if _is_affine(norm) and math.prod(weight.shape[1:]) < results:
-        scale, shift = _scale_and_shift(norm)
-        weight = weight * scale.to(dtype)[:, None, None, None]
-        return _convolve(hidden_state, weight, shift.to(dtype), convolution)
-    return norm(_convolve(hidden_state, weight, convolution.bias, convolution))
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        if self.scale is None:
+            return hidden_state
+        return (hidden_state * self.scale[:, None, None] + self.shift[:, None, None]).to(hidden_state.dtype)
 
 
 class RedNetConvLayer(nn.Module):
@@ -159,10 +69,10 @@ class RedNetConvLayer(nn.Module):
             in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False
         )
         self.normalization = nn.BatchNorm2d(out_channels)
-        self.activation = _activation(activation) if activation is not None else nn.Identity()
+        self.activation = ACT2FN[activation] if activation is not None else nn.Identity()
 
     def forward(self, hidden_state: Tensor) -> Tensor:
-        return self.activation(_convolve_and_normalize(self.convolution, self.normalization, hidden_state))
+        return self.activation(convolve_and_normalize(self.convolution, self.normalization, hidden_state))
 
 
 class RedNetInvolution(nn.Module):
@@ -192,8 +102,9 @@ class RedNetInvolution(nn.Module):
     def forward(
         self, hidden_state: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, relu: bool = False
     ) -> Tensor:
+        """`scale` and `shift` (C,), and a ReLU, are applied to the output in the same pass."""
         features = self.reduce(self.pooler(hidden_state))
-        if involution2d_fused is not None and _is_plain(self.span, nn.Conv2d):
+        if involution2d_fused is not None and is_pointwise(self.span):
             return involution2d_fused(
                 hidden_state,
                 features,
@@ -206,99 +117,37 @@ class RedNetInvolution(nn.Module):
                 relu=relu,
             )
         kernel = self.span(features).unflatten(1, (self.groups, self.kernel_size, self.kernel_size))
-        output = involution2d(hidden_state, kernel, stride=self.stride)
+        output = involution2d(hidden_state, kernel, self.stride, self.kernel_size // 2)
         if scale is not None:
             output = (output * scale[:, None, None] + shift[:, None, None]).to(output.dtype)
-        return output.relu_() if relu else output
-
-
-class _NormalizedInvolution(torch.autograd.Function):
-    """
-    Involution with a generated kernel, and BatchNorm in training mode. Neither the kernel, three times the size of the
-    activation, nor what is normalized is kept for the backward pass: both are made again there. That is why RedNet
-    trains in less memory than ResNet.
-    """
-
-    @staticmethod
-    def forward(
-        ctx, hidden_state, features, weight, bias, gamma, beta, running_mean, running_var, momentum, eps, size, stride
-    ):
-        output = involution2d_fused(hidden_state, features, weight, bias, size, stride)
-        output, mean, inverse_std = torch.native_batch_norm(
-            output, gamma, beta, running_mean, running_var, True, momentum, eps
-        )
-        ctx.save_for_backward(hidden_state, features, weight, bias, gamma, mean, inverse_std)
-        ctx.eps, ctx.size, ctx.stride = eps, size, stride
-        return output
-
-    @staticmethod
-    def backward(ctx, grad):
-        hidden_state, features, weight, bias, gamma, mean, inverse_std = ctx.saved_tensors
-        groups, size, aten = weight.shape[0] // ctx.size**2, [ctx.size] * 2, torch.ops.aten
-        kernel = F.conv2d(features, weight, bias).unflatten(1, (groups, *size))
-        window = [ctx.stride] * 2, [ctx.size // 2] * 2, [1, 1]
-        output = involution2d(hidden_state, kernel, stride=ctx.stride)
-        grad, grad_gamma, grad_beta = aten.native_batch_norm_backward(
-            grad, output, gamma, None, None, mean, inverse_std, True, ctx.eps, [True] * 3
-        )
-        grad_input = operators.involution2d_input_grad(grad, kernel, hidden_state.shape[2:], *window)
-        grad_kernel = operators.involution2d_kernel_grad(grad, hidden_state, groups, size, *window).flatten(1, 3)
-        convolution = (weight.shape[:1], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True] * 3)
-        grads = aten.convolution_backward(grad_kernel, features, weight, *convolution)
-        return grad_input, *grads, grad_gamma, grad_beta, None, None, None, None, None, None
+        return output.relu() if relu else output
 
 
 class RedNetInvolutionLayer(nn.Module):
-    """Involution, BatchNorm and activation; in inference without gradients in one pass of the operator."""
+    """Involution, BatchNorm and activation."""
 
     def __init__(self, config: RedNetConfig, channels: int, kernel_size: int, stride: int = 1):
         super().__init__()
         self.involution = RedNetInvolution(config, channels, kernel_size, stride)
         self.normalization = nn.BatchNorm2d(channels)
-        self.activation = _activation(config.hidden_act)
+        self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_state: Tensor) -> Tensor:
-        if _is_affine(self.normalization) and _is_plain(self.involution, RedNetInvolution):
-            scale, shift = _scale_and_shift(self.normalization)
-            relu = _is_plain(self.activation, nn.ReLU)
-            hidden_state = self.involution(hidden_state, scale=scale, shift=shift, relu=relu)
-            return hidden_state if relu else self.activation(hidden_state)
-        if self._saves_memory(hidden_state):
-            return self.activation(self._train(hidden_state))
-        return self.activation(self.normalization(self.involution(hidden_state)))
-
-    def _saves_memory(self, hidden_state: Tensor) -> bool:
-        norm = self.normalization
-        return (
-            involution2d_fused is not None
-            and hidden_state.device.type in ("cpu", "cuda")
-            and torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()  # which decides by itself what to make again
-            and not torch.is_autocast_enabled(hidden_state.device.type)
-            and _is_plain(self.involution, RedNetInvolution)
-            and _is_plain(self.involution.span, nn.Conv2d)
-            and _is_plain(norm, nn.BatchNorm2d)
-            and norm.training
-            and norm.momentum is not None
-        )
-
-    def _train(self, hidden_state: Tensor) -> Tensor:
         involution, norm = self.involution, self.normalization
-        norm.num_batches_tracked.add_(1)
-        return _NormalizedInvolution.apply(
-            hidden_state,
-            involution.reduce(involution.pooler(hidden_state)),
-            involution.span.weight,
-            involution.span.bias,
-            norm.weight,
-            norm.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.momentum,
-            norm.eps,
-            involution.kernel_size,
-            involution.stride,
-        )
+        if is_plain(involution, RedNetInvolution):
+            if isinstance(norm, RedNetFoldedNorm):
+                return self._forward_in_one_pass(hidden_state, norm.scale, norm.shift)
+            if is_affine(norm):
+                return self._forward_in_one_pass(hidden_state, *scale_and_shift(norm))
+            if can_normalize_involution(involution, norm, hidden_state):
+                return self.activation(normalize_involution(involution, norm, hidden_state))
+        return self.activation(norm(involution(hidden_state)))
+
+    def _forward_in_one_pass(self, hidden_state: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        dtype = torch.promote_types(hidden_state.dtype, torch.float32)  # that an involution sums in
+        relu = is_plain(self.activation, nn.ReLU)
+        hidden_state = self.involution(hidden_state, scale.to(dtype), shift.to(dtype), relu)
+        return hidden_state if relu else self.activation(hidden_state)
 
 
 def _spatial_layer(config: RedNetConfig, channels: int, kernel_size: int, stride: int = 1) -> nn.Module:
@@ -342,7 +191,7 @@ class RedNetShortCut(nn.Module):
         self.normalization = nn.BatchNorm2d(out_channels)
 
     def forward(self, hidden_state: Tensor) -> Tensor:
-        return _convolve_and_normalize(self.convolution, self.normalization, hidden_state)
+        return convolve_and_normalize(self.convolution, self.normalization, hidden_state)
 
 
 @contextmanager
@@ -393,7 +242,7 @@ class RedNetBottleNeckLayer(GradientCheckpointingLayer):
         # Every bottleneck starts as the identity (or its shortcut). Marked on the BatchNorm itself, because `_init_weights`
         # is not called for modules without parameters of their own in remote code.
         self.layer[-1].normalization.zero_init = True
-        self.activation = _activation(config.hidden_act)
+        self.activation = ACT2FN[config.hidden_act]
 
     # Whatever model this layer is part of sets the function that checkpoints it.
     @property
@@ -404,11 +253,13 @@ class RedNetBottleNeckLayer(GradientCheckpointingLayer):
     def _gradient_checkpointing_func(self, checkpoint: Callable) -> None:
         self._checkpoint = checkpoint
 
+    @_gradient_checkpointing_func.deleter
+    def _gradient_checkpointing_func(self) -> None:
+        del self._checkpoint
+
     def forward(self, hidden_state: Tensor) -> Tensor:
         residual = self.shortcut(hidden_state)
-        hidden_state = self.layer(hidden_state)
-        hidden_state += residual
-        return self.activation(hidden_state)
+        return self.activation(self.layer(hidden_state) + residual)
 
 
 class RedNetStage(nn.Module):
@@ -477,32 +328,46 @@ class RedNetPreTrainedModel(PreTrainedModel):
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The stem's first convolution, where adapters and quantizers look for what takes the input."""
+        return getattr(self, self.base_model_prefix, self).embedder.layers[0].convolution
+
     def fuse(self) -> "RedNetPreTrainedModel":
         """
-        Folds every BatchNorm that follows a convolution into that convolution, in place, for inference. (The others
-        follow an involution, which applies them in its own pass.) The model can neither be trained nor saved then.
+        Folds every BatchNorm into the convolution or involution before it, in place, for inference. The model can
+        neither be trained nor saved afterwards.
 
         Raises:
-            ValueError: in training mode, or where an adapter or a hook has changed what a layer computes.
+            ValueError: the model is in training mode, or a layer computes something else than its class does: it has
+                a hook, an adapter, or a BatchNorm without running statistics. Nothing is changed then.
         """
         if self.training:
             raise ValueError("fuse() is for inference, but the model is in training mode: call model.eval() first")
-        layers = [module for module in self.modules() if isinstance(module, (RedNetConvLayer, RedNetShortCut))]
-        layers = [layer for layer in layers if not isinstance(layer.normalization, nn.Identity)]
+        layers = [
+            layer
+            for layer in self.modules()
+            if isinstance(layer, (RedNetConvLayer, RedNetShortCut, RedNetInvolutionLayer))
+            and not isinstance(layer.normalization, (nn.Identity, RedNetFoldedNorm))  # a user's, or ours
+        ]
         for layer in layers:
-            for module, kind in ((layer.convolution, nn.Conv2d), (layer.normalization, nn.BatchNorm2d)):
-                if not _is_plain(module, kind):
+            involution = isinstance(layer, RedNetInvolutionLayer)
+            before = (layer.involution, RedNetInvolution) if involution else (layer.convolution, nn.Conv2d)
+            for module, kind in (before, (layer.normalization, nn.BatchNorm2d)):
+                if not is_plain(module, kind):
                     raise ValueError(f"fuse() cannot fold {module}: expected a {kind.__name__} without hooks")
+            if layer.normalization.running_mean is None or layer.normalization.running_var is None:
+                raise ValueError(f"fuse() cannot fold {layer.normalization}: it has no running statistics")
         for layer in layers:
-            layer.convolution = fuse_conv_bn_eval(layer.convolution, layer.normalization)
-            layer.normalization = nn.Identity()
+            norm = layer.normalization
+            if isinstance(layer, RedNetInvolutionLayer):
+                layer.normalization = RedNetFoldedNorm(*scale_and_shift(norm))
+            else:
+                layer.convolution = fuse_conv_bn_eval(layer.convolution, norm)
+                layer.normalization = RedNetFoldedNorm()
         return self
 
     def _is_fused(self) -> bool:
-        return any(
-            isinstance(module, RedNetConvLayer) and isinstance(module.normalization, nn.Identity)
-            for module in self.modules()
-        )
+        return any(isinstance(module, RedNetFoldedNorm) for module in self.modules())
 
     def train(self, mode: bool = True) -> "RedNetPreTrainedModel":
         if mode and self._is_fused():
@@ -510,9 +375,16 @@ class RedNetPreTrainedModel(PreTrainedModel):
         return super().train(mode)
 
     def save_pretrained(self, *args, **kwargs) -> None:
+        self._check_not_fused()
+        super().save_pretrained(*args, **kwargs)
+
+    def push_to_hub(self, *args, **kwargs) -> str:
+        self._check_not_fused()  # before a repository is created
+        return super().push_to_hub(*args, **kwargs)
+
+    def _check_not_fused(self) -> None:
         if self._is_fused():
             raise ValueError("the model was fused for inference and would not load again: save it before fuse()")
-        super().save_pretrained(*args, **kwargs)
 
 
 @auto_docstring

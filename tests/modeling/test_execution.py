@@ -1,5 +1,7 @@
 """How the models are run: checkpointing, memory layouts, numbers of 16 bits, folded and fused layers, compilation."""
 
+import copy
+
 import pytest
 import torch
 from small_models import random_images, small_config, small_model
@@ -63,7 +65,7 @@ def test_gradient_checkpointing_under_compile():
 
 class Recorder(TorchDispatchMode):
     # What makes feature maps; views of them as matrices (B, H, W, C) are none.
-    makers = {f"aten::{name}" for name in ("convolution", "native_batch_norm", "relu_", "add_", "avg_pool2d")}
+    makers = {f"aten::{name}" for name in ("convolution", "native_batch_norm", "relu", "add", "avg_pool2d")}
     makers |= {"aten::max_pool2d_with_indices", "involution::involution2d_fused"}
 
     def __init__(self):
@@ -81,14 +83,14 @@ class Recorder(TorchDispatchMode):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_channels_last_from_end_to_end(training):
-    """Every feature map is channels-last; copied is but what the strided shortcut takes, a quarter of its input."""
+    """Every feature map is channels-last, and nothing is copied."""
     model = small_model().train(training).to(memory_format=torch.channels_last)
     images = random_images(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     with Recorder() as recorder:
         model(images)
     assert recorder.names.count("involution::involution2d_fused") == 4
     copies = {"aten::clone", "aten::copy_", "aten::contiguous", "aten::_to_copy", "aten::reshape", "aten::im2col"}
-    assert [name for name in recorder.names if name in copies] == ["aten::clone"]
+    assert [name for name in recorder.names if name in copies] == []
     for output in recorder.outputs:
         if output.dim() == 4 and output.shape[2] > 1:
             assert output.is_contiguous(memory_format=torch.channels_last)
@@ -123,7 +125,10 @@ def test_compiles_as_one_graph():
     images = random_images(2, 3, 64, 64)
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(images).logits, model(images).logits)
+        exact = copy.deepcopy(model).double()(images.double()).logits
+        logits = compiled(images).logits
+    # Each of some thirty layers rounds sums of up to 288 products; in eager mode the same weights are folded.
+    assert (logits - exact).norm() <= 30 * 288**0.5 * torch.finfo(torch.float32).eps * exact.norm()
 
 
 def saved_bytes(model: torch.nn.Module, images: torch.Tensor) -> int:
@@ -222,8 +227,7 @@ def test_fuse_changes_nothing_but_the_layers():
         expected = model(images).logits
         assert model.fuse() is model
         torch.testing.assert_close(model(images).logits, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
-    norms = [name for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    assert norms and all(name.endswith(("layers.1.normalization", "layer.1.normalization")) for name in norms)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.fuse()  # a second time there is nothing left to fold
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

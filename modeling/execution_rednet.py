@@ -1,0 +1,221 @@
+"""Shortcuts of eager execution: the values of the plain modules, in less time or memory.
+
+A shortcut computes from a module's parameters instead of calling the module. It is used only where nobody can tell the
+difference: no hook, adapter, parametrization, transform or tracer is attached. `benchmarks/shortcut_speed.py` shows
+what each one gains.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
+
+from .operator_rednet import involution2d, involution2d_fused, operators
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling `module` does what its class `kind` does with ordinary tensors, and nothing else."""
+    return (
+        type(module) is kind
+        and "forward" not in vars(module)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and not module._backward_hooks
+        and not module._backward_pre_hooks
+        and not _has_any_global_hook()
+        # Quantized and distributed weights are tensors of other types, which may not support every operator.
+        and all(type(t) in (nn.Parameter, Tensor) for t in module._parameters.values() if t is not None)
+    )
+
+
+def is_pointwise(convolution: nn.Module) -> bool:
+    """Whether a module is a plain 1x1 convolution of stride 1, which `involution2d_fused` computes by itself."""
+    return (
+        is_plain(convolution, nn.Conv2d)
+        and convolution.weight.shape[2:] == (1, 1)
+        and convolution.stride == (1, 1)
+        and convolution.padding == (0, 0)
+        and convolution.groups == 1
+    )
+
+
+def _is_transformed() -> bool:
+    """Whether a tracer, a transform of torch.func or forward-mode differentiation looks at every operator."""
+    # Dynamo, which cannot follow these questions, answers them itself: it compiles what it is given.
+    return not torch.compiler.is_compiling() and (
+        torch.jit.is_tracing() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    )
+
+
+def _is_eager(input: Tensor) -> bool:
+    """Whether operators on `input` run at once, on ordinary tensors, in the dtype of their arguments."""
+    return (
+        not torch.compiler.is_compiling()
+        and not _is_transformed()
+        and type(input) in (Tensor, nn.Parameter)
+        and not torch.is_autocast_enabled(input.device.type)
+    )
+
+
+def is_affine(norm: nn.Module) -> bool:
+    """Whether a normalization only multiplies by a scale and adds a shift, whose gradients are not needed."""
+    return (
+        is_plain(norm, nn.BatchNorm2d)
+        and not norm.training
+        and norm.running_mean is not None
+        and norm.running_var is not None
+        and not torch.is_grad_enabled()
+        and not _is_transformed()
+    )
+
+
+def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What an affine normalization multiplies by and adds: (C,) each, in float32 at least."""
+    mean, variance = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (norm.running_mean, norm.running_var))
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias
+
+
+def convolve_and_normalize(convolution: nn.Module, norm: nn.Module, hidden_state: Tensor) -> Tensor:
+    """
+    `norm(convolution(hidden_state))`; in inference on a CPU, in eager mode, in two ways that are faster there.
+
+    An affine normalization of float32 or float64 goes into the weights where they are fewer than the results. Weights
+    of 16 bits would lose precision.
+    """
+    if not (
+        hidden_state.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and _is_eager(hidden_state)
+        and is_plain(convolution, nn.Conv2d)
+        and convolution.padding_mode == "zeros"
+        and hidden_state.dim() == 4
+        and hidden_state.dtype == convolution.weight.dtype
+    ):
+        return norm(convolution(hidden_state))
+    weight, bias = convolution.weight, convolution.bias
+    results = hidden_state.numel() // (hidden_state.shape[1] * math.prod(convolution.stride))
+    if is_affine(norm) and weight.dtype.itemsize >= 4 and math.prod(weight.shape[1:]) < results:
+        scale, shift = (t.to(weight.dtype) for t in scale_and_shift(norm))
+        bias = shift if bias is None else shift + bias * scale
+        return _convolve(hidden_state, weight * scale[:, None, None, None], bias, convolution)
+    return norm(_convolve(hidden_state, weight, bias, convolution))
+
+
+def _convolve(hidden_state: Tensor, weight: Tensor, bias: Tensor | None, convolution: nn.Conv2d) -> Tensor:
+    """
+    `convolution` with this weight and bias. With fewer pixels than channels, a 1x1 convolution runs as a matrix
+    product, because oneDNN reorders the weights of a convolution at every call.
+    """
+    (stride_h, stride_w), channels = convolution.stride, hidden_state.shape[1]
+    if (
+        weight.shape[1:] == (channels, 1, 1)
+        and convolution.padding == (0, 0)
+        and hidden_state.numel() < channels * channels * stride_h * stride_w
+        and hidden_state.is_contiguous(memory_format=torch.channels_last)
+    ):
+        pixels = hidden_state.permute(0, 2, 3, 1)[:, ::stride_h, ::stride_w]
+        return F.linear(pixels, weight.flatten(1), bias).permute(0, 3, 1, 2)
+    return F.conv2d(
+        hidden_state,
+        weight,
+        bias,
+        convolution.stride,
+        convolution.padding,
+        convolution.dilation,
+        convolution.groups,
+    )
+
+
+class _NormalizedInvolution(torch.autograd.Function):
+    """
+    Involution with a generated kernel, followed by BatchNorm in training mode. Neither the kernel, three times the size
+    of the activation, nor the input of BatchNorm is kept for the backward pass: both are computed again there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, hidden_state, features, weight, bias, gamma, beta, running_mean, running_var, momentum, eps, size, stride
+    ):
+        output = involution2d_fused(hidden_state, features, weight, bias, size, stride)
+        output, mean, inverse_std = torch.native_batch_norm(
+            output, gamma, beta, running_mean, running_var, True, momentum, eps
+        )
+        ctx.save_for_backward(hidden_state, features, weight, bias, gamma, mean, inverse_std)
+        ctx.eps, ctx.size, ctx.stride = eps, size, stride
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        # The forward pass was outside of autocast. The backward pass may be inside of one.
+        with torch.autocast(grad.device.type, enabled=False):
+            return _NormalizedInvolution._backward(ctx, grad)
+
+    @staticmethod
+    def _backward(ctx, grad):
+        hidden_state, features, weight, bias, gamma, mean, inverse_std = ctx.saved_tensors
+        needs_input, needs_features, needs_weight, needs_bias, needs_gamma, needs_beta = ctx.needs_input_grad[:6]
+        groups, size, aten = weight.shape[0] // ctx.size**2, [ctx.size] * 2, torch.ops.aten
+        kernel = F.conv2d(features, weight, bias).unflatten(1, (groups, *size))
+        window = [ctx.stride] * 2, [ctx.size // 2] * 2, [1, 1]
+        output = involution2d(hidden_state, kernel, stride=ctx.stride)
+        grad, grad_gamma, grad_beta = aten.native_batch_norm_backward(
+            grad, output, gamma, None, None, mean, inverse_std, True, ctx.eps, [True, needs_gamma, needs_beta]
+        )
+        grad_input = grad_features = grad_weight = grad_bias = None
+        if needs_input:
+            grad_input = operators.involution2d_input_grad(grad, kernel, hidden_state.shape[2:], *window)
+        if needs_features or needs_weight or needs_bias:
+            grad_kernel = operators.involution2d_kernel_grad(grad, hidden_state, groups, size, *window).flatten(1, 3)
+            grad_features, grad_weight, grad_bias = aten.convolution_backward(
+                grad_kernel, features, weight, None if bias is None else weight.shape[:1],
+                [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [needs_features, needs_weight, needs_bias],
+            )  # fmt: skip
+        gradients = grad_input, grad_features, grad_weight, grad_bias
+        return *gradients, grad_gamma if needs_gamma else None, grad_beta if needs_beta else None, *[None] * 6
+
+
+def normalize_involution(involution: nn.Module, norm: nn.BatchNorm2d, hidden_state: Tensor) -> Tensor:
+    """`norm(involution(hidden_state))`, where `can_normalize_involution`: see `_NormalizedInvolution`."""
+    features = involution.reduce(involution.pooler(hidden_state))
+    norm.num_batches_tracked.add_(1)
+    return _NormalizedInvolution.apply(
+        hidden_state,
+        features,
+        involution.span.weight,
+        involution.span.bias,
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.momentum,
+        norm.eps,
+        involution.kernel_size,
+        involution.stride,
+    )
+
+
+def can_normalize_involution(involution: nn.Module, norm: nn.Module, hidden_state: Tensor) -> bool:
+    """Whether a plain `RedNetInvolution` and a module after it are in a step of training that may save memory."""
+    span, height, width = involution.span, *hidden_state.shape[-2:]
+    return (
+        involution2d_fused is not None
+        and torch.is_grad_enabled()
+        and hidden_state.device.type in ("cpu", "cuda")
+        and _is_eager(hidden_state)
+        and is_pointwise(span)
+        and is_plain(norm, nn.BatchNorm2d)
+        and norm.training
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and all(t is not None for t in (*norm._parameters.values(), *norm._buffers.values()))
+        and hidden_state.dtype == span.weight.dtype == norm.weight.dtype
+        # BatchNorm refuses to normalize a single value.
+        and len(hidden_state) * math.ceil(height / involution.stride) * math.ceil(width / involution.stride) > 1
+    )
