@@ -6,15 +6,42 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.nn.modules.module import _has_any_global_hook
 
 from .ops import _pair, involution2d, involution2d_fused
 
 
+# Parameters are fakes while a model is traced.
+_PLAIN_TENSORS = (Tensor, nn.Parameter, FakeTensor, FunctionalTensor)
+
+
 def _is_plain(convolution: nn.Module) -> bool:
-    """Whether it may be computed from its parameters: adapters, parametrisations and hooks want it to be called."""
-    forward_hooks = convolution._forward_hooks or convolution._forward_pre_hooks
-    hooks = forward_hooks or convolution._backward_hooks or convolution._backward_pre_hooks
-    return type(convolution) is nn.Conv2d and "forward" not in vars(convolution) and not hooks
+    """Whether a call of `convolution` is no more than a 1x1 convolution with its weight and bias.
+
+    Whatever users change (hooks of its own and of all modules, adapters, parametrizations, attributes, parameters of
+    a tensor subclass) needs the call.
+    """
+    hooks = (
+        convolution._forward_hooks,
+        convolution._forward_pre_hooks,
+        convolution._backward_hooks,
+        convolution._backward_pre_hooks,
+    )
+    return (
+        type(convolution) is nn.Conv2d
+        and "forward" not in vars(convolution)
+        and "_conv_forward" not in vars(convolution)
+        and not any(hooks)
+        and not _has_any_global_hook()
+        and convolution.kernel_size == convolution.stride == convolution.dilation == (1, 1)
+        and convolution.padding == (0, 0)
+        and convolution.padding_mode == "zeros"
+        and convolution.groups == 1
+        and type(convolution.weight) in _PLAIN_TENSORS
+        and (convolution.bias is None or type(convolution.bias) in _PLAIN_TENSORS)
+    )
 
 
 class Involution2d(nn.Module):

@@ -10,13 +10,20 @@ and is composed of the other three.
 The schemas live here, so the operators exist, trace and export the same whether or not anything was compiled. The
 compiled kernels are registered for the keys CPU and CUDA when their library is loaded; until then, and on other
 devices, the composite kernels below serve: they load the library at the first call, or run the reference.
+
+PyTorch gives operators registered from Python no forward-mode derivative and no rules for `torch.func`. Under those
+the functions call `_Bilinear` in place of the operators, an autograd function that has both.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
@@ -62,12 +69,10 @@ def involution2d(
 
     Returns:
         (B, C, H', W') with `H' = (H + 2 * padding - dilation * (Kh - 1) - 1) // stride + 1`, in the input's dtype.
-        Sums are taken in float32 (float64 for float64).
+        Sums are taken in float32 (float64 for float64). It has derivatives of any order, in reverse and forward mode,
+        and works under the transforms of `torch.func`; `vmap` takes the mapped dimension as part of the batch.
 
     Raises:
-        NotImplementedError: in forward-mode automatic differentiation (`torch.func.jvp`, dual numbers). PyTorch offers
-            operators registered from Python no forward-mode formula and drops their tangents silently: refusing is
-            what keeps a wrong zero from being taken for the derivative.
         TypeError: something is not a tensor of a floating point dtype, or the dtypes of input and kernel differ.
         ValueError: shapes, devices or window parameters do not fit; the message names the argument, what was given
             and what was expected.
@@ -77,6 +82,8 @@ def involution2d(
         raise ValueError(f"involution2d: kernel has {kernel.dim()} dimensions, expected 6 (B, G, Kh, Kw, H', W')")
     window = _window(kernel.shape[2:4], stride, padding, dilation)
     _check(input, kernel, *window)
+    if _is_transformed():
+        return _call_transformed(partial(_bilinear, "involution2d"), input.device.type, (input, kernel), *window)
     return ops.involution2d.default(input, kernel, *window)
 
 
@@ -96,7 +103,8 @@ def involution2d_fused(
     """`involution2d` with the kernel `conv2d(features, weight, bias)`, which is never written to memory.
 
     That 1x1 convolution is the last step of the kernel generation (paper, equation 6). For the backward pass the
-    kernel is made again from the features. Equivalent to:
+    kernel is made again from the features. In forward mode and under the transforms of `torch.func` the kernel is
+    written to memory after all. Equivalent to:
 
         kernel = F.conv2d(features, weight, bias).unflatten(1, (G, Kh, Kw))
         output = involution2d(input, kernel, stride, padding, dilation)
@@ -119,7 +127,6 @@ def involution2d_fused(
         (B, C, H', W'), as `involution2d`.
 
     Raises:
-        NotImplementedError: in forward-mode automatic differentiation, as `involution2d`.
         TypeError, ValueError: as `involution2d`.
     """
     tensors = {"input": input, "features": features, "weight": weight, "bias": bias, "scale": scale, "shift": shift}
@@ -127,8 +134,11 @@ def involution2d_fused(
     kernel_size = _pair("kernel_size", kernel_size, 1)
     window = _window(kernel_size, stride, padding, dilation)
     _check_fused(input, features, weight, bias, scale, shift, kernel_size, *window)
-    op = ops.involution2d_fused.default
-    return op(input, features, weight, bias, scale, shift, relu, kernel_size, *window)
+    arguments = (scale, shift, relu, kernel_size, *window)
+    if _is_transformed():
+        composition = partial(reference.involution2d_fused, involution2d=partial(_bilinear, "involution2d"))
+        return _call_transformed(composition, input.device.type, (input, features, weight, bias), *arguments)
+    return ops.involution2d_fused.default(input, features, weight, bias, *arguments)
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:
@@ -156,9 +166,6 @@ def _check_tensors(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"involution2d: {name} is {type(tensor).__name__}, expected a torch.Tensor")
-    # Operators registered from Python drop forward-mode tangents without a word: the derivative would be a wrong zero.
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors.values()):
-        raise NotImplementedError("involution2d has no forward-mode derivative: use reverse mode, torch.autograd.grad")
 
 
 def _check(input: Tensor, kernel: Tensor, stride, padding, dilation) -> None:
@@ -215,7 +222,7 @@ def _check_dtypes_and_devices(input: Tensor, **others: Tensor) -> None:
     for name, tensor in {"input": input, **others}.items():
         if tensor.dtype not in _DTYPES:
             raise TypeError(f"involution2d: {name} has dtype {tensor.dtype}, expected one of {_DTYPES}")
-    autocast = input.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(input.device.type)
+    autocast = _is_autocast(input.device.type)
     for name, tensor in others.items():
         if tensor.dtype != input.dtype and not autocast:
             raise TypeError(
@@ -296,10 +303,6 @@ def _involution2d_fused(input, features, *arguments):
     return result.copy_(reference.involution2d_fused(input, features, *arguments)) if result.numel() > 0 else result
 
 
-def _per_channel(tensor):
-    return tensor[:, None, None]
-
-
 # --- Fake kernels: shapes and strides for tracing ---
 
 
@@ -329,43 +332,55 @@ def _fake_involution2d_fused(
 # --- Autograd ---
 
 
+def _involution2d_grads(needs, grad, input, kernel, *window):
+    grad_input = grad_kernel = None
+    if needs[0]:
+        grad_input = _bilinear("involution2d_input_grad", grad, kernel, input.shape[2:], *window)
+    if needs[1]:
+        groups, kernel_size = kernel.shape[1], kernel.shape[2:4]
+        grad_kernel = _bilinear("involution2d_kernel_grad", grad, input, groups, kernel_size, *window)
+    return grad_input, grad_kernel
+
+
+def _input_grad_grads(needs, grad, grad_output, kernel, input_size, *window):
+    grad_grad_output = grad_kernel = None
+    if needs[0]:
+        grad_grad_output = _bilinear("involution2d", grad, kernel, *window)
+    if needs[1]:
+        groups, kernel_size = kernel.shape[1], kernel.shape[2:4]
+        grad_kernel = _bilinear("involution2d_kernel_grad", grad_output, grad, groups, kernel_size, *window)
+    return grad_grad_output, grad_kernel
+
+
+def _kernel_grad_grads(needs, grad, grad_output, input, groups, kernel_size, *window):
+    grad_grad_output = grad_input = None
+    if needs[0]:
+        grad_grad_output = _bilinear("involution2d", input, grad, *window)
+    if needs[1]:
+        grad_input = _bilinear("involution2d_input_grad", grad_output, grad, input.shape[2:], *window)
+    return grad_grad_output, grad_input
+
+
+# For each bilinear operator: (which of the two gradients are needed, grad, *the operator's arguments) -> gradients.
+_GRADS: dict[str, Callable] = {
+    "involution2d": _involution2d_grads,
+    "involution2d_input_grad": _input_grad_grads,
+    "involution2d_kernel_grad": _kernel_grad_grads,
+}
+
+
 def _save(ctx, inputs, output):
     ctx.save_for_backward(inputs[0], inputs[1])
     ctx.arguments = inputs[2:]
 
 
-def _involution2d_backward(ctx, grad):
-    input, kernel = ctx.saved_tensors
-    grad_input = grad_kernel = None
-    if ctx.needs_input_grad[0]:
-        grad_input = ops.involution2d_input_grad(grad, kernel, input.shape[2:], *ctx.arguments)
-    if ctx.needs_input_grad[1]:
-        groups, kernel_size = kernel.shape[1], kernel.shape[2:4]
-        grad_kernel = ops.involution2d_kernel_grad(grad, input, groups, kernel_size, *ctx.arguments)
-    return grad_input, grad_kernel, None, None, None
+def _backward(name: str) -> Callable:
+    def backward(ctx, grad):
+        with _autocast_disabled(grad.device.type):
+            grads = _GRADS[name](ctx.needs_input_grad, grad, *ctx.saved_tensors, *ctx.arguments)
+        return *grads, *[None] * len(ctx.arguments)
 
-
-def _input_grad_backward(ctx, grad):
-    grad_output, kernel = ctx.saved_tensors
-    _, *window = ctx.arguments
-    grad_grad_output = grad_kernel = None
-    if ctx.needs_input_grad[0]:
-        grad_grad_output = ops.involution2d(grad, kernel, *window)
-    if ctx.needs_input_grad[1]:
-        groups, kernel_size = kernel.shape[1], kernel.shape[2:4]
-        grad_kernel = ops.involution2d_kernel_grad(grad_output, grad, groups, kernel_size, *window)
-    return grad_grad_output, grad_kernel, None, None, None, None
-
-
-def _kernel_grad_backward(ctx, grad):
-    grad_output, input = ctx.saved_tensors
-    _, _, *window = ctx.arguments
-    grad_grad_output = grad_input = None
-    if ctx.needs_input_grad[0]:
-        grad_grad_output = ops.involution2d(input, grad, *window)
-    if ctx.needs_input_grad[1]:
-        grad_input = ops.involution2d_input_grad(grad_output, grad, input.shape[2:], *window)
-    return grad_grad_output, grad_input, None, None, None, None, None
+    return backward
 
 
 def _save_fused(ctx, inputs, output):
@@ -374,9 +389,13 @@ def _save_fused(ctx, inputs, output):
 
 
 def _fused_backward(ctx, grad):
-    input, features, weight, bias, scale, shift, rectified = ctx.saved_tensors
-    kernel_size, *window = ctx.arguments
-    needs_input, needs_features, needs_weight, needs_bias, needs_scale, needs_shift, *_ = ctx.needs_input_grad
+    with _autocast_disabled(grad.device.type):
+        grads = _fused_grads(ctx.needs_input_grad, grad, *ctx.saved_tensors, *ctx.arguments)
+    return *grads, None, *[None] * len(ctx.arguments)
+
+
+def _fused_grads(needs, grad, input, features, weight, bias, scale, shift, rectified, kernel_size, *window):
+    needs_input, needs_features, needs_weight, needs_bias, needs_scale, needs_shift, *_ = needs
     grad_input = grad_features = grad_weight = grad_bias = grad_scale = grad_shift = None
     kernel = None
     if needs_input or needs_scale:
@@ -386,42 +405,116 @@ def _fused_backward(ctx, grad):
     if needs_shift:
         grad_shift = grad.sum((0, 2, 3), dtype=shift.dtype)
     if needs_scale:
-        grad_scale = (grad.to(scale.dtype) * ops.involution2d(input, kernel, *window)).sum((0, 2, 3))
+        grad_scale = (grad.to(scale.dtype) * _bilinear("involution2d", input, kernel, *window)).sum((0, 2, 3))
     if scale is not None:
-        grad = (grad * _per_channel(scale)).to(grad.dtype)
+        grad = (grad * scale[:, None, None]).to(grad.dtype)
     if needs_input:
-        grad_input = ops.involution2d_input_grad(grad, kernel, input.shape[2:], *window)
+        grad_input = _bilinear("involution2d_input_grad", grad, kernel, input.shape[2:], *window)
     if needs_features or needs_weight or needs_bias:
         groups = weight.shape[0] // math.prod(kernel_size)
-        grad_kernel = ops.involution2d_kernel_grad(grad, input, groups, kernel_size, *window).flatten(1, 3)
+        grad_kernel = _bilinear("involution2d_kernel_grad", grad, input, groups, kernel_size, *window)
+        grad_kernel = grad_kernel.reshape(features.shape[0], weight.shape[0], *features.shape[2:])
         grad_features, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
             grad_kernel, features, weight, None if bias is None else [weight.shape[0]],
             [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [needs_features, needs_weight, needs_bias],
         )  # fmt: skip
-    return grad_input, grad_features, grad_weight, grad_bias, grad_scale, grad_shift, None, None, None, None, None
+    return grad_input, grad_features, grad_weight, grad_bias, grad_scale, grad_shift
+
+
+# --- torch.func and forward mode ---
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of `torch.func` or forward mode is active that operators registered from Python lack."""
+    if torch._C._are_functorch_transforms_active():
+        # `torch.func.functionalize` takes operators, and no autograd function.
+        return retrieve_current_functorch_interpreter().key() != TransformType.Functionalize
+    return forward_ad._current_level >= 0
+
+
+def _call_transformed(function: Callable, device_type: str, tensors: tuple[Tensor | None, ...], *arguments) -> Tensor:
+    """Calls `function` with what the operators' autocast kernels would make of `tensors`."""
+    if _is_autocast(device_type):
+        function = _autocast_kernel(function, device_type, len(tensors))
+    return function(*tensors, *arguments)
+
+
+def _bilinear(name: str, first: Tensor, second: Tensor, *arguments) -> Tensor:
+    """The operator `name`, with its derivatives and rules where it is transformed."""
+    if not _is_transformed():
+        return getattr(ops, name).default(first, second, *arguments)
+    if torch.compiler.is_compiling():
+        # Dynamo traces no autograd function with a jvp, or drops its tangent.
+        return getattr(reference, name)(first, second, *arguments)
+    # Numbers, since nested transforms take lists apart.
+    numbers = [n for argument in arguments for n in (argument if isinstance(argument, Sequence) else [argument])]
+    return _Bilinear.apply(name, first, second, *numbers)
+
+
+def _paired(numbers: Sequence[int]) -> list:
+    """The arguments that `numbers` were: the groups, where there are any, and pairs."""
+    odd = len(numbers) % 2
+    return [*numbers[:odd], *(list(numbers[n : n + 2]) for n in range(odd, len(numbers), 2))]
+
+
+class _Bilinear(torch.autograd.Function):
+    """One of the three bilinear operators. The batch is the first dimension of both tensors and of the result."""
+
+    @staticmethod
+    def forward(name, first, second, *numbers):
+        return getattr(ops, name).default(first, second, *_paired(numbers))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.name, first, second, *ctx.numbers = inputs
+        ctx.save_for_backward(first, second)
+        ctx.save_for_forward(first, second)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, grad):
+        with _autocast_disabled(grad.device.type):
+            arguments = _paired(ctx.numbers)
+            grads = _GRADS[ctx.name](ctx.needs_input_grad[1:], grad, *ctx.saved_tensors, *arguments)
+        return None, *grads, *[None] * len(ctx.numbers)
+
+    @staticmethod
+    def jvp(ctx, _, first_tangent, second_tangent, *numbers):
+        first, second = ctx.saved_tensors
+        pairs = (first_tangent, second), (first, second_tangent)
+        tangents = [_Bilinear.apply(ctx.name, *pair, *ctx.numbers) for pair in pairs if None not in pair]
+        return sum(tangents[1:], tangents[0])
+
+    @staticmethod
+    def vmap(info, in_dims, name, first, second, *numbers):
+        def fold(tensor, dim):
+            tensor = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            return tensor.flatten(0, 1)
+
+        output = _Bilinear.apply(name, fold(first, in_dims[1]), fold(second, in_dims[2]), *numbers)
+        return output.unflatten(0, (info.batch_size, output.shape[0] // info.batch_size)), 0
 
 
 # --- Autocast: as for convolutions, everything but float64 goes to the autocast dtype; gradients stay in theirs ---
 
 
-def _autocast_kernel(device_type: str):
-    def autocast(input, kernel, *window):
+def _is_autocast(device_type: str) -> bool:
+    return device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type)
+
+
+def _autocast_disabled(device_type: str) -> AbstractContextManager:
+    """For backward passes: they compute in the dtypes of the forward pass, whatever autocast is active by then."""
+    return torch.autocast(device_type, enabled=False) if _is_autocast(device_type) else nullcontext()
+
+
+def _autocast_kernel(function: Callable, device_type: str, tensors: int) -> Callable:
+    """`function` with its first `tensors` arguments cast."""
+
+    def autocast(*arguments):
         dtype = torch.get_autocast_dtype(device_type)
-        input, kernel = (t if t.dtype == torch.float64 else t.to(dtype) for t in (input, kernel))
+        cast = [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in arguments[:tensors]]
         with torch.autocast(device_type, enabled=False):
-            return ops.involution2d.default(input, kernel, *window)
-
-    return autocast
-
-
-def _autocast_fused_kernel(device_type: str):
-    def autocast(input, features, weight, bias, *arguments):
-        dtype = torch.get_autocast_dtype(device_type)
-        tensors = [
-            t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (input, features, weight, bias)
-        ]
-        with torch.autocast(device_type, enabled=False):
-            return ops.involution2d_fused.default(*tensors, *arguments)
+            return function(*cast, *arguments[tensors:])
 
     return autocast
 
@@ -446,10 +539,12 @@ def _fused_flops(input_shape, features_shape, weight_shape, *arguments, out_shap
 
 def _register() -> None:
     kernels: dict[str, tuple[Callable, ...]] = {
-        "involution2d": (_involution2d, _fake_involution2d, _save, _involution2d_backward),
-        "involution2d_input_grad": (_involution2d_input_grad, _fake_involution2d_input_grad, _save, _input_grad_backward),
+        "involution2d": (_involution2d, _fake_involution2d, _save, _backward("involution2d")),
+        "involution2d_input_grad": (
+            _involution2d_input_grad, _fake_involution2d_input_grad, _save, _backward("involution2d_input_grad"),
+        ),
         "involution2d_kernel_grad": (
-            _involution2d_kernel_grad, _fake_involution2d_kernel_grad, _save, _kernel_grad_backward,
+            _involution2d_kernel_grad, _fake_involution2d_kernel_grad, _save, _backward("involution2d_kernel_grad"),
         ),
         "involution2d_fused": (_involution2d_fused, _fake_involution2d_fused, _save_fused, _fused_backward),
     }  # fmt: skip
@@ -459,9 +554,10 @@ def _register() -> None:
         torch.library.impl(qualified, "default")(composite)
         torch.library.register_fake(qualified)(fake)
         torch.library.register_autograd(qualified, backward, setup_context=save)
-    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        torch.library.impl(add_op_namespace_prefix("involution2d"), key)(_autocast_kernel(device_type))
-        torch.library.impl(add_op_namespace_prefix("involution2d_fused"), key)(_autocast_fused_kernel(device_type))
+    for name, tensors in (("involution2d", 2), ("involution2d_fused", 4)):
+        for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+            autocast = _autocast_kernel(getattr(ops, name).default, device_type, tensors)
+            torch.library.impl(add_op_namespace_prefix(name), key)(autocast)
     register_flop_formula([ops.involution2d, ops.involution2d_input_grad])(_flops)
     register_flop_formula(ops.involution2d_kernel_grad)(_kernel_grad_flops)
     register_flop_formula(ops.involution2d_fused)(_fused_flops)

@@ -4,6 +4,8 @@ It also runs wherever nothing could be compiled. Its memory grows with the unfol
 Values of 16 bits are multiplied and summed in float32.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -59,6 +61,7 @@ def involution2d_fused(
     stride,
     padding,
     dilation,
+    involution2d: Callable[..., Tensor] = involution2d,
 ) -> Tensor:
     """`involution2d` with a generated kernel, and what follows it: (B, C, H', W')."""
     output = involution2d(input, generated_kernel(features, weight, bias, kernel_size), stride, padding, dilation)

@@ -143,28 +143,85 @@ def test_two_processes_give_the_gradients_of_the_double_batch(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def test_changed_convolutions_are_called():
-    """Hooks, adapters and parametrisations of the kernel's last convolution are not passed over by the fused form."""
-    input = torch.randn(1, 16, 6, 6)
-    plain = Involution2d(16, 3).eval()
-    hooked = Involution2d(16, 3).eval()
-    hooked.load_state_dict(plain.state_dict())
-    hooked.span.register_forward_hook(lambda module, arguments, output: 3 * output)
-    torch.testing.assert_close(hooked(input), 3 * plain(input))
+class Half(torch.nn.Module):
+    def forward(self, weight):
+        return weight / 2
 
-    called = []
-    watched = Involution2d(16, 3)
-    watched.span.register_full_backward_pre_hook(lambda module, grad: called.append(module))
-    watched(input).sum().backward()
-    assert called == [watched.span]
 
-    halved = Involution2d(16, 3).eval()
-    halved.load_state_dict(plain.state_dict())
+class HalfTensor(torch.Tensor):
+    """A weight as quantization has it: what is stored is not what a convolution is to use."""
 
-    class Half(torch.nn.Module):
-        def forward(self, weight):
-            return weight / 2
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), keywords=None):
+        if function is F.conv2d:
+            arguments = [t.as_subclass(torch.Tensor) / 2 if isinstance(t, HalfTensor) else t for t in arguments]
+        return super().__torch_function__(function, types, arguments, keywords)
 
+
+def watched(layer):
+    layer.span.register_forward_hook(lambda module, arguments, output: output / 2)
+
+
+def parametrized(layer):
     for name in ("weight", "bias"):
-        torch.nn.utils.parametrize.register_parametrization(halved.span, name, Half())
-    torch.testing.assert_close(2 * halved(input), plain(input))
+        torch.nn.utils.parametrize.register_parametrization(layer.span, name, Half())
+
+
+def patched(layer):
+    layer.span.forward = lambda features: F.conv2d(features, layer.span.weight, layer.span.bias) / 2
+
+
+def replaced(layer):
+    layer.span = torch.nn.Sequential(layer.span, Half())
+
+
+def of_a_subclass(layer):
+    for name in ("weight", "bias"):
+        tensor = getattr(layer.span, name).detach().as_subclass(HalfTensor)
+        setattr(layer.span, name, torch.nn.Parameter(tensor, requires_grad=False))
+
+
+@pytest.mark.parametrize("change", [watched, parametrized, patched, replaced, of_a_subclass])
+def test_changed_convolutions_are_called(change):
+    """Each change halves the kernel, and with it the output."""
+    layer, input = Involution2d(16, 3).eval(), torch.randn(1, 16, 6, 6)
+    with torch.no_grad():
+        expected = layer(input) / 2
+        change(layer)
+        torch.testing.assert_close(layer(input), expected)
+
+
+@pytest.mark.parametrize("changes", [{"stride": (2, 2)}, {"padding": (1, 1)}, {"groups": 2}])
+def test_changed_attributes_of_the_convolution_count(changes):
+    """Such a convolution makes no kernel for the layer, which then says so instead of ignoring the change."""
+    layer = Involution2d(16, 3)
+    for name, value in changes.items():
+        setattr(layer.span, name, value)
+    with pytest.raises((RuntimeError, ValueError), match="kernel has shape|divisible by 2"):
+        layer(torch.randn(1, 16, 6, 6))
+
+
+def test_backward_and_global_hooks_see_the_convolution():
+    layer, seen = Involution2d(16, 3), []
+    layer.span.register_full_backward_pre_hook(lambda module, grad: seen.append(module))
+    layer(torch.randn(1, 16, 6, 6)).sum().backward()
+    assert seen == [layer.span]
+
+    layer, seen = Involution2d(16, 3), []
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        layer(torch.randn(1, 16, 6, 6))
+    finally:
+        hook.remove()
+    assert seen == [*layer.reduce, layer.reduce, layer.span, layer]
+
+
+def test_trains_without_the_bias_of_the_kernel():
+    layer, input = Involution2d(16, 3, dtype=torch.float64), torch.randn(1, 16, 5, 4, dtype=torch.float64)
+    torch.nn.init.zeros_(layer.span.bias)
+    layer(input).square().sum().backward()
+    expected = layer.span.weight.grad.clone()
+    layer.zero_grad()
+    layer.span.bias = None
+    layer(input).square().sum().backward()
+    torch.testing.assert_close(layer.span.weight.grad, expected)

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from involution import extension, involution2d, involution2d_fused, reference, show_config
+from involution import extension, involution2d, reference, show_config
 
 
 ONES = [1, 1]
@@ -144,15 +144,6 @@ def test_gradients_keep_their_dtype_under_autocast():
     exact = plain_involution(exact_input, exact_kernel, ONES, [3, 3], ONES).square().sum()
     for grad, expected in zip(grads, torch.autograd.grad(exact, (exact_input, exact_kernel))):
         torch.testing.assert_close(grad.double(), expected, rtol=0, atol=1e-5 * expected.abs().max())
-
-
-def test_forward_mode_is_refused():
-    """PyTorch would drop the tangent of an operator registered from Python, and the derivative be a wrong zero."""
-    input, kernel = random_pair()
-    features, weight = torch.randn(2, 3, *input.shape[2:]), torch.randn(9, 3, 1, 1)
-    for function in (lambda a: involution2d(a, kernel), lambda a: involution2d_fused(a, features, weight, None, 3)):
-        with pytest.raises(NotImplementedError, match="reverse mode"):
-            torch.func.jvp(function, (input,), (torch.ones_like(input),))
 
 
 def test_autocast_leaves_float64_alone():
