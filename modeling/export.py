@@ -46,15 +46,12 @@ def load_model(folder_or_id: str | os.PathLike) -> RedNetPreTrainedModel:
 
 
 def _export_onnx(model: RedNetPreTrainedModel, pictures: Tensor, names: list[str], path: Path) -> None:
-    from .onnx_involution import involution2d_fused
-
     program = torch.onnx.export(
         model,
         kwargs={"pixel_values": pictures},
         dynamic_shapes={"pixel_values": {0: "batch", 2: "height", 3: "width"}},
         input_names=["pixel_values"],
         output_names=names,
-        custom_translation_table={torch.ops.involution.involution2d_fused.default: involution2d_fused},
         dynamo=True,
         verbose=False,
     )

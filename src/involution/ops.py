@@ -23,11 +23,12 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch._C._functorch import TransformType
+from torch._decomp import register_decomposition
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from . import extension, reference
+from . import decomposition, extension, reference
 from ._ops import add_op_namespace_prefix, ops
 
 
@@ -558,6 +559,11 @@ def _register() -> None:
         for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
             autocast = _autocast_kernel(getattr(ops, name).default, device_type, tensors)
             torch.library.impl(add_op_namespace_prefix(name), key)(autocast)
+    for name in ("involution2d", "involution2d_fused"):
+        op = getattr(ops, name).default
+        register_decomposition(op)(getattr(decomposition, name))
+        # Fake tensors with symbols for sizes would run a decomposition, which is slower, in place of the fake kernel.
+        register_decomposition(op, type="meta")(kernels[name][1])
     register_flop_formula([ops.involution2d, ops.involution2d_input_grad])(_flops)
     register_flop_formula(ops.involution2d_kernel_grad)(_kernel_grad_flops)
     register_flop_formula(ops.involution2d_fused)(_fused_flops)

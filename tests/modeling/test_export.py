@@ -182,3 +182,18 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path, 
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ModuleNotFoundError, match="onnxscript is missing: pip install onnx onnxscript onnxruntime"):
         export.check_output(tmp_path / "model.onnx", "onnx")
+
+
+def test_the_exporter_of_torch_needs_nothing_of_ours(tmp_path):
+    model, path = trained(RedNetForImageClassification(RedNetConfig(**SMALL))), tmp_path / "rednet.onnx"
+    free = {0: "batch", 2: "height", 3: "width"}
+    torch.onnx.export(
+        model, (torch.randn(2, 3, 64, 64),), path, input_names=["x"], dynamic_shapes=(free,), dynamo=True,
+        external_data=False, verbose=False,
+    )  # fmt: skip
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    pictures = torch.randn(3, 3, 65, 50)
+    with torch.no_grad():
+        expected = copy.deepcopy(model).double()(pictures.double()).logits
+    logits = torch.from_numpy(session.run(None, {"x": pictures.numpy()})[0])
+    torch.testing.assert_close(logits.double(), expected, rtol=0, atol=1e-5 * expected.abs().max().item())

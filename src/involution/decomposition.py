@@ -1,0 +1,104 @@
+"""Involution as operators that PyTorch has itself, for exporters of models (`torch.onnx.export`).
+
+The definition, unfold or a sum of Kh * Kw shifted pictures, passes over memory a hundred times. Here a matrix product
+does the work. Of every output row, TILE neighboring pixels look at the same window of `(TILE - 1) * stride + Kw`
+columns and Kh rows. With the taps of a pixel at the places of the window that it looks at, and zeros elsewhere, the
+kernels of a tile are a banded matrix (TILE, window), and their product with the window (window, C / G) is the output.
+
+Sizes may be symbols: no step depends on more of them than that they are positive.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .reference import accumulation_dtype
+
+
+# Output pixels of a row that share a window. More of them make larger products, of which more is multiplied by zero.
+TILE = 8
+
+
+def involution2d(input: Tensor, kernel: Tensor, stride, padding, dilation) -> Tensor:
+    taps = _whole_tiles(kernel.permute(0, 1, 4, 5, 3, 2), 3)  # (B, G, H', tiles * TILE, Kw, Kh)
+    return _involution(input, taps, kernel.shape[5], stride, padding, dilation).to(input.dtype)
+
+
+def involution2d_fused(
+    input: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    relu: bool,
+    kernel_size,
+    stride,
+    padding,
+    dilation,
+) -> Tensor:
+    (rows, columns), (batch, hidden, height, width) = kernel_size, features.shape
+    groups = weight.shape[0] // (rows * columns)
+    pixels = _whole_tiles(features.permute(0, 2, 3, 1), 2)
+    weight = weight.reshape(groups, rows, columns, hidden).transpose(1, 2).reshape(-1, hidden)
+    taps = pixels.flatten(0, 2) @ weight.t()
+    if bias is not None:
+        taps = taps + bias.reshape(groups, rows, columns).transpose(1, 2).flatten()
+    taps = taps.reshape(batch, height, pixels.shape[2], groups, columns, rows).permute(0, 3, 1, 2, 4, 5)
+    output = _involution(input, taps, width, stride, padding, dilation)
+    if scale is not None and shift is not None:
+        output = output * scale[:, None, None] + shift[:, None, None]
+    return (output.relu() if relu else output).to(input.dtype)
+
+
+def _whole_tiles(tensor: Tensor, dim: int) -> Tensor:
+    """`tensor` with zeros after the pixels of `dim` that lack to a multiple of TILE."""
+    size = tensor.shape[dim]
+    tensor = F.pad(tensor, [0, 0] * (tensor.dim() - dim - 1) + [0, TILE - 1])
+    return tensor.narrow(dim, 0, (size + TILE - 1) // TILE * TILE)
+
+
+def _involution(input: Tensor, taps: Tensor, width: int, stride, padding, dilation) -> Tensor:
+    """
+    (B, C, H, W) and (B, G, H', tiles * TILE, Kw, Kh) -> (B, C, H', W'), in the dtype that sums are taken in.
+    """
+    batch, groups, height, _, columns, rows = taps.shape
+    span = (TILE - 1) * stride[1] + columns * dilation[1]
+    bands = _bands(taps, span, stride[1], dilation[1])
+    windows = _windows(input, groups, rows, span, height, taps.shape[3] // TILE, stride, padding, dilation)
+    dtype = accumulation_dtype(input.dtype)
+    output = bands.to(dtype).bmm(windows.to(dtype))  # (B * G * H' * tiles, TILE, C / G)
+    output = output.reshape(batch, groups, height, taps.shape[3], input.shape[1] // groups).permute(0, 1, 4, 2, 3)
+    output = output.flatten(1, 2).narrow(3, 0, width)
+    channels_last = input.stride(1) < input.stride(3)
+    return output.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _bands(taps: Tensor, span: int, stride: int, dilation: int) -> Tensor:
+    """(B, G, H', tiles * TILE, Kw, Kh) -> (B * G * H' * tiles, TILE, span * Kh)."""
+    columns, rows = taps.shape[4:]
+    tiles = taps.shape[:3].numel() * (taps.shape[3] // TILE)
+    if dilation > 1:
+        taps = F.pad(taps.unsqueeze(5), (0, 0, 0, dilation - 1)).flatten(4, 5)
+    # Pixel n of a tile has its taps n * stride columns further on. So rows of taps that are followed by zeros, read as
+    # one sequence, become the band when it is cut into rows that are one stride shorter.
+    window, step = span * rows, stride * rows
+    taps = F.pad(taps.flatten(4), (0, window + step - columns * dilation * rows))
+    return taps.reshape(tiles, TILE * (window + step)).narrow(1, 0, TILE * window).reshape(tiles, TILE, window)
+
+
+def _windows(input: Tensor, groups: int, rows: int, span: int, height, tiles, stride, padding, dilation) -> Tensor:
+    """What every tile looks at: (B, C, H, W) -> (B * G * H' * tiles, span * Kh, C / G)."""
+    batch, channels, _, _ = input.shape
+    input = input.reshape(batch * groups, channels // groups, *input.shape[2:]).permute(0, 2, 3, 1)
+    # The last tile may reach further right than the output does.
+    right = padding[1] + (TILE - 1) * stride[1] + dilation[1] - 1
+    input = F.pad(input, (0, 0, padding[1], right, padding[0], padding[0]))
+    wide = input.shape[2]
+    # One gather from the pixels in their order: a tile's first pixel, and from there the pixels of the window.
+    row, tile, column, tap = (torch.arange(n, device=input.device) for n in (height, tiles, span, rows))
+    row = row[:, None, None, None] * stride[0] + tap * dilation[0]
+    column = tile[:, None, None] * (TILE * stride[1]) + column[:, None]
+    pixels = (row * wide + column).flatten()
+    input = input.flatten(1, 2).index_select(1, pixels)
+    return input.reshape(batch * groups * height * tiles, span * rows, channels // groups)
