@@ -1,5 +1,6 @@
 """`involution2d_fused` on the CPU: the 1x1 convolution that makes the kernel, the involution, and what follows it."""
 
+import itertools
 import os
 import platform
 import subprocess
@@ -115,6 +116,28 @@ def test_gradients_of_every_argument(stride, kernel_size, relu):
         assert torch.autograd.gradcheck(f, alone)
 
 
+def test_any_arguments_may_require_gradients():
+    """Each combination has the gradients of all, and asks for no others."""
+    full = fused_arguments(1, 2, 2, (4, 3), (3, 3), 3, 1, torch.float64)
+    for tensors in (full, [*full[:3], None, *full[4:]], full[:4], full[:3]):
+        given = [n for n, t in enumerate(tensors) if t is not None]
+
+        def gradients(chosen):
+            leaves = [t if t is None else t.clone().requires_grad_(n in chosen) for n, t in enumerate(tensors)]
+            names = ("input", "features", "weight", "bias", "scale", "shift")
+            output = involution2d_fused(**dict(zip(names, leaves)), kernel_size=3, relu=True)
+            output.square().sum().backward()
+            return {n: leaves[n].grad for n in given}
+
+        every = gradients(given)
+        for count in range(1, len(given)):
+            for chosen in itertools.combinations(given, count):
+                for n, gradient in gradients(chosen).items():
+                    assert (gradient is None) == (n not in chosen)
+                    if gradient is not None:
+                        torch.testing.assert_close(gradient, every[n])
+
+
 def test_gradients_without_bias_and_affine():
     input, features, weight, *_ = (
         t.requires_grad_() for t in fused_arguments(1, 2, 2, (4, 3), (3, 3), 3, 1, torch.float64)
@@ -174,6 +197,46 @@ def test_autocast(autocast_dtype):
     kernel = F.conv2d(features.double(), weight.double(), bias.double()).unflatten(1, (2, 7, 7))
     expected = involution2d(input.double(), kernel) * scale.double()[:, None, None] + shift.double()[:, None, None]
     assert (output.double() - expected).abs().max() / expected.abs().max() < 3 * TOLERANCE[autocast_dtype]
+
+
+def under_autocast(dtype):
+    return torch.autocast("cpu", dtype=dtype) if dtype else torch.autocast("cpu", enabled=False)
+
+
+@pytest.mark.parametrize("backward", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("forward", [None, torch.bfloat16, torch.float16])
+def test_backward_ignores_the_autocast_that_it_runs_under(forward, backward):
+    """To second order, as a convolution does: inside of an autocast, disabled inside of it, and enabled again there."""
+
+    def convolution(input, weight):
+        return F.conv2d(input, weight)
+
+    def fused(*tensors):
+        *tensors, scale, shift = tensors
+        return involution2d_fused(*tensors, 3, scale=scale, shift=shift, relu=True)
+
+    def bare(*tensors):
+        return involution2d_fused(*tensors, None, 3)
+
+    tensors = fused_arguments(1, 2, 2, (4, 3), (3, 3), 3)
+    kernel = torch.randn(1, 2, 3, 3, 4, 3)
+    functions = {convolution: (tensors[0], torch.randn(4, 4, 3, 3)), involution2d: (tensors[0], kernel)}
+    for function, arguments in (functions | {fused: tensors, bare: tensors[:3]}).items():
+        results = []
+        for dtype in (None, backward):
+            leaves = [t.clone().requires_grad_() for t in arguments]
+            with under_autocast(dtype):
+                with torch.autocast("cpu", enabled=False):
+                    with under_autocast(forward):
+                        output = function(*leaves)
+                gradients = torch.autograd.grad(output.float().square().mean(), leaves, create_graph=True)
+                second = torch.autograd.grad(sum(g.square().mean() for g in gradients), leaves)
+            assert output.dtype == (forward or torch.float32)
+            assert all(g.dtype == torch.float32 for g in (*gradients, *second))
+            results.append((*gradients, *second))
+        for expected, result in zip(*results):
+            error = (result - expected).abs().max() / expected.abs().max()
+            assert error < (1e-5 if forward is None else 6 * TOLERANCE[forward])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
