@@ -21,9 +21,17 @@ from transformers.utils.logging import disable_progress_bar
 
 from arguments import check_loop_options, check_model_name, clear_errors, parse_options, read_config
 from average_precision import evaluate_detection
-from detection_data import categories_of, detection_loaders, read_both
+from detection_data import (
+    categories_of,
+    check_annotations,
+    check_pictures,
+    detection_loaders,
+    load_annotations,
+    make_index,
+)
 from loop import Task, make_accelerator, prepare, train
 from options import DetectionConfig
+from problems import check_on_main_process
 from rednet import RedNetBackbone, RedNetConfig
 from rednet.detection import DETECTORS, STAGES, save_detector
 from run_folder import check_options
@@ -40,9 +48,13 @@ def main(arguments: list[str] | None = None) -> None:
 
     places = {"process": accelerator.process_index, "num_processes": accelerator.num_processes}
     with clear_errors():
-        annotations, truth = read_both(config)
+        contents = [load_annotations(path) for path in (config.train_annotations, config.validation_annotations)]
+        check_on_main_process(accelerator, check_annotations, *contents, config)
+        annotations, truth = map(make_index, contents)
         train_loader, eval_loader = detection_loaders(annotations, truth, config, **places)
-        del annotations  # large, and now in the loader
+        del contents, annotations  # large, and now in the loader
+        images = [loader.dataset.images for loader in (train_loader, eval_loader)]
+        check_on_main_process(accelerator, check_pictures, *images)
         categories = categories_of(truth)
         options = detector_options(config, len(categories))
         model = make_model(config, options, categories)

@@ -25,8 +25,9 @@ from hub_folder import check_push, push, save_segmentation_folder
 from loop import Task, make_accelerator, prepare, train
 from mean_iou import evaluate_segmentation
 from options import SegmentationConfig
+from problems import check_on_main_process
 from run_folder import check_options
-from segmentation_data import load_pairs, segmentation_loaders
+from segmentation_data import check_pairs, load_pairs, segmentation_loaders
 
 
 # What of a configuration is not stem and stages.
@@ -46,9 +47,10 @@ def main(arguments: list[str] | None = None) -> None:
     places = {"process": accelerator.process_index, "num_processes": accelerator.num_processes}
     processor = make_processor(config)
     with clear_errors():
-        with accelerator.main_process_first():
-            splits = load_pairs(config)
+        check_on_main_process(accelerator, load_pairs, config)  # which downloads it once, for all processes
+        splits = load_pairs(config)
         model = make_model(config)
+        check_on_main_process(accelerator, check_pairs, *splits, config, model.config)
         train_loader, eval_loader = segmentation_loaders(*splits, config, processor, model.config, **places)
     names = model.config.id2label
     task = Task(
@@ -102,6 +104,10 @@ def make_model(config: SegmentationConfig) -> rednet.RedNetForSemanticSegmentati
             f"{config.model_name_or_path} knows {len(known)} classes, {known[:3]} ..., {config.config_name} has "
             f"{len(wanted)}, {wanted[:3]} ...: --ignore_mismatched_sizes takes its weights for those"
         )
+    if architecture.num_channels != 3:
+        raise ValueError(
+            f"{names[0]} has num_channels {architecture.num_channels}, expected 3: pictures are read as RGB"
+        )
     for name in HEAD:
         setattr(architecture, name, getattr(given, name))
     architecture.architectures = ["RedNetForSemanticSegmentation"]
@@ -116,6 +122,7 @@ def make_processor(config: SegmentationConfig) -> SegformerImageProcessor:
     """Pictures keep their size: the network takes any."""
     return SegformerImageProcessor(
         do_resize=False,
+        do_convert_rgb=True,
         do_reduce_labels=config.do_reduce_labels,
         image_mean=config.image_mean,
         image_std=config.image_std,

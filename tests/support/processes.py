@@ -58,6 +58,15 @@ def _server():
 
 def together(root: Path, output: Path, arguments: list[str], module: str = "train", processes: int = 2) -> str:
     """Runs several processes as torchrun would start them on one machine; returns what the first one printed."""
+    started = start_together(root, output, arguments, module, processes)
+    for training in started:
+        assert training.wait() == 0, training.text()
+    return started[0].text()
+
+
+def start_together(
+    root: Path, output: Path, arguments: list[str], module: str = "train", processes: int = 2
+) -> list[Training]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -67,9 +76,7 @@ def together(root: Path, output: Path, arguments: list[str], module: str = "trai
     for rank in map(str, range(processes)):
         file = output.with_name(f"{output.name}.{rank}")
         started.append(Training(root, file, arguments, module, **environment, RANK=rank, LOCAL_RANK=rank))
-    for training in started:
-        assert training.wait() == 0, training.text()
-    return started[0].text()
+    return started
 
 
 def _run(root: str, output: str, module: str, arguments: list[str], environment: dict[str, str]) -> None:

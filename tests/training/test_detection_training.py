@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageColumn
+from PIL import ExifTags, Image
+from pycocotools import mask as coco_masks
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -16,14 +19,18 @@ from average_precision import average_precision, to_coco
 from detection_data import (
     TrainingPictures,
     categories_of,
+    check_annotations,
+    check_pictures,
     detection_loaders,
+    load_annotations,
+    make_index,
     objects_of,
     pictures,
     read_annotations,
-    read_both,
+    run_lengths,
 )
 from options import DetectionConfig
-from processes import Training
+from processes import Training, start_together
 from rednet import RedNetConfig, RedNetForImageClassification, count_parameters
 from rednet.detection import load_detector
 from runs import assert_same
@@ -135,9 +142,10 @@ def test_killed_in_an_epoch_and_resumed(root, trained, tmp_path):
     assert_same(folder, expected)
 
 
-def annotations(folder: Path, objects: list[dict], images: int = 1, **more) -> Path:
-    content = {"images": [{"id": n, "file_name": f"{n}.png", "width": 100, "height": 90} for n in range(images)]}
-    content |= {"annotations": objects, "categories": CATEGORIES, **more}
+def annotations(folder: Path, objects: list[dict], images: int | list[dict] = 1, **more) -> Path:
+    if isinstance(images, int):
+        images = [{"id": n, "file_name": f"{n}.png", "width": 100, "height": 90} for n in range(images)]
+    content = {"images": images, "annotations": objects, "categories": CATEGORIES, **more}
     (folder / "annotations.json").write_text(json.dumps(content))
     return folder / "annotations.json"
 
@@ -256,43 +264,215 @@ def test_recipes_build_the_rows_of_the_table(root, coco):
     assert found == rows and len(rows) == 8
 
 
+MASK = np.asfortranarray(np.arange(90 * 100).reshape(90, 100) % 7 < 3, np.uint8)
+COMPRESSED = {"size": [90, 100], "counts": coco_masks.encode(MASK)["counts"].decode()}
+COUNTS = run_lengths(COMPRESSED["counts"])
+
+
+def test_run_lengths_are_those_of_the_mask():
+    """Written by pycocotools; the definition is the mask itself, column by column."""
+    pixels = np.concatenate([np.full(count, n % 2) for n, count in enumerate(COUNTS)])
+    assert np.array_equal(pixels.reshape(100, 90).T, MASK)
+    assert run_lengths(COUNTS) == COUNTS
+
+
 @pytest.mark.parametrize(
     "wrong, words",
     [
-        ({"category_id": 8}, "annotation 5 has category_id 8"),
-        ({"image_id": 9}, "annotation 5 has image_id 9"),
-        ({"bbox": [1, 2, 3]}, r"annotation 5 has bbox \[1, 2, 3\], expected \[x, y, width, height\]"),
-        ({"bbox": None}, "annotation 5 has bbox None"),
-        ({"id": None}, r"annotations\[0\] has no id"),
-        ({"segmentation": []}, "annotation 5 has no segmentation, which Mask R-CNN needs"),
+        ({"category_id": 8}, "category_id 8, which none of the categories has"),
+        ({"category_id": "7"}, "category_id '7', which"),
+        ({"category_id": None}, "category_id None, which"),
+        ({"category_id": [7]}, r"category_id \[7\], which"),
+        ({"image_id": 9}, "image_id 9, which none of the images has"),
+        ({"image_id": "0"}, "image_id '0', which"),
+        ({"bbox": [1, 2, 3]}, r"bbox \[1, 2, 3\], expected \[x, y, width, height\]"),
+        ({"bbox": None}, "bbox None"),
+        ({"bbox": [1, 2, float("nan"), 3]}, r"bbox \[1, 2, nan, 3\]"),
+        ({"bbox": [1, 2, float("inf"), 3]}, r"bbox \[1, 2, inf, 3\]"),
+        ({"bbox": [1, 2, -3, 3]}, r"bbox \[1, 2, -3, 3\]"),
+        ({"bbox": ["1", "2", "3", "4"]}, "bbox .*'4'"),
+        ({"bbox": {"x": 1}}, "bbox {'x': 1}"),
+        ({"iscrowd": 2}, "iscrowd 2, expected 0 or 1"),
+        ({"iscrowd": "0"}, "iscrowd '0'"),
+        ({"area": -5}, "area -5, expected a number of pixels"),
+        ({"area": "9"}, "area '9'"),
+        ({"area": float("nan")}, "area nan"),
+        ({"segmentation": []}, "no segmentation, which Mask R-CNN needs"),
+        ({"segmentation": None}, "no segmentation"),
+        ({"segmentation": [[]]}, r"segmentation \[\[\]\]: a polygon of 0 numbers, expected x and y of at least 3"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "a polygon of 4 numbers"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6], [1, 2, 3]]}, "a polygon of 3 numbers"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "a polygon of 7 numbers"),
+        ({"segmentation": [1, 2, 3, 4, 5, 6]}, "expected a list of polygons"),
+        ({"segmentation": [["1", 2, 3, 4, 5, 6]]}, "expected a list of polygons"),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "expected a list of polygons"),
+        ({"segmentation": [[1, 2, 3, 4, 5e9, 6]]}, "far outside of the picture, which is 100 x 90"),
+        ({"segmentation": "mask.png"}, "expected polygons, or run lengths"),
+        ({"segmentation": {"counts": [9000]}}, "expected polygons, or run lengths"),
+        ({"segmentation": {**COMPRESSED, "size": [100, 90]}}, r"size \[100, 90\], expected \[90, 100\]"),
+        ({"segmentation": {**COMPRESSED, "counts": COMPRESSED["counts"][:-9]}}, "run lengths of .*, expected 9000"),
+        ({"segmentation": {**COMPRESSED, "counts": "\u00e9~"}}, "counts that are no run lengths"),
+        ({"segmentation": {**COMPRESSED, "counts": 9000}}, "counts that are no run lengths"),
+        ({"segmentation": {**COMPRESSED, "counts": [3, 2]}}, "run lengths of 5 pixels, expected 9000"),
+        ({"segmentation": {**COMPRESSED, "counts": [-1, 9001]}}, "none below 0"),
+        ({"segmentation": {**COMPRESSED, "counts": ""}}, "run lengths of 0 pixels"),
     ],
 )
 def test_bad_annotations_are_named(tmp_path, wrong, words):
     path = annotations(tmp_path, [{**rectangle(5, 0, 7, 1, 1, 9, 9), **wrong}])
-    with pytest.raises(ValueError, match=f"{path}: {words}"):
+    with pytest.raises(ValueError, match=f"{path}: annotation 5 has .*{words}"):
         read_annotations(path, masks=True)
 
 
-@pytest.mark.parametrize("content", ["no json", "[1, 2]", '{"images": [], "annotations": [], "categories": []}'])
+@pytest.mark.parametrize(
+    "part, wrong, words",
+    [
+        ("annotations", {"id": None}, r"annotations\[0\] has id None, expected an integer"),
+        ("annotations", {"id": "5"}, r"annotations\[0\] has id '5'"),
+        ("images", {"id": "0"}, r"images\[0\] has id '0'"),
+        ("images", {"id": 0.5}, r"images\[0\] has id 0.5"),
+        ("images", {"width": -1, "height": -1}, "image 0 has width -1 and height -1, expected those of the picture"),
+        ("images", {"width": 0}, "image 0 has width 0"),
+        ("images", {"height": "90"}, "image 0 has width 100 and height '90'"),
+        ("images", {"height": 90.5}, "image 0 has width 100 and height 90.5"),
+        ("images", {"width": float("nan")}, "image 0 has width nan"),
+        ("images", {"file_name": None}, "image 0 has file_name None, expected text"),
+        ("categories", {"id": "31"}, r"categories\[0\] has id '31'"),
+        ("categories", {"name": 31}, "category 31 has name 31, expected text"),
+    ],
+)
+def test_bad_entries_are_named(tmp_path, part, wrong, words):
+    content = json.loads(annotations(tmp_path, [rectangle(5, 0, 7, 1, 1, 9, 9)], images=2).read_text())
+    content[part][0] |= wrong
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"annotations.json: {words}"):
+        read_annotations(tmp_path / "annotations.json", masks=True)
+
+
+def test_all_that_is_wrong_is_named_together(options, tmp_path):
+    """In both files, also ids that are there twice."""
+    box = rectangle(5, 0, 7, 1, 1, 9, 9)
+    twice = [{"id": 0, "file_name": f"{n}.png", "width": 100, "height": 90} for n in range(2)]
+    path = annotations(tmp_path, [box, {**box, "iscrowd": 3}, {**box, "id": 6, "bbox": []}], images=2)
+    (tmp_path / "other").mkdir()
+    other = annotations(tmp_path / "other", [], images=twice, categories=[*CATEGORIES, CATEGORIES[0]])
+    config = DetectionConfig(**{**options, "train_annotations": str(path), "validation_annotations": str(other)})
+    with pytest.raises(ValueError) as raised:
+        check_annotations(*map(load_annotations, (path, other)), config)
+    assert str(raised.value).splitlines() == [
+        "the data set has 4 problems:",
+        f"- {path}: annotations[1] has id 5, which another one of the annotations has as well",
+        f"- {path}: annotation 6 has bbox [], expected [x, y, width, height] in pixels",
+        f"- {other}: images[1] has id 0, which another one of the images has as well",
+        f"- {other}: categories[2] has id 31, which another one of the categories has as well",
+    ]
+
+
+def test_files_as_tools_write_them(tmp_path):
+    """A byte order mark, whole numbers as floats, flags as booleans, null for what is not known, masks of all kinds."""
+    objects = [rectangle(n, 0, 7, 10, 10, 20, 20) for n in range(4)]
+    objects[0] |= {"id": 0.0, "image_id": 0.0, "category_id": 7.0, "iscrowd": False, "area": None}
+    objects[1] |= {"segmentation": COMPRESSED, "iscrowd": None}
+    objects[2] |= {"segmentation": {"size": [90, 100], "counts": COUNTS}, "iscrowd": True}
+    objects[3] |= {"area": 0, "bbox": [-5.5, 80, 20, 30]}
+    content = {"images": [{"id": 0.0, "file_name": "0.png", "width": 100.0, "height": 90}], "annotations": objects}
+    text = json.dumps({**content, "categories": CATEGORIES}, ensure_ascii=False)
+    (tmp_path / "annotations.json").write_text(text, encoding="utf-8-sig")
+    coco = read_annotations(tmp_path / "annotations.json", masks=True)
+    assert [entry["iscrowd"] for entry in coco.imgToAnns[0]] == [0, 0, 1, 0]
+    assert [entry["area"] for entry in coco.imgToAnns[0]] == [400, 400, 400, 0]
+    assert all(np.array_equal(coco.annToMask(entry), MASK) for entry in coco.imgToAnns[0][1:3])
+    # COCO's evaluation takes an object of the id 0 for one that nothing matches.
+    truth = read_annotations(annotations(tmp_path, [rectangle(0, 0, 7, 10, 10, 20, 20)]), masks=False)
+    assert average_precision(truth, [detection(0.9, 10, 10, 20, 20)], [0], "bbox")["ap"] == pytest.approx(1)
+
+
+def test_boxes_without_area_are_left_out_with_a_warning(options, tmp_path, caplog):
+    """Also one that has an area until float32 rounds it away, and torchvision refuses it."""
+    boxes = [(10, 10, 20, 20), (10, 10, 0, 20), (100, 5, 9, 9), (-9, 5, 9, 9), (50.00001, 5, 1e-6, 9)]
+    objects = [rectangle(n, 0, 7, *box) for n, box in enumerate(boxes)]
+    path = str(annotations(tmp_path, objects))
+    config = DetectionConfig(**{**options, "train_annotations": path})
+    contents = [load_annotations(name) for name in (path, config.validation_annotations)]
+    check_annotations(*contents, config)
+    (record,) = caplog.records
+    assert f"{path}: 4 annotations have no area in their picture: 1, 2, 3, 4." in record.getMessage()
+    assert [entry["bbox"] for entry in objects_of(make_index(contents[0]), 0)] == [[10, 10, 20, 20]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["no json", "[1, 2]", '{"images": [], "annotations": [], "categories": []}', '{"images": {}, "annotations": []}'],
+)
 def test_files_of_another_format_are_named(tmp_path, content):
     (tmp_path / "labels.json").write_text(content)
     with pytest.raises(ValueError, match="labels.json cannot be read as annotations in COCO's format"):
         read_annotations(tmp_path / "labels.json", masks=False)
 
 
-def test_other_categories_and_sizes_are_named(options, tmp_path):
-    path = annotations(tmp_path, [rectangle(1, 0, 7, 1, 1, 9, 9)], categories=[{"id": 7, "name": "green"}])
-    config = DetectionConfig(**{**options, "validation_annotations": str(path)})
+def test_other_categories_and_no_objects_are_named(options, tmp_path):
+    green = annotations(tmp_path, [rectangle(1, 0, 7, 1, 1, 9, 9)], categories=[{"id": 7, "name": "green"}])
+    config = DetectionConfig(**{**options, "validation_annotations": str(green)})
+    contents = [load_annotations(name) for name in (config.train_annotations, green)]
     with pytest.raises(ValueError, match="have not the same categories; in one of them only.*green"):
-        read_both(config)
-    path = annotations(tmp_path, [rectangle(1, 0, 7, 1, 1, 9, 9)])
-    Image.new("RGB", (90, 100)).save(tmp_path / "0.png")
-    config.validation_dir, config.validation_annotations = str(tmp_path), str(path)
-    with pytest.raises(ValueError, match="0.png is 90 x 100, the annotations say 100 x 90"):
-        list(detection_loaders(*read_both(config), config, 0, 1)[1])
-    path = annotations(tmp_path, [])
+        check_annotations(*contents, config)
+    path = str(annotations(tmp_path, [rectangle(1, 0, 7, 1, 1, 9, 9, iscrowd=1), rectangle(2, 0, 7, 1, 1, 0, 9)]))
+    config.train_annotations = config.validation_annotations = path
+    with pytest.raises(ValueError, match="annotations.json has no objects that have an area and are no crowds"):
+        check_annotations(load_annotations(path), load_annotations(path), config)
+    coco = make_index(load_annotations(annotations(tmp_path, [rectangle(1, 0, 7, 1, 1, 9, 9)], images=9)))
+    config.max_eval_samples = 1
     with pytest.raises(ValueError, match="annotations.json has no objects to evaluate on"):
-        detection_loaders(*read_both(config), config, 0, 1)
+        detection_loaders(coco, coco, config, 0, 1)
+
+
+def test_pictures_that_do_not_fit_are_named_together(tmp_path, caplog):
+    """From their headers alone: the pixels of none of these files are there."""
+    images = [(100, 90), (90, 100), (100, 90), (90, 100), (100, 90), (100, 90), (100, 90)]
+    names = ["right.jpg", "other.png", "deep.png", "turned.jpg", "none.jpg", "text.jpg", "half_turn.jpg"]
+    quarter, half = Image.Exif(), Image.Exif()
+    quarter[ExifTags.Base.Orientation], half[ExifTags.Base.Orientation] = 6, 3
+    Image.new("RGB", (100, 90)).save(tmp_path / names[0])
+    Image.new("RGB", (100, 90)).save(tmp_path / names[1])
+    Image.new("I;16", (100, 90)).save(tmp_path / names[2])
+    Image.new("RGB", (90, 100)).save(tmp_path / names[3], exif=quarter)
+    (tmp_path / names[5]).write_text("no picture")
+    Image.new("RGB", (100, 90)).save(tmp_path / names[6], exif=half)
+    for name in names:
+        if (tmp_path / name).exists():
+            content = (tmp_path / name).read_bytes()
+            (tmp_path / name).write_bytes(content[: content.find(b"IDAT") + 8 if b"IDAT" in content else -100])
+    rows = [
+        {"image": {"bytes": None, "path": str(tmp_path / name)}, "width": width, "height": height}
+        for name, (width, height) in zip(names, images)
+    ]
+    features = Features({"image": ImageColumn(decode=False), "width": Value("int64"), "height": Value("int64")})
+    data = Dataset.from_list(rows, features)
+    with pytest.raises(ValueError) as raised:
+        check_pictures(data, data.select([0]))
+    lines = str(raised.value).splitlines()
+    assert lines[0] == "the data set has 5 problems:"
+    assert lines[1].endswith("other.png is 100 x 90, the annotations say 90 x 100")
+    assert "deep.png cannot be used: its pixels are of the mode I;16" in lines[2]
+    assert "turned.jpg is 100 x 90 (stored as 90 x 100, and turned" in lines[3]
+    assert "EXIF orientation 6), the annotations say 90 x 100. " in lines[3] and "remove the EXIF" in lines[3]
+    assert lines[4].endswith("none.jpg cannot be used: there is no such file")
+    assert "text.jpg cannot be used: it cannot be read" in lines[5]
+
+    check_pictures(data.select([0]), data.select([6]))
+    (record,) = caplog.records
+    assert "1 pictures have an EXIF orientation" in record.getMessage() and "half_turn.jpg" in record.getMessage()
+
+
+def test_a_failed_check_ends_all_processes(root, options, tmp_path):
+    """The main process says why, the other one nothing, and neither waits for the other."""
+    path = annotations(tmp_path, [{**rectangle(5, 0, 7, 1, 1, 9, 9), "iscrowd": 2}])
+    (tmp_path / "options.yaml").write_text(json.dumps({**options, "train_annotations": str(path)}))
+    arguments = ["--config", str(tmp_path / "options.yaml"), "--output_dir", str(tmp_path / "run")]
+    first, second = start_together(root, tmp_path / "output", arguments, "train_detection")
+    assert first.wait(60) == 1 and "annotation 5 has iscrowd 2" in first.text()
+    assert second.wait(60) == 1 and "iscrowd" not in second.text() and "Traceback" not in second.text()
+    assert not (tmp_path / "run/options.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from datasets import Dataset, Features
 from datasets import Image as ImageColumn
 from huggingface_hub import ModelCard
 from pictures import COIN, coins, flower_and_sky
-from PIL import Image
+from PIL import ExifTags, Image
 from sklearn.metrics import confusion_matrix, jaccard_score
 from torchvision import tv_tensors
-from transformers import AutoConfig, pipeline
+from transformers import AutoConfig, AutoImageProcessor, pipeline
 
 import train_segmentation
 from mean_iou import count_pixels, summarize
@@ -23,7 +23,7 @@ from options import SegmentationConfig
 from processes import Training
 from rednet import RedNetConfig, RedNetForImageClassification, count_parameters
 from runs import assert_same
-from segmentation_data import PairReader, PairTransform, load_pairs, segmentation_loaders
+from segmentation_data import PairReader, PairTransform, check_pairs, load_pairs, segmentation_loaders
 
 
 NAMES = ["background", "coin", "flower", "sky"]
@@ -218,7 +218,7 @@ def test_masks_of_one_bit_are_padded_with_what_is_not_labelled():
 
 def stored(picture: Image.Image, name: str = "some.png") -> dict:
     content = io.BytesIO()
-    picture.save(content, "PNG")
+    picture.save(content, "TIFF" if picture.mode == "F" else "PNG")
     return {"bytes": content.getvalue(), "path": name}
 
 
@@ -228,6 +228,8 @@ def stored(picture: Image.Image, name: str = "some.png") -> dict:
         (Image.new("L", (8, 6), 4), ["mask.png", "[4]", "4 classes"]),
         (Image.new("L", (6, 8)), ["mask.png", "(8, 6)", "(6, 8)"]),
         (Image.new("RGB", (8, 6)), ["mask.png", "(6, 8, 3)"]),
+        (Image.new("LA", (8, 6)), ["mask.png", "(6, 8, 2)"]),
+        (Image.new("F", (8, 6)), ["mask.png", "float32", "expected one integer"]),
     ],
 )
 def test_bad_masks_are_named(mask, words):
@@ -240,11 +242,186 @@ def test_bad_masks_are_named(mask, words):
 def test_bad_folders_are_named(pairs, tmp_path):
     with pytest.raises(ValueError, match="images: there is no such folder"):
         load_pairs(SegmentationConfig(train_dir=str(tmp_path)))
-    for name in ("images", "annotations"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "images/lonely.jpg").touch()
-    with pytest.raises(ValueError, match="the first is lonely"):
+    for name in ("images/lonely.jpg", "images/twice.jpg", "images/twice.png", "annotations/twice.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "annotations/aachen").mkdir()
+    (tmp_path / "annotations/maskless.png").touch()
+    with pytest.raises(ValueError) as raised:
         load_pairs(SegmentationConfig(train_dir=str(tmp_path)))
+    assert str(raised.value).splitlines() == [
+        "the data set has 4 problems:",
+        f"- {tmp_path}/images/twice.png has the name of {tmp_path}/images/twice.jpg: expected one file of each name",
+        f"- {tmp_path}/annotations/aachen is a folder, expected files alone in {tmp_path}/annotations",
+        f"- {tmp_path}/images/lonely.jpg has no mask lonely in annotations",
+        f"- {tmp_path}/annotations/maskless.png has no picture maskless in images",
+    ]
+
+
+CLASSES = [[0, 1, 2, 255], [1, 0, 2, 2], [2, 1, 0, 0]]  # of three pictures of 2 x 2
+
+
+def small_pairs(folder: Path, masks: list, size: tuple[int, int] = (2, 2), **saved) -> SegmentationConfig:
+    """The options of a data set of small pictures, for training and validation, with these masks."""
+    for name in ("images", "annotations"):
+        (folder / name).mkdir()
+    for number, mask in enumerate(masks):
+        Image.new("RGB", size).save(folder / f"images/{number}.png", **saved)
+        if not isinstance(mask, Image.Image):
+            mask = Image.fromarray(np.array(mask).reshape(2, 2).astype(np.uint8))
+        mask.save(folder / f"annotations/{number}.{'tif' if mask.mode == 'F' else 'png'}")
+    return SegmentationConfig(train_dir=str(folder), validation_dir=str(folder))
+
+
+def check(config: SegmentationConfig, num_labels: int = 3, **more) -> None:
+    check_pairs(*load_pairs(config), config, RedNetConfig(num_labels=num_labels, **more))
+
+
+def problems_of(config: SegmentationConfig, num_labels: int = 3, **more) -> list[str]:
+    with pytest.raises(ValueError) as raised:
+        check(config, num_labels, **more)
+    first, *lines = str(raised.value).splitlines()
+    assert first == f"the data set has {len(lines)} problem{'s' * (len(lines) > 1)}:"
+    return lines
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16"])
+def test_masks_of_integers_are_good(tmp_path, caplog, mode):
+    """Of a palette the numbers count, not the colors."""
+    masks = [
+        Image.fromarray(np.array(values, np.uint16 if "I" in mode else np.uint8).reshape(2, 2)) for values in CLASSES
+    ]
+    if mode == "P":
+        for mask in masks:
+            mask.putpalette([9, 9, 9] * 256)
+    check(small_pairs(tmp_path, masks))
+    assert not caplog.records
+
+
+def test_masks_of_one_bit_are_good(tmp_path):
+    check(small_pairs(tmp_path, [Image.fromarray(np.array([[True, False]] * 2))]), num_labels=2)
+
+
+def test_two_classes_saved_as_0_and_255(tmp_path):
+    """Whoever trains on these reaches 100 % of class 0."""
+    training, validation = problems_of(small_pairs(tmp_path, [[0, 255, 0, 255], [0, 0, 0, 255]]), num_labels=2)
+    assert "split train: of 8 pixels in 2 masks, 3 (37.5%) are not labeled (stored as 255)" in training
+    assert "all others are of class 0 (LABEL_0): no pixel is of class 1 (LABEL_1)" in training
+    assert "expected the values 0 to 1 in masks" in training and "split validation" in validation
+
+
+@pytest.mark.parametrize(
+    "masks, options, words",
+    [
+        ([[255] * 4] * 2, {}, "8 (100.0%) are not labeled (stored as 255): none has a class"),
+        ([[0, 1, 1, 0]] * 2, {}, "0 (0.0%) are not labeled (stored as 255), and none is of class 2 (LABEL_2)"),
+        ([[0, 1, 2, 0]] * 2, {"do_reduce_labels": True}, "none is of class 2 (LABEL_2); expected the values 1 to 3"),
+        ([[1, 2, 3, 255]] * 2, {}, "holds [3], but the model has 3 classes, which are [0, 2] in masks (255: not"),
+        ([[0, 1, 2, 4]] * 2, {"do_reduce_labels": True}, "holds [4], but the model has 3 classes, which are [1, 3]"),
+        ([Image.new("RGB", (2, 2))] * 2, {}, "is of the mode RGB, expected one integer for each pixel, its class"),
+        ([Image.new("RGBA", (2, 2))], {}, "is of the mode RGBA"),
+        ([Image.new("LA", (2, 2))], {}, "is of the mode LA"),
+        ([Image.new("F", (2, 2))], {}, "is of the mode F"),
+        ([Image.new("L", (2, 3))], {}, "is 2 x 3, expected the size of the picture, which is 2 x 2"),
+    ],
+)
+def test_masks_that_cannot_be_trained_on_are_named(tmp_path, masks, options, words):
+    config = small_pairs(tmp_path, masks)
+    for name, value in options.items():
+        setattr(config, name, value)
+    assert words in problems_of(config)[0]
+
+
+def test_files_that_cannot_be_trained_on_are_named(tmp_path):
+    """All of them, from their headers; in a JPEG file even a mask of few values gets others at its edges."""
+    config = small_pairs(tmp_path, CLASSES)
+    mask = Image.fromarray(np.array(CLASSES[0], np.uint8).reshape(2, 2))
+    (tmp_path / "annotations/0.png").unlink()
+    mask.save(tmp_path / "annotations/0.jpg")
+    (tmp_path / "annotations/1.png").write_text("no picture")
+    Image.new("I;16", (2, 2)).save(tmp_path / "images/2.png")
+    lines = problems_of(config)
+    assert len(lines) == 6 and "annotations/0.jpg of " in lines[0] and "is a JPEG file" in lines[0]
+    assert "the mask " in lines[1] and "annotations/1.png cannot be used: it cannot be read" in lines[1]
+    assert "images/2.png cannot be used: its pixels are of the mode I;16" in lines[2]
+
+
+def test_masks_and_pictures_that_are_turned(tmp_path, caplog):
+    """A mask that was drawn on the stored pixels of a turned picture has another size, unless both are squares."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for name in ("wide", "square"):
+        (tmp_path / name).mkdir()
+    wide = small_pairs(tmp_path / "wide", [Image.new("L", (3, 2))], (3, 2), exif=exif)
+    line = problems_of(wide)[0]
+    assert "is 3 x 2, expected the size of the picture, which is 2 x 3 (stored as 3 x 2, and turned" in line
+    assert "its EXIF orientation 6)" in line and "remove the EXIF orientation" in line
+    check(small_pairs(tmp_path / "square", CLASSES, exif=exif))
+    assert "3 pictures have an EXIF orientation that does not show" in caplog.records[0].getMessage()
+
+
+def test_rare_classes_are_no_error_in_a_sample(tmp_path, caplog):
+    """Nor where only some of the pictures are trained on; a mask without labels is one among others."""
+    config = small_pairs(tmp_path, [[0, 1, 0, 1], [255] * 4, [1, 1, 0, 0]])
+    config.max_train_samples = 3
+    check(config)
+    messages = [record.getMessage() for record in caplog.records]
+    assert "none is of class 2 (LABEL_2)" in messages[0] and "1 of 3 masks have no labeled pixel" in messages[1]
+    config.max_train_samples = None
+    assert "none is of class 2 (LABEL_2)" in problems_of(config)[0]
+
+
+def test_classes_that_cannot_be_learned(tmp_path, caplog):
+    config = small_pairs(tmp_path, [[0] * 4])
+    assert "the model has 1 class, expected at least 2" in problems_of(config, num_labels=1)[0]
+    (tmp_path / "on purpose").mkdir()
+    check(small_pairs(tmp_path / "on purpose", [[0, 1, 2, 2]]), semantic_loss_ignore_index=0)
+    assert "class 0 (LABEL_0) is semantic_loss_ignore_index" in caplog.records[0].getMessage()
+
+
+def test_bytes_and_streams_are_looked_at(tmp_path):
+    """Masks in parquet files; a stream is read in its order."""
+    rows = [{"image": stored(Image.new("RGB", (2, 2))), "label": stored(Image.new("L", (2, 2), 7), "seven.png")}]
+    features = Features(dict.fromkeys(("image", "label"), ImageColumn()))
+    Dataset.from_list(rows * 2, features).to_parquet(tmp_path / "train.parquet")
+    for streaming in (False, True):
+        config = SegmentationConfig(
+            dataset_name=str(tmp_path), validation_split="train", label_column_name="label", streaming=streaming
+        )
+        lines = problems_of(config)
+        assert len(lines) == 4 and all("the mask seven.png of some.png holds [7]" in line for line in lines)
+
+
+def test_the_script_checks_before_the_first_step(root, options, tmp_path, capsys):
+    config = small_pairs(tmp_path, CLASSES)
+    values = {**options, "train_dir": config.train_dir, "validation_dir": config.train_dir}
+    (tmp_path / "options.yaml").write_text(json.dumps(values))
+    with pytest.raises(SystemExit, match=r"none is of class 3 \(sky\)"):
+        train_segmentation.main(["--config", str(tmp_path / "options.yaml"), "--output_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16", "F"])
+def test_the_saved_processor_takes_pictures_of_all_modes(tmp_path, mode):
+    """As Pillow converts them to RGB."""
+    train_segmentation.make_processor(SegmentationConfig()).save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    random = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    if mode == "I;16":
+        picture = Image.fromarray(random[..., 0].astype(np.uint16))
+    else:
+        picture = Image.fromarray(random).convert("P" if mode == "PA" else mode).convert(mode)
+    found = processor(picture, return_tensors="pt")["pixel_values"][0].double()
+    expected = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).double() / 255
+    mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    assert torch.allclose(found, (expected - mean) / std, atol=1e-6)
+
+
+def test_other_numbers_of_channels_are_refused(options, tmp_path):
+    model = json.loads(Path(options["config_name"]).read_text())
+    (tmp_path / "gray.json").write_text(json.dumps({**model, "num_channels": 1}))
+    with pytest.raises(ValueError, match="gray.json has num_channels 1, expected 3"):
+        train_segmentation.make_model(SegmentationConfig(config_name=str(tmp_path / "gray.json")))
 
 
 def test_starts_from_a_classifier(options, tmp_path):
