@@ -1,12 +1,16 @@
 """torchvision's detectors on RedNet (paper, section 4). Needs torchvision, which the rest of the family does not."""
 
+import copy
 import json
 import os
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
@@ -15,7 +19,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from involution import Involution2d
 
@@ -100,8 +104,10 @@ def fasterrcnn_rednet_fpn(
         options: of `torchvision.models.detection.FasterRCNN`.
 
     Raises:
-        ValueError: the backbone gives other stages, or one of the arguments is none of the above.
+        ValueError: the backbone gives other stages or takes other channels than the detector's pictures have, or one
+            of the arguments is none of the above.
     """
+    _check_channels(backbone, options)
     return FasterRCNN(
         _pyramid(backbone, STAGES, neck, LastLevelMaxPool(), channels, trainable_layers),
         num_classes,
@@ -128,6 +134,7 @@ def maskrcnn_rednet_fpn(
 
     The other arguments and errors are those of `fasterrcnn_rednet_fpn`.
     """
+    _check_channels(backbone, options)
     mask_head = MaskRCNNHeads(channels, [channels] * 4, dilation=1)
     if head == "involution":
         for layer in mask_head:
@@ -161,6 +168,7 @@ def retinanet_rednet_fpn(
 
     The other arguments and errors are those of `fasterrcnn_rednet_fpn`.
     """
+    _check_channels(backbone, options)
     coarser = LastLevelP6P7(backbone.channels[-1], channels)
     return RetinaNet(_pyramid(backbone, STAGES[1:], neck, coarser, channels, trainable_layers), num_classes, **options)
 
@@ -194,13 +202,117 @@ def save_detector(
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, beside / SAFE_WEIGHTS_NAME)
 
 
-def load_detector(folder: str | os.PathLike) -> tuple[nn.Module, list[dict]]:
-    """The model of a folder that `save_detector` wrote, in evaluation mode, and its categories."""
-    config = json.loads(Path(folder, "config.json").read_text())
-    backbone = RedNetBackbone(RedNetConfig.from_dict(config["backbone"]))
-    model = DETECTORS[config["detector"]](backbone, **config["options"])
-    model.load_state_dict(load_file(Path(folder, SAFE_WEIGHTS_NAME)))
+def load_detector(folder_or_id: str | os.PathLike) -> tuple[nn.Module, list[dict]]:
+    """
+    The model that `save_detector` wrote, in evaluation mode, and its categories.
+
+    Args:
+        folder_or_id: a folder, or the id of a Hub repository (`user/name`) with its files.
+
+    Raises:
+        OSError: there is no such folder or repository, or the Hub cannot be reached.
+        ValueError: it is no detector, or a file of it is damaged or missing. The message names it.
+    """
+    config = read_detector_config(folder_or_id)
+    if config is None:
+        raise ValueError(
+            f"{folder_or_id} is not a detector that save_detector wrote: its config.json names no detector"
+        )
+    weights = read_detector_weights(folder_or_id)
+    try:
+        backbone = RedNetBackbone(RedNetConfig.from_dict(config["backbone"]))
+        model = DETECTORS[config["detector"]](backbone, **config["options"])
+    except (AttributeError, TypeError, ValueError, StrictDataclassError) as error:
+        raise ValueError(f"{folder_or_id}/config.json is not that of a detector: {error}") from error
+    expected, found = ({k: list(v.shape) for k, v in one.items()} for one in (model.state_dict(), weights))
+    if wrong := sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)):
+        raise ValueError(
+            f"the weights in {folder_or_id} are not those of its config.json: {len(wrong)} differ, {wrong[0]} is "
+            f"{found.get(wrong[0], 'missing')}, expected {expected.get(wrong[0], 'not to be there')}"
+        )
+    model.load_state_dict(weights)
     return model.eval(), config["categories"]
+
+
+def read_detector_config(folder_or_id: str | os.PathLike) -> dict | None:
+    """
+    The config.json that `save_detector` wrote; None where it is that of another model.
+
+    Raises:
+        OSError, ValueError: as `load_detector`.
+    """
+    path = _find_file(folder_or_id, CONFIG_NAME)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"it holds {type(config).__name__}, expected an object")
+    except ValueError as error:
+        raise ValueError(f"{folder_or_id}/{CONFIG_NAME} is damaged: {error}") from error
+    if "detector" not in config:
+        return None
+    if config["detector"] not in list(DETECTORS):
+        raise ValueError(
+            f"{folder_or_id}/{CONFIG_NAME} has detector {config['detector']!r}, expected one of {list(DETECTORS)}"
+        )
+    for name, kind in (("backbone", dict), ("options", dict), ("categories", list)):
+        if not isinstance(config.get(name), kind):
+            raise ValueError(
+                f"{folder_or_id}/{CONFIG_NAME} has {name} {config.get(name)!r}, expected a {kind.__name__}"
+            )
+    return config
+
+
+def read_detector_weights(folder_or_id: str | os.PathLike) -> dict[str, Tensor]:
+    """
+    Raises:
+        OSError, ValueError: as `load_detector`.
+    """
+    path = _find_file(folder_or_id, SAFE_WEIGHTS_NAME)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{folder_or_id}/{SAFE_WEIGHTS_NAME} is damaged: {error}") from error
+
+
+def _find_file(folder_or_id: str | os.PathLike, name: str) -> Path:
+    """A file of a folder, or of a repository, which is fetched from the Hub."""
+    if not Path(folder_or_id).is_dir():
+        return Path(cached_file(str(folder_or_id), name))
+    if not Path(folder_or_id, name).is_file():
+        raise ValueError(f"{folder_or_id} is not a saved model: {name} is missing")
+    return Path(folder_or_id, name)
+
+
+def script_detector(detector: nn.Module) -> torch.jit.ScriptModule:
+    """
+    `torch.jit.script` of a detector of this module, in evaluation mode; the detector itself stays as it is.
+
+    Models of Transformers, whose `forward` takes any keywords, cannot be scripted. So the backbone with its pyramid is
+    traced, as are the involutions of the heads, and the rest of the detector, whose steps follow what it finds, is
+    scripted. The result takes pictures of any size; a process that loads it needs `import involution` and
+    `import torchvision`.
+    """
+    scripted = copy.deepcopy(detector).eval()
+    image = torch.zeros(1, 3, 64, 64).to(next(scripted.parameters()))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # checks of shapes, which hold for all sizes
+        # Not strict: the features are a dictionary.
+        scripted.backbone = torch.jit.trace(scripted.backbone, image, strict=False)
+        for parent in list(scripted.modules()):
+            for name, layer in parent.named_children():
+                if isinstance(layer, Involution2d):
+                    setattr(parent, name, torch.jit.trace(layer, image.new_zeros(1, layer.channels, 16, 16)))
+        return torch.jit.script(scripted)
+
+
+def _check_channels(backbone: RedNetBackbone, options: dict) -> None:
+    """torchvision's mean of three channels would make three of one."""
+    expected = len(options.get("image_mean") or [0, 0, 0])
+    if backbone.config.num_channels != expected:
+        raise ValueError(
+            f"the backbone has num_channels={backbone.config.num_channels}, expected {expected}, as many as image_mean "
+            "has (torchvision's for RGB by default)"
+        )
 
 
 def _pyramid(backbone: RedNetBackbone, stages: list[str], *arguments) -> RedNetFPN:
@@ -243,6 +355,9 @@ __all__ = [
     "fasterrcnn_rednet_fpn",
     "load_detector",
     "maskrcnn_rednet_fpn",
+    "read_detector_config",
+    "read_detector_weights",
     "retinanet_rednet_fpn",
     "save_detector",
+    "script_detector",
 ]

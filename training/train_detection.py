@@ -9,14 +9,11 @@ classifier for instance, or a folder that this script left. In `output_dir` appe
 `rednet.detection.load_detector` loads; all else, and what happens after an interruption, is as with train.py.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate.utils import DistributedType, set_seed
-from safetensors.torch import load_file
-from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.logging import disable_progress_bar
 
 from arguments import check_loop_options, check_model_name, clear_errors, parse_options, read_config
@@ -33,7 +30,7 @@ from loop import Task, make_accelerator, prepare, train
 from options import DetectionConfig
 from problems import check_on_main_process
 from rednet import RedNetBackbone, RedNetConfig
-from rednet.detection import DETECTORS, STAGES, save_detector
+from rednet.detection import DETECTORS, STAGES, read_detector_config, read_detector_weights, save_detector
 from run_folder import check_options
 
 
@@ -114,9 +111,8 @@ def make_model(config: DetectionConfig, options: dict, categories: list[dict]) -
         backbone = RedNetBackbone(read_config(config.config_name, out_features=stages))
         return DETECTORS[config.detector](backbone, **options)
     check_model_name(config.model_name_or_path)
-    file = Path(config.model_name_or_path, "config.json")
-    saved = json.loads(file.read_text()) if file.is_file() else {}
-    if "detector" not in saved:
+    saved = read_detector_config(config.model_name_or_path)
+    if saved is None:
         read_config(config.model_name_or_path)
         backbone = RedNetBackbone.from_pretrained(config.model_name_or_path, out_features=stages)
         return DETECTORS[config.detector](backbone, **options)
@@ -128,7 +124,7 @@ def make_model(config: DetectionConfig, options: dict, categories: list[dict]) -
 
 
 def load_weights(model: torch.nn.Module, config: DetectionConfig, same_categories: bool) -> None:
-    weights, own = load_file(Path(config.model_name_or_path, SAFE_WEIGHTS_NAME)), model.state_dict()
+    weights, own = read_detector_weights(config.model_name_or_path), model.state_dict()
     fit = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     new = sorted(own.keys() - fit.keys())
     if (new or not same_categories) and not config.ignore_mismatched_sizes:

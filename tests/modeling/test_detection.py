@@ -1,7 +1,12 @@
 """torchvision's detectors on RedNet: trained and run on real pictures."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
+from hub_server import HubServer
 from pictures import coins
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,8 +14,15 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import box_iou, masks_to_boxes
 
 from involution import Involution2d
-from rednet import RedNetBackbone, RedNetConfig, count_macs, count_parameters
-from rednet.detection import fasterrcnn_rednet_fpn, maskrcnn_rednet_fpn, retinanet_rednet_fpn
+from rednet import RedNetBackbone, RedNetConfig, RedNetForImageClassification, count_macs, count_parameters
+from rednet.detection import (
+    fasterrcnn_rednet_fpn,
+    load_detector,
+    maskrcnn_rednet_fpn,
+    retinanet_rednet_fpn,
+    save_detector,
+    script_detector,
+)
 
 
 ROWS = [
@@ -160,6 +172,128 @@ def test_refuses_a_backbone_of_other_stages():
     backbone = RedNetBackbone(RedNetConfig(depths=[1, 1], hidden_sizes=[64, 64], embedding_size=32))
     with pytest.raises(ValueError, match=r"out_features=\['stage2'\].*expects \['stage2', 'stage3', 'stage4'\]"):
         retinanet_rednet_fpn(backbone, 2)
+
+
+@pytest.mark.parametrize("maker", [fasterrcnn_rednet_fpn, maskrcnn_rednet_fpn, retinanet_rednet_fpn])
+def test_numbers_of_channels_must_fit(maker):
+    """torchvision would make three channels of one."""
+    stages = ["stage1", "stage2", "stage3", "stage4"][maker is retinanet_rednet_fpn :]
+    config = {"embedding_size": 32, "hidden_sizes": [64, 64, 128, 128], "depths": [1, 1, 1, 1], "out_features": stages}
+    backbone = RedNetBackbone(RedNetConfig(num_channels=1, **config))
+    with pytest.raises(ValueError, match="num_channels=1, expected 3"):
+        maker(backbone, 2)
+    model = maker(backbone, 2, image_mean=[0.5], image_std=[0.5], min_size=64, max_size=64).eval()
+    with torch.no_grad():
+        assert model([torch.zeros(1, 64, 64)])[0]["boxes"].shape[1] == 4
+
+
+CATEGORIES = [{"id": 7, "name": "coin"}]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """The folder of a small detector."""
+    model = small_detector(fasterrcnn_rednet_fpn, "involution", "involution")
+    options = {"num_classes": 2, "neck": "involution", "head": "involution", "channels": 32}
+    save_detector(tmp_path / "saved", model, "fasterrcnn", options, CATEGORIES)
+    return tmp_path / "saved"
+
+
+def change(folder, **values) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+def test_loads_from_a_folder_and_from_the_hub(saved, tmp_path):
+    """By the same call, with huggingface_hub as it is, and a Hub on this machine."""
+    code = """
+import sys, torch, huggingface_hub
+from rednet.detection import load_detector
+folder = sys.argv[1]
+huggingface_hub.create_repo("user/coins")
+huggingface_hub.upload_folder(repo_id="user/coins", folder_path=folder)
+(one, categories), (other, same) = load_detector(folder), load_detector("user/coins")
+assert categories == same == [{"id": 7, "name": "coin"}] and not other.training
+assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+try:
+    load_detector("user/none")
+except OSError as error:
+    assert "user/none" in str(error), error
+    print("named")
+"""
+    with HubServer() as hub:
+        environment = hub.environment(tmp_path / "home")
+        command = [sys.executable, "-c", code, str(saved)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout == "named\n", done.stderr
+
+
+def test_folders_that_are_no_detectors_are_named(saved, tmp_path):
+    RedNetForImageClassification(small_detector(fasterrcnn_rednet_fpn).backbone.body.config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path} is not a detector that save_detector wrote"):
+        load_detector(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty is not a saved model: config.json is missing"):
+        load_detector(tmp_path / "empty")
+    with pytest.raises(OSError, match="nowhere/at/all"):
+        load_detector("nowhere/at/all")
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"detector": "yolo"}, "detector 'yolo', expected one of .*fasterrcnn"),
+        ({"detector": ["fasterrcnn"]}, r"detector \['fasterrcnn'\], expected one of"),
+        ({"backbone": None}, "backbone None, expected a dict"),
+        ({"backbone": {"depths": "many"}}, "config.json is not that of a detector: .*depths"),
+        ({"backbone": {"depths": [1]}}, "config.json is not that of a detector: .*depths"),
+        ({"options": {"num_classes": 2, "neck": "none"}}, "config.json is not that of a detector: neck is 'none'"),
+        ({"options": {"num_classes": 2, "trainable_layers": 9}}, "is not that of a detector: trainable_layers is 9"),
+        ({"options": {}}, "config.json is not that of a detector: .*num_classes"),
+        ({"options": {"num_classes": 2}}, "the weights in .* are not those of its config.json: [0-9]+ differ"),
+        ({"categories": "coin"}, "categories 'coin', expected a list"),
+    ],
+)
+def test_wrong_configurations_are_named(saved, values, words):
+    change(saved, **values)
+    with pytest.raises(ValueError, match=f"(?s){words}"):
+        load_detector(saved)
+
+
+def test_damaged_files_are_named(saved):
+    content = (saved / "model.safetensors").read_bytes()
+    (saved / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="model.safetensors is damaged"):
+        load_detector(saved)
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="model.safetensors is missing"):
+        load_detector(saved)
+    for text in ('{"detector": "faster', '["fasterrcnn"]'):
+        (saved / "config.json").write_text(text)
+        with pytest.raises(ValueError, match="config.json is damaged"):
+            load_detector(saved)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:.*in scripting:UserWarning")
+@pytest.mark.parametrize("maker", [fasterrcnn_rednet_fpn, maskrcnn_rednet_fpn, retinanet_rednet_fpn])
+def test_scripts(maker, tmp_path):
+    """The file finds what the detector finds, in pictures of both sizes; the detector is as it was. Of random weights
+    some boxes are between two levels of the pyramid, or have the score of another one: which they take is chance."""
+    heads = ["involution"] * (maker is not retinanet_rednet_fpn)
+    model = small_detector(maker, "involution", *heads).double()
+    pictures = [picture.double() for picture in pictures_and_targets()[0]]
+    normalize_as_trained(model, pictures)
+    (model if maker is retinanet_rednet_fpn else model.roi_heads).score_thresh = 0.0
+    script_detector(model).save(tmp_path / "detector.pt")
+    assert not any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    scripted, model = torch.jit.load(tmp_path / "detector.pt"), model.eval()
+    for picture in pictures:
+        with torch.no_grad():
+            _, (found,) = scripted([picture])
+            (expected,) = model([picture])
+        assert len(expected["boxes"]) > 0 and expected.keys() == found.keys()
+        assert ((found["boxes"] - expected["boxes"]).abs().amax(1) < 1e-3).double().mean() > 0.9
+        assert ((found["scores"] - expected["scores"]).abs() < 1e-5).double().mean() > 0.9
 
 
 def test_finds_and_outlines_the_coins_it_was_shown():
