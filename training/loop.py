@@ -33,6 +33,8 @@ class Task:
     save: Callable[[Path, torch.nn.Module, dict], None]  # puts the model, with its results, into a folder
     metric: str  # of the results, from 0 to 1: the model with the highest becomes `best`
     metric_name: str  # as people call it
+    # Of a batch, how many things `loss` is the mean of, where batches have different numbers of them.
+    weigh: Callable[[dict], torch.Tensor] | None = None
 
 
 class Progress:
@@ -212,7 +214,7 @@ def train_epoch(run: Run, loader: DataLoader) -> None:
     start, images, unread = time.perf_counter(), 0, []
     while progress.step < run.total_steps and (group := list(islice(batches, config.gradient_accumulation_steps))):
         loss, grad_norm = train_step(
-            accelerator, run.model, run.optimizer, group, config, run.task.loss, progress.step
+            accelerator, run.model, run.optimizer, group, config, run.task.loss, progress.step, run.task.weigh
         )
         run.scheduler.step()
         if run.ema is not None:
@@ -254,26 +256,40 @@ def train_step(
     config: LoopOptions,
     compute_loss: Callable[[torch.nn.Module, dict], torch.Tensor],
     step: int = 0,
+    weigh: Callable[[dict], torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """One step with the mean gradient of `batches`: that of one batch with all their images.
+    """One step with the gradient of the mean loss of `batches` on all processes: that of one batch with all their
+    images, where the loss is a mean over the images, or over what `weigh` counts.
 
     Returns:
-        The mean loss of this process, and the norm of the gradient if it is clipped.
+        The loss of this process, of which the mean over all processes is the mean loss, and the norm of the gradient
+        if it is clipped.
     """
     losses, grad_norm = [], None
-    for number, batch in enumerate(batches):
+    shares = batch_shares(accelerator, batches, weigh)
+    for number, (batch, share) in enumerate(zip(batches, shares)):
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
         with nullcontext() if number == len(batches) - 1 else accelerator.no_sync(model):
             # What is random in the loss or the model is the same again after an interruption.
             with seeded(config.seed, step, accelerator.process_index, number):
                 loss = compute_loss(model, batch)
-            accelerator.backward(loss / len(batches))
-        losses.append(loss.detach())
+            accelerator.backward(loss * share)
+        losses.append(loss.detach() * share)
     if config.max_grad_norm is not None:
         grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
-    return torch.stack(losses).mean(), grad_norm
+    return torch.stack(losses).sum(), grad_norm
+
+
+def batch_shares(
+    accelerator: Accelerator, batches: list[dict], weigh: Callable[[dict], torch.Tensor] | None
+) -> list[float] | torch.Tensor:
+    """The factors of the losses of `batches`, on this process, whose gradients are averaged over the processes."""
+    if weigh is None:
+        return [1 / len(batches)] * len(batches)
+    weights = torch.stack([weigh(batch) for batch in batches]).to(accelerator.device)
+    return weights * accelerator.num_processes / accelerator.reduce(weights.sum(), "sum").clamp(min=1)
 
 
 def read_losses(run: Run, unread: list[torch.Tensor]) -> None:

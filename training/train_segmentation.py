@@ -52,13 +52,14 @@ def main(arguments: list[str] | None = None) -> None:
         model = make_model(config)
         check_on_main_process(accelerator, check_pairs, *splits, config, model.config)
         train_loader, eval_loader = segmentation_loaders(*splits, config, processor, model.config, **places)
-    names = model.config.id2label
+    names, ignored = model.config.id2label, model.config.semantic_loss_ignore_index
     task = Task(
-        loss=partial(compute_loss, config=config, ignored=model.config.semantic_loss_ignore_index),
+        loss=partial(compute_loss, config=config, ignored=ignored),
         evaluate=lambda model: evaluate_segmentation(accelerator, model, eval_loader, names),
         save=lambda folder, model, results: save_segmentation_folder(folder, model, processor, config, results),
         metric="eval_mean_iou",
         metric_name="mIoU",
+        weigh=partial(count_labeled, ignored=ignored),
     )
     train(prepare(config, accelerator, model, train_loader, task), train_loader)
     if config.push_to_hub and accelerator.is_main_process:
@@ -132,12 +133,17 @@ def make_processor(config: SegmentationConfig) -> SegformerImageProcessor:
 def compute_loss(
     model: torch.nn.Module, batch: dict[str, torch.Tensor], config: SegmentationConfig, ignored: int
 ) -> torch.Tensor:
-    """Mean cross-entropy of the labelled pixels of `TrainingPairs`: that of the model, and 0 where none is labelled."""
+    """Mean cross-entropy of the labeled pixels of `TrainingPairs`: that of the model, and 0 where none is labeled."""
     labels = batch["labels"]
     logits = model(normalize(batch["pixel_values"], config)).logits
     upsampled = F.interpolate(logits, size=labels.shape[1:], mode="bilinear")
     total = F.cross_entropy(upsampled, labels, ignore_index=ignored, reduction="sum")
-    return total / (labels != ignored).sum().clamp(min=1)
+    return total / count_labeled(batch, ignored).clamp(min=1)
+
+
+def count_labeled(batch: dict[str, torch.Tensor], ignored: int) -> torch.Tensor:
+    """How many pixels of a batch of `TrainingPairs` have a class."""
+    return (batch["labels"] != ignored).sum()
 
 
 if __name__ == "__main__":

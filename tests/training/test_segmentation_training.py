@@ -13,6 +13,7 @@ from datasets import Image as ImageColumn
 from huggingface_hub import ModelCard
 from pictures import COIN, coins, flower_and_sky
 from PIL import ExifTags, Image
+from pixel_gradients import InFloat64, crops
 from sklearn.metrics import confusion_matrix, jaccard_score
 from torchvision import tv_tensors
 from transformers import AutoConfig, AutoImageProcessor, pipeline
@@ -20,7 +21,7 @@ from transformers import AutoConfig, AutoImageProcessor, pipeline
 import train_segmentation
 from mean_iou import count_pixels, summarize
 from options import SegmentationConfig
-from processes import Training
+from processes import Training, together
 from rednet import RedNetConfig, RedNetForImageClassification, count_parameters
 from runs import assert_same
 from segmentation_data import PairReader, PairTransform, check_pairs, load_pairs, segmentation_loaders
@@ -422,6 +423,24 @@ def test_other_numbers_of_channels_are_refused(options, tmp_path):
     (tmp_path / "gray.json").write_text(json.dumps({**model, "num_channels": 1}))
     with pytest.raises(ValueError, match="gray.json has num_channels 1, expected 3"):
         train_segmentation.make_model(SegmentationConfig(config_name=str(tmp_path / "gray.json")))
+
+
+@pytest.mark.parametrize("size, processes", [(6, 1), (1, 1), (2, 1), (1, 2), (3, 2)])
+def test_every_labeled_pixel_counts_as_much(root, tmp_path, size, processes):
+    """In batches and on processes with other numbers of them; against the loss of all crops together."""
+    together(root, tmp_path / "output", [str(size), str(tmp_path / "found.pt")], "pixel_gradients", processes)
+    found = torch.load(tmp_path / "found.pt")
+    model, data = InFloat64(), crops()
+    config = SegmentationConfig()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.image_mean, config.image_std))
+    logits = model((data["pixel_values"] / 255 - mean) / std).logits
+    upsampled = F.interpolate(logits, size=(32, 48), mode="bilinear")
+    loss = F.cross_entropy(upsampled, data["labels"], ignore_index=255)
+    loss.backward()
+    assert torch.allclose(found["loss"], loss, rtol=1e-6)
+    for name, parameter in model.named_parameters():
+        change = parameter.detach() - found["after"][name]
+        assert torch.allclose(change, parameter.grad, rtol=1e-6, atol=1e-7), name
 
 
 def test_starts_from_a_classifier(options, tmp_path):
