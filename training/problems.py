@@ -100,8 +100,10 @@ def read_header(stored: dict) -> Header:
             image = Image.open(file)
             # Of the base class, because a PNG file would be decoded whole in search of what may follow its pixels.
             orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-            size = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
-            return Header(size, image.size, orientation, image.mode, image.format)
+            size, turned = image.size, image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
+            if image.format == "TIFF":  # Pillow gives the upright size of these
+                size, turned = turned, size
+            return Header(turned, size, orientation, image.mode, image.format)
     except Exception as error:  # Pillow raises errors of many kinds for damaged files
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else f"it cannot be read: {error}"
         raise ValueError(reason) from error

@@ -152,6 +152,8 @@ def check_pairs(
     for split, images in ((config.train_split, train), (config.validation_split, validation)):
         name = f"{source(config)}, split {split}"
         found = list(look_at(images, read, config.seed, f"check {split}"))
+        if not found:
+            problems.append(f"{name} has no pictures")
         problems += [one.problem for one in found if one.problem is not None]
         if turned := [one.name for one in found if one.turned]:
             logger.warning(turned_text(turned, "masks"))
@@ -168,6 +170,8 @@ def look_at(images: Dataset | IterableDataset, read: PairReader, seed: int, desc
         images = images.cast_column(column, Image(decode=False))
     if isinstance(images, IterableDataset):
         return read_each(partial(look, read=read), list(images.take(SAMPLE)), description)
+    if len(images) == 0:
+        return iter(())
     size = min(SAMPLE, len(images))
     drawn = set(np.random.default_rng(seed).choice(len(images), size, replace=False).tolist())
     rows = range(len(images)) if images[0]["image"]["bytes"] is None else sorted(drawn)

@@ -19,8 +19,10 @@ from torchvision import tv_tensors
 from transformers import AutoConfig, AutoImageProcessor, pipeline
 
 import train_segmentation
+from augmentation import open_image
 from mean_iou import count_pixels, summarize
 from options import SegmentationConfig
+from problems import read_header
 from processes import Training, together
 from rednet import RedNetConfig, RedNetForImageClassification, count_parameters
 from runs import assert_same
@@ -361,6 +363,18 @@ def test_masks_and_pictures_that_are_turned(tmp_path, caplog):
     assert "3 pictures have an EXIF orientation that does not show" in caplog.records[0].getMessage()
 
 
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "TIFF", "WEBP", "MPO"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_headers_have_the_size_of_what_is_read(suffix, orientation):
+    exif, content = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", (30, 20)).save(content, suffix, exif=exif)
+    picture = {"bytes": content.getvalue(), "path": None}
+    header = read_header(picture)
+    assert header.size == open_image(picture).size and header.stored_size == (30, 20)
+    assert header.turned_unseen is (orientation in (2, 3, 4))
+
+
 def test_rare_classes_are_no_error_in_a_sample(tmp_path, caplog):
     """Nor where only some of the pictures are trained on; a mask without labels is one among others."""
     config = small_pairs(tmp_path, [[0, 1, 0, 1], [255] * 4, [1, 1, 0, 0]])
@@ -373,6 +387,8 @@ def test_rare_classes_are_no_error_in_a_sample(tmp_path, caplog):
 
 
 def test_classes_that_cannot_be_learned(tmp_path, caplog):
+    (tmp_path / "empty").mkdir()
+    assert "split train has no pictures" in problems_of(small_pairs(tmp_path / "empty", []))[0]
     config = small_pairs(tmp_path, [[0] * 4])
     assert "the model has 1 class, expected at least 2" in problems_of(config, num_labels=1)[0]
     (tmp_path / "on purpose").mkdir()
