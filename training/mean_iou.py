@@ -13,8 +13,8 @@ def count_pixels(predictions: Tensor, labels: Tensor, num_labels: int) -> Tensor
 
     Pixels whose label is no class are left out.
     """
-    labelled = (labels >= 0) & (labels < num_labels)
-    cells = num_labels * labels[labelled] + predictions[labelled]
+    labeled = (labels >= 0) & (labels < num_labels)
+    cells = num_labels * labels[labeled] + predictions[labeled]
     return torch.bincount(cells, minlength=num_labels**2).view(num_labels, num_labels)
 
 

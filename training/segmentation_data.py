@@ -239,10 +239,9 @@ def coverage_problems(
     expected = f"; expected the values {read.stored([0])[0]} to {read.stored([read.num_labels - 1])[0]} in masks"
     if not seen:
         yield f"{text}: none has a class"
-    elif len(seen) == 1 and read.num_labels > 1 and (training or unlabeled > 0):
-        yield f"{text}, and all others are of class {seen[0]} ({names[seen[0]]}): no pixel is of class " + (
-            f"{first_of(missing)}{expected}"
-        )
+    elif len(seen) == 1 and unlabeled > 0:
+        lacking = f": no pixel is of class {first_of(missing)}" if missing else ""
+        yield f"{text}, and all others are of class {seen[0]} ({names[seen[0]]}){lacking}{expected}"
     elif missing and training and whole:
         cure = ". Without --do_reduce_labels masks count from 0" if read.reduce_labels else ""
         yield f"{text}, and none is of class {first_of(missing)}{expected}, all of them{cure}"
@@ -290,7 +289,7 @@ class TrainingPairs(torch.utils.data.Dataset):
 class EvaluationPairs(torch.utils.data.Dataset):
     """Batches for `EvaluationOrder`: lists of whole pictures, as the image processor gives them to users, and masks.
 
-    In a row that does not count, no pixel is labelled.
+    In a row that does not count, no pixel is labeled.
     """
 
     def __init__(self, images: Dataset | IterableDataset, read: PairReader, processor: BaseImageProcessor):

@@ -275,7 +275,7 @@ def test_damaged_files_are_named(saved):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:.*in scripting:UserWarning")
-@pytest.mark.parametrize("maker", [fasterrcnn_rednet_fpn, maskrcnn_rednet_fpn, retinanet_rednet_fpn])
+@pytest.mark.parametrize("maker", [maskrcnn_rednet_fpn, retinanet_rednet_fpn])  # the first has all of Faster R-CNN
 def test_scripts(maker, tmp_path):
     """The file finds what the detector finds, in pictures of both sizes; the detector is as it was. Of random weights
     some boxes are between two levels of the pyramid, or have the score of another one: which they take is chance."""

@@ -94,7 +94,7 @@ def test_logits_have_the_size_of_the_first_stage(neck_type, size):
     assert outputs.logits.shape[2:] == outputs.hidden_states[1].shape[2:] and len(outputs.hidden_states) == 5
 
 
-def test_loss_leaves_out_what_is_not_labelled():
+def test_loss_leaves_out_what_is_not_labeled():
     model, images = small_model().double(), random_images(2, 3, 64, 96).double()
     labels = torch.randint(5, (2, 64, 96))
     labels[:, 10:40, 20:50] = 255

@@ -34,7 +34,7 @@ NAMES = ["background", "coin", "flower", "sky"]
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
-    """Six pictures of about 100 x 80 in the layout that is read; a border of each is not labelled."""
+    """Six pictures of about 100 x 80 in the layout that is read; a border of each is not labeled."""
     folder = tmp_path_factory.mktemp("pairs")
     pictures, classes = flower_and_sky()
     picture, numbers = coins()
@@ -171,12 +171,12 @@ def test_picture_and_mask_change_alike():
         again = transform(image, tv_tensors.Mask(mask.byte()), (key,))
         assert torch.equal(changed, again[0]) and torch.equal(classes, again[1])
         assert changed.shape == (3, 64, 100) and classes.shape == (64, 100)
-        labelled = classes != 255
-        assert (changed[0][~labelled] == 255).all()
-        off = (changed[0].int() - 7 * classes.int()).abs()[labelled]
+        labeled = classes != 255
+        assert (changed[0][~labeled] == 255).all()
+        off = (changed[0].int() - 7 * classes.int()).abs()[labeled]
         assert (off <= 3).float().mean() > 0.75
-        sizes.add(int(labelled.sum()))
-        row = classes[labelled.any(1)][0]
+        sizes.add(int(labeled.sum()))
+        row = classes[labeled.any(1)][0]
         mirrored.add(bool((row[row != 255].int().diff() < 0).any()))
     assert len(sizes) > 3 and mirrored == {True, False}
 
@@ -202,7 +202,7 @@ def test_folders_and_columns_are_the_same_data(pairs, options, tmp_path):
 
 
 def test_masks_that_count_from_one():
-    """ADE20K: 0 is not labelled."""
+    """ADE20K: 0 is not labeled."""
     picture, mask = (Image.new(mode, (2, 2)) for mode in ("RGB", "L"))
     mask.putdata([0, 1, 4, 255])
     row = {"image": stored(picture), "label": stored(mask)}
@@ -211,7 +211,7 @@ def test_masks_that_count_from_one():
     assert classes.flatten().tolist() == [255, 0, 3, 255]
 
 
-def test_masks_of_one_bit_are_padded_with_what_is_not_labelled():
+def test_masks_of_one_bit_are_padded_with_what_is_not_labeled():
     config = SegmentationConfig(crop_size=[8, 8], random_scale=[1, 1], random_flip=0)
     row = {"image": stored(Image.new("RGB", (4, 4))), "label": stored(Image.new("1", (4, 4), 1))}
     image, mask = PairReader(RedNetConfig(num_labels=2), config)(row)
@@ -382,6 +382,10 @@ def test_rare_classes_are_no_error_in_a_sample(tmp_path, caplog):
     check(config)
     messages = [record.getMessage() for record in caplog.records]
     assert "none is of class 2 (LABEL_2)" in messages[0] and "1 of 3 masks have no labeled pixel" in messages[1]
+    (tmp_path / "background").mkdir()
+    background = small_pairs(tmp_path / "background", [[0] * 4] * 301)
+    check(background, num_labels=2)  # one mask was not looked at
+    assert "301" not in (message := caplog.records[-1].getMessage()) and "none is of class 1 (LABEL_1)" in message
     config.max_train_samples = None
     assert "none is of class 2 (LABEL_2)" in problems_of(config)[0]
 
