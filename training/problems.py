@@ -59,7 +59,7 @@ def check_on_main_process(accelerator: Accelerator, check: Callable, *arguments:
 def read_each(function: Callable[[Any], Any], items: Sequence, description: str) -> Iterator:
     """`function` of each of `items`, in their order, in threads, with a progress bar."""
     with ThreadPoolExecutor(THREADS) as threads:
-        yield from tqdm(threads.map(function, items), total=len(items), desc=description, leave=False)
+        yield from tqdm(threads.map(function, items), total=len(items), desc=description, leave=False, delay=1)
 
 
 @dataclass
