@@ -116,7 +116,10 @@ class RedNetInvolution(nn.Module):
                 shift=shift,
                 relu=relu,
             )
-        kernel = self.span(features).unflatten(1, (self.groups, self.kernel_size, self.kernel_size))
+        kernel = self.span(features)
+        # Not `unflatten`, of which `torch.jit.trace` keeps the size of the image as a constant.
+        batch, height, width = kernel.shape[0], kernel.shape[2], kernel.shape[3]
+        kernel = kernel.view(batch, self.groups, self.kernel_size, self.kernel_size, height, width)
         output = involution2d(hidden_state, kernel, self.stride, self.kernel_size // 2)
         if scale is not None:
             output = (output * scale[:, None, None] + shift[:, None, None]).to(output.dtype)
@@ -536,6 +539,15 @@ class RedNetForSemanticSegmentation(RedNetPreTrainedModel):
         super()._init_weights(module)
         if module is self.decode_head.classifier:  # every class starts about equally likely
             init.normal_(module.weight, std=0.01)
+        for output in self.neck.outputs:
+            if isinstance(output, RedNetInvolution) and module is output.span:
+                # The identity and a little noise: no normalization follows here, and an involution mixes no channels.
+                # It learns better from there, and so do those of detection.py.
+                taps = output.kernel_size**2
+                init.normal_(module.weight, std=(module.in_channels * taps) ** -0.5)
+                identity = torch.zeros_like(module.bias).view(output.groups, taps)
+                identity[:, taps // 2] = 1
+                init.copy_(module.bias, identity.flatten())
 
     @can_return_tuple
     @auto_docstring

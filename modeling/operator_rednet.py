@@ -45,9 +45,9 @@ if involution2d_fused is None:
                 "compiled operator install the package `rednet` from its repository (`pip install .` there), or "
                 "`pip install kernels` and set REDNET_KERNEL to a repository (user/involution) or folder with it."
             )
-        # Not read from the kernel's shape, which is made of tensors while `torch.jit.trace` records.
+        # Sizes are read one by one: `torch.jit.trace` would keep a slice of a shape, and `unflatten`, as constants.
+        batch, groups, height, width = kernel.shape[0], kernel.shape[1], kernel.shape[4], kernel.shape[5]
         kernel_size = 2 * padding + 1
         columns = F.unfold(input, kernel_size, padding=padding, stride=stride)
-        columns = columns.unflatten(1, (kernel.shape[1], -1, kernel_size, kernel_size))
-        columns = columns.unflatten(-1, kernel.shape[4:])
-        return (kernel.unsqueeze(2) * columns).sum((3, 4)).flatten(1, 2)
+        columns = columns.view(batch, groups, -1, kernel_size, kernel_size, height, width)
+        return (kernel.unsqueeze(2) * columns).sum((3, 4)).reshape(batch, input.shape[1], height, width)

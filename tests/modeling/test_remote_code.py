@@ -10,6 +10,7 @@ from remote import WITHOUT_PACKAGES
 from transformers import ConvNextImageProcessor, SegformerImageProcessor
 
 from rednet import RedNetConfig, RedNetForImageClassification, RedNetForSemanticSegmentation
+from rednet.configuration_rednet import REMOTE_CODE
 from rednet.hub import check_hub_folder
 
 
@@ -46,6 +47,20 @@ parts = pipeline("image-segmentation", model=".", **remote)("red.png")
 assert parts and all(part["mask"].size == (80, 60) for part in parts)
 """
 
+TRACE = """
+import onnxruntime
+model = AutoModelForImageClassification.from_pretrained(".", return_dict=False, **remote).eval()
+traced = torch.jit.trace(model, images.float())
+larger = torch.randn(3, 3, 64, 40)
+torch.testing.assert_close(traced(larger)[0], model(larger)[0])
+sizes = {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
+names = {"input_names": ["pixel_values"], "dynamic_axes": sizes}
+torch.onnx.export(model, (images.float(),), "model.onnx", dynamo=False, **names)
+(result,) = onnxruntime.InferenceSession("model.onnx").run(None, {"pixel_values": larger.numpy()})
+torch.testing.assert_close(torch.from_numpy(result), model(larger)[0].detach(), rtol=1e-4, atol=1e-5)
+logits = model.to(images.dtype)(images)[0].detach()
+"""
+
 SAVE = """
 assert not {"rednet", "involution"} & set(sys.modules)
 torch.save(logits, "logits.pt")
@@ -60,7 +75,7 @@ def compare_with_remote_code(root, folder, model, processor, code: str) -> None:
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
     assert json.loads((folder / "config.json").read_text())["auto_map"] == AUTO_MAP
-    for source in ("configuration_rednet.py", "modeling_rednet.py"):
+    for source in REMOTE_CODE:
         assert (folder / source).read_text() == (root / "modeling" / source).read_text()
     (folder / "README.md").touch()
     check_hub_folder(folder)
@@ -81,6 +96,14 @@ def test_classifies_as_the_package(root, tmp_path):
     config = RedNetConfig(embedding_size=32, hidden_sizes=[64], depths=[2], num_labels=3)
     processor = ConvNextImageProcessor(size={"shortest_edge": 64})
     compare_with_remote_code(root, tmp_path, RedNetForImageClassification(config), processor, CLASSIFY)
+
+
+def test_traces_and_exports_by_tracing(root, tmp_path):
+    """What torch.jit.trace records, also for the older ONNX exporter, takes images of other sizes."""
+    torch.manual_seed(0)
+    config = RedNetConfig(embedding_size=32, hidden_sizes=[64, 64], depths=[1, 1], num_labels=3)
+    processor = ConvNextImageProcessor(size={"shortest_edge": 64})
+    compare_with_remote_code(root, tmp_path, RedNetForImageClassification(config), processor, TRACE)
 
 
 def test_segments_as_the_package(root, tmp_path):
