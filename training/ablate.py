@@ -21,9 +21,9 @@ import yaml
 from tqdm.auto import tqdm
 from transformers import AutoConfig
 
-from arguments import nearest, parse_options
+from arguments import check_channels, nearest, parse_options
 from drawing import save
-from options import option
+from options import Count, Seeds, option
 from rednet import RedNetConfig, RedNetForImageClassification, count_macs, count_parameters
 from run_folder import write_json, write_text
 from study_results import BASE, draw, inference_seconds, shown, summarize, table, write_csv
@@ -42,9 +42,9 @@ class Study:
     axes: list[str] = option(
         [], "What is changed, one at a time: options of RedNetConfig and their values, name=1,2,null."
     )
-    seeds: list[int] = option([0, 1, 2], "Every run is repeated with these.")
+    seeds: Seeds = option([0, 1, 2], "Every run is repeated with these.")
     launch: str = option("python", "What starts train.py: python, or accelerate launch with its options.")
-    time_batch_size: int = option(64, "Images in the batch whose inference is timed.")
+    time_batch_size: Count = option(64, "Images in the batch whose inference is timed.")
     output_dir: str = option("outputs/ablation", "Everything goes here.")
 
 
@@ -127,6 +127,7 @@ def make_variants(base: dict, axes: dict[str, list]) -> list[Variant]:
                 config = RedNetConfig(**{**base, axis: value})
             except Exception as error:  # of `strict`, which has one of its own for every kind of mistake
                 raise ValueError(f"axis {axis}={shown(value)}: {error}") from error
+            check_channels(config, f"axis {axis}={shown(value)}")
             if getattr(unchanged, axis) != value:
                 variants.append(Variant(axis, value, config))
     return variants

@@ -2,20 +2,21 @@
 
 import argparse
 import difflib
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, HfArgumentParser
+from transformers import AutoConfig, HfArgumentParser, PreTrainedConfig
 
-from options import DataOptions, LoopOptions
+from options import DataOptions, Valid
 from rednet import RedNetConfig
 
 
@@ -26,13 +27,32 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Shows the defaults, and a script's description as it is written."""
 
 
+# What an option on the command line replaces in the file: a source replaces the other kind of source, with what
+# describes it.
+OF_DATASETS = ["dataset_name", "dataset_config_name", "train_split", "validation_split"]
+OF_DATASETS += ["image_column_name", "label_column_name"]
+REPLACED = {
+    "dataset_name": ["train_dir", "validation_dir"],
+    "train_dir": OF_DATASETS,
+    "validation_dir": [*OF_DATASETS, "train_val_split"],
+    "train_val_split": ["validation_dir"],
+}
+MODELS = {"model_name_or_path": ["config_name"], "config_name": ["model_name_or_path"]}
+
+
 def parse_options(
-    kind: type[Options], arguments: list[str] | None, description: str | None
+    kind: type[Options],
+    arguments: list[str] | None,
+    description: str | None,
+    replaced: dict[str, list[str]] = REPLACED,
 ) -> tuple[Options, argparse.ArgumentParser]:
     """Reads `--config FILE.yaml` and the command line into the dataclass `kind`; the parser is there for its `error`.
 
+    Args:
+        replaced: for an option, those of the file that it replaces when it is on the command line.
+
     Raises:
-        SystemExit: an argument is unknown, missing or of the wrong type; the message names it.
+        SystemExit: an argument is unknown, missing, of the wrong type, or has an invalid value; the message names it.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -44,31 +64,50 @@ def parse_options(
     )
     parser.add_argument("--config", help="YAML file with any of these options.")
     if file.config is not None:
-        parser.set_defaults(**_read(file.config, kind, parser))
-    try:
-        options, _, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
-    except ValueError as error:  # of TrainingArguments, which checks some of its own
-        parser.error(str(error))
+        values = _read(file.config, kind, parser)
+        gone = {other for name in _given(rest) for other in replaced.get(name, [])}
+        if not values.get("dataset_name"):  # then splits and columns are not those of a data set of the Hub
+            gone -= set(OF_DATASETS)
+        values = {name: value for name, value in values.items() if name not in gone}
+        parser.set_defaults(**values)
+    namespace, unknown = parser.parse_known_args(rest)
     if unknown:
         parser.error(f"unknown on the command line: {_with_nearest(unknown[0], kind, '--')}")
-    return options, parser
+    names = [field.name for field in fields(kind) if field.init]
+    _check_values(kind, {name: getattr(namespace, name) for name in names}, parser)
+    try:
+        return kind(**{name: getattr(namespace, name) for name in names}), parser
+    except ValueError as error:  # of TrainingArguments, which checks some of its own
+        parser.error(str(error))
 
 
-def check_loop_options(config: LoopOptions, parser: argparse.ArgumentParser) -> None:
-    """Stops with a message where a number of `config` is of no use."""
-    steps = config.checkpointing_steps
-    if steps != "epoch" and not (steps.isdecimal() and int(steps) > 0):
-        parser.error(f"--checkpointing_steps is {steps!r}, expected a positive number or 'epoch'")
-    counts = ["checkpoints_total_limit", "logging_steps", "eval_epochs", "gradient_accumulation_steps"]
-    check_counts([*counts, "num_train_epochs", "max_train_steps", "per_device_train_batch_size"], config, parser)
-    check_counts(["per_device_eval_batch_size", "max_train_samples", "max_eval_samples"], config, parser)
+def _given(arguments: list[str]) -> list[str]:
+    """The names of the options on a command line."""
+    return [given.split("=")[0][2:].replace("-", "_") for given in arguments if given.startswith("--")]
 
 
-def check_counts(names: list[str], config: Any, parser: argparse.ArgumentParser) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name} is {value}, expected at least 1")
+def _check_values(kind: type, values: dict[str, Any], parser: argparse.ArgumentParser) -> None:
+    """Stops with a message where a value is none of the choices of its option, or is not `Valid` for it."""
+    hints = get_type_hints(kind, include_extras=True)
+    choices = {field.name: field.metadata.get("choices") for field in fields(kind)}
+    for name, value in values.items():
+        if value is None:  # only where the type allows it
+            continue
+        if choices[name] is not None and value not in choices[name]:
+            known = [str(choice) for choice in choices[name]]
+            parser.error(f"--{name} is {value!r}, expected one of {', '.join(known)}{nearest(str(value), known)}")
+        numbers = value if isinstance(value, list) else [value]
+        finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
+        for valid in _valid(hints[name]):
+            if not finite or not valid.holds(value):
+                parser.error(f"--{name} is {value!r}, expected {valid.words}")
+
+
+def _valid(hint: Any) -> list[Valid]:
+    """What the annotations in a type hint ask for."""
+    if get_origin(hint) is Annotated:
+        return [valid for valid in hint.__metadata__ if isinstance(valid, Valid)]
+    return [valid for part in get_args(hint) for valid in _valid(part)]
 
 
 def check_data_options(config: DataOptions, parser: argparse.ArgumentParser) -> None:
@@ -86,8 +125,6 @@ def check_folders(config: DataOptions, parser: argparse.ArgumentParser) -> None:
     for name in ("train_dir", "validation_dir"):
         if getattr(config, name) and not Path(getattr(config, name)).is_dir():
             parser.error(f"--{name} {getattr(config, name)}: there is no such folder")
-    if config.train_val_split is not None and not 0 < config.train_val_split < 1:
-        parser.error(f"--train_val_split is {config.train_val_split}, expected a part between 0 and 1")
 
 
 def check_model_name(name: str) -> None:
@@ -105,13 +142,23 @@ def read_config(name: str, **options) -> RedNetConfig:
     """The configuration of a RedNet: a file, a folder or the id of a Hub repository.
 
     Raises:
-        ValueError, OSError: it is not there, or of another model; the message names it.
+        ValueError, OSError: it is not there, of another model, or for other pictures than RGB; the message names it.
     """
     check_model_name(name)
     config = AutoConfig.from_pretrained(name, **options)
     if config.model_type != "rednet":
         raise ValueError(f"{name} is of the type {config.model_type!r}, expected 'rednet'")
+    check_channels(config, name)
     return config
+
+
+def check_channels(config: PreTrainedConfig, name: str) -> None:
+    """Raises ValueError where a model does not take pictures of three channels."""
+    if getattr(config, "num_channels", 3) != 3:
+        raise ValueError(
+            f"{name} has num_channels {config.num_channels}, expected 3: pictures are read as RGB, gray ones with three "
+            "equal channels. Set num_channels to 3"
+        )
 
 
 @contextmanager
@@ -137,30 +184,30 @@ def _read(path: Path, config_kind: type, parser: argparse.ArgumentParser) -> dic
         parser.error(f"{path} is not YAML: {error}")
     if not isinstance(values, dict):
         parser.error(f"{path} holds {values!r}, expected lines of `option: value`")
-    kinds = get_type_hints(config_kind)
+    hints, names = get_type_hints(config_kind), {field.name for field in fields(config_kind) if field.init}
     for name in values:
-        if name not in kinds:
+        if name not in names:
             parser.error(f"unknown in {path}: {_with_nearest(str(name), config_kind)}")
-    return {name: _convert(path, name, value, kinds[name], parser) for name, value in values.items()}
+    return {name: _convert(path, name, value, hints[name], parser) for name, value in values.items()}
 
 
 def _convert(path: Path, name: str, value: Any, kind: Any, parser: argparse.ArgumentParser) -> Any:
     """`value` as the type of its option, as far as YAML reads it differently from what was meant."""
-    kinds = _kinds(kind)
+    kinds, written, listed = _kinds(kind), value, isinstance(value, list)
     try:
         if float in kinds and isinstance(value, (int, str)) and not isinstance(value, bool):
             value = float(value)  # YAML reads 1e-4 as a string
         elif str in kinds and isinstance(value, int) and type(value) not in kinds:
             value = "no" if value is False else str(value)  # and a bare `no` as False
-        elements = get_args(kind)[0] if list in kinds and isinstance(value, list) else object
+        elements = get_args(kind)[0] if list in kinds and listed else object
         if elements is float:
             value = [float(element) for element in value]
-        if not isinstance(value, kinds) or isinstance(value, list) and not all(isinstance(v, elements) for v in value):
+        if not isinstance(value, kinds) or listed and not all(isinstance(v, elements) for v in value):
             raise ValueError
-        if isinstance(value, bool) and bool not in kinds:
+        if bool not in kinds and any(isinstance(given, bool) for given in (written if listed else [value])):
             raise ValueError  # bool is an int to isinstance
     except (ValueError, TypeError):
-        parser.error(f"{path}: {name} is {value!r}, expected {getattr(kind, '__name__', kind)}")
+        parser.error(f"{path}: {name} is {written!r}, expected {getattr(kind, '__name__', kind)}")
     return value
 
 

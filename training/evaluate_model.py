@@ -33,7 +33,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Ba
 from transformers.utils.logging import disable_progress_bar
 
 import rednet
-from arguments import check_counts, check_folders, check_model_name, clear_errors, nearest, parse_options
+from arguments import check_channels, check_folders, check_model_name, clear_errors, nearest, parse_options
 from batches import evaluation_loader
 from data import class_names, load_validation_images, source
 from drawing import draw_confusion_matrix, save
@@ -103,7 +103,6 @@ def parse(arguments: list[str] | None) -> EvaluationConfig:
     if config.train_dir and config.validation_dir or config.train_dir and config.train_val_split is None:
         parser.error("--train_dir is for the part that --train_val_split held out, without --validation_dir")
     check_folders(config, parser)
-    check_counts(["per_device_eval_batch_size", "max_eval_samples"], config, parser)
     if not config.output_dir:
         config.output_dir = "outputs/evaluation/" + config.model_name_or_path.strip("./").replace("/", "-")
     card = Path(config.model_name_or_path, "README.md")
@@ -121,6 +120,7 @@ def load_model(name: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """
     check_model_name(name)
     model = AutoModelForImageClassification.from_pretrained(name)
+    check_channels(model.config, name)
     return model.eval(), AutoImageProcessor.from_pretrained(name)
 
 

@@ -41,7 +41,20 @@ from data import class_names, load_images
 from evaluation import image_size, load_metric
 from hub_folder import accuracies, check_push, push, trained_card
 from loop import parameter_groups, use_all_cores
-from options import WORKERS, AugmentationOptions, PictureOptions, TrainingDataOptions, option
+from options import (
+    WORKERS,
+    AugmentationOptions,
+    BelowOne,
+    Count,
+    Natural,
+    NotNegative,
+    PictureOptions,
+    Positive,
+    Scale,
+    Seed,
+    TrainingDataOptions,
+    option,
+)
 from rednet.hub import save_hub_folder
 from run_folder import check_options, write_json, write_text
 
@@ -49,15 +62,17 @@ from run_folder import check_options, write_json, write_text
 @dataclass
 class FinetuneOptions:
     model_name_or_path: str = option("", "The RedNet to start from: a folder or the id of a Hub repository.")
-    image_size: int | None = option(None, "Height and width that the model sees; by default as its processor has it.")
+    image_size: Count | None = option(
+        None, "Height and width that the model sees; by default as its processor has it."
+    )
     frozen_stages: int = option(
         -1, "What stays as it is, with its BatchNorm statistics: 0 the stem, n the stem and stages 1 to n; -1 nothing."
     )
-    layer_decay: float = option(
+    layer_decay: Scale = option(
         1.0, "Each stage learns at this part of the rate of the next one, the classifier at the full rate."
     )
     no_decay_on_norm_and_bias: bool = option(False, "No weight decay on BatchNorm and biases.")
-    early_stopping_patience: int | None = option(None, "Stop after so many evaluations without a better accuracy.")
+    early_stopping_patience: Count | None = option(None, "Stop after so many evaluations without a better accuracy.")
 
 
 @dataclass
@@ -65,22 +80,27 @@ class FinetuneConfig(TrainingArguments, AugmentationOptions, TrainingDataOptions
     """What `finetune.py` can be told: also all of TrainingArguments, some with other defaults."""
 
     output_dir: str = option("outputs/finetune", "Everything goes here; a run that finds its own checkpoints resumes.")
-    per_device_train_batch_size: int = option(32, "Images in a training batch of one process.")
-    per_device_eval_batch_size: int = option(64, "Images in an evaluation batch of one process.")
-    num_train_epochs: float = option(10, "Passes over the training images.")
-    learning_rate: float = option(1e-3, "Learning rate of the classifier.")
+    per_device_train_batch_size: Count = option(32, "Images in a training batch of one process.")
+    per_device_eval_batch_size: Count = option(64, "Images in an evaluation batch of one process.")
+    num_train_epochs: Positive = option(10, "Passes over the training images.")
+    learning_rate: NotNegative = option(1e-3, "Learning rate of the classifier.")
     lr_scheduler_type: str = option("cosine", "Schedule of the learning rates: cosine, linear, constant ...")
     eval_strategy: str = option("epoch", "When to evaluate: epoch, steps (eval_steps) or no.")
     save_strategy: str = option("epoch", "When to save a checkpoint: epoch, steps (save_steps), best or no.")
-    save_total_limit: int | None = option(2, "How many of the newest checkpoints stay, beside the best one.")
+    save_total_limit: Count | None = option(2, "How many of the newest checkpoints stay, beside the best one.")
     load_best_model_at_end: bool = option(True, "The model that is left is the best one, not the last.")
     metric_for_best_model: str | None = option("accuracy", "What is better: accuracy, top_5_accuracy or loss.")
     restore_callback_states_from_checkpoint: bool = option(
         True, "A resumed run remembers what early stopping counted."
     )
+    gradient_accumulation_steps: Count = option(1, "Batches whose gradients are averaged for one step.")
+    weight_decay: NotNegative = option(0.0, "Weight decay.")
+    label_smoothing_factor: BelowOne = option(0.0, "Part of the target that is spread over all classes.")
+    max_grad_norm: NotNegative = option(1.0, "Gradients are scaled down to this norm; 0 for not at all.")
+    seed: Seed = option(42, "Seed of everything random.")
     remove_unused_columns: bool = option(False, "Must stay false: batches have what the model takes.")
-    dataloader_num_workers: int = option(WORKERS, "Processes that decode and augment images.")
-    logging_steps: float = option(50, "Steps between two lines of the log.")
+    dataloader_num_workers: Natural = option(WORKERS, "Processes that decode and augment images.")
+    logging_steps: Positive = option(50, "Steps between two lines of the log.")
     ddp_find_unused_parameters: bool | None = option(False, "The model has none.")
     push_to_hub: bool = option(False, "Push the Hub folder, in one commit, when the run ends; needs `hf auth login`.")
 
@@ -178,8 +198,6 @@ def parse(arguments: list[str] | None) -> FinetuneConfig:
     check_data_options(config, parser)
     if config.streaming:
         parser.error("--streaming: fine-tuning draws its images by number; load them without it")
-    if not 0 < config.layer_decay <= 1:
-        parser.error(f"--layer_decay is {config.layer_decay}, expected a part between 0 and 1")
     if config.dataloader_persistent_workers:
         parser.error("--dataloader_persistent_workers: workers that live on would repeat the crops of the first epoch")
     for name in ("hub_token", "resume_from_checkpoint"):
@@ -189,8 +207,6 @@ def parse(arguments: list[str] | None) -> FinetuneConfig:
     if config.remove_unused_columns:
         parser.error("--remove_unused_columns must stay false: batches have what the model takes")
     if config.early_stopping_patience is not None:
-        if config.early_stopping_patience < 1:
-            parser.error(f"--early_stopping_patience is {config.early_stopping_patience}, expected at least 1")
         if not config.load_best_model_at_end or config.metric_for_best_model is None:
             parser.error("--early_stopping_patience needs --load_best_model_at_end and --metric_for_best_model")
     metrics = ["accuracy", "top_5_accuracy", "loss"]

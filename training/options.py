@@ -1,11 +1,53 @@
 """What the scripts can be told: groups of options, and what each script takes of them."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 
 WORKERS = min(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Valid:
+    """Which values of its type an option takes; `parse_options` checks them, whatever the source."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def _each(holds: Callable[[Any], bool]) -> Callable[[list], bool]:
+    return lambda values: len(values) > 0 and all(map(holds, values))
+
+
+Natural = Annotated[int, Valid("at least 0", lambda value: value >= 0)]
+Count = Annotated[int, Valid("at least 1", lambda value: value >= 1)]
+Seed = Annotated[int, Valid("a number from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32)]  # as NumPy has them
+NotNegative = Annotated[float, Valid("a finite number of at least 0", lambda value: value >= 0)]
+Positive = Annotated[float, Valid("a finite number above 0", lambda value: value > 0)]
+Probability = Annotated[float, Valid("a number from 0 to 1", lambda value: 0 <= value <= 1)]  # or a part
+BelowOne = Annotated[float, Valid("a number from 0 to below 1", lambda value: 0 <= value < 1)]
+Fraction = Annotated[float, Valid("a part between 0 and 1", lambda value: 0 < value < 1)]
+Scale = Annotated[float, Valid("a part between 0 and 1, above 0", lambda value: 0 < value <= 1)]
+Magnitude = Annotated[int, Valid("a number from 0 to 30", lambda value: 0 <= value <= 30)]
+Epochs = Annotated[list[int], Valid("one or more epochs, from 1 on", _each(lambda value: value >= 1))]
+Seeds = Annotated[list[int], Valid("one or more numbers of at least 0", _each(lambda value: value >= 0))]
+Size = Annotated[
+    list[int], Valid("a height and a width, each at least 1", lambda v: len(v) == 2 and _each(lambda n: n >= 1)(v))
+]
+Scales = Annotated[
+    list[float], Valid("a least and a greatest factor, above 0", lambda v: len(v) == 2 and 0 < v[0] <= v[1])
+]
+Means = Annotated[list[float], Valid("3 finite numbers, one for each channel", lambda v: len(v) == 3)]
+Deviations = Annotated[
+    list[float],
+    Valid("3 finite numbers above 0, one for each channel", lambda v: len(v) == 3 and _each(lambda n: n > 0)(v)),
+]
+
+
+def _steps(value: str) -> bool:
+    return value == "epoch" or (value.isdecimal() and int(value) > 0)
 
 
 def option(default, help: str, **kwargs) -> Any:
@@ -37,12 +79,12 @@ class DataOptions:
     validation_dir: str | None = option(None, "The same for the images to evaluate on.")
     train_split: str = option("train", "Split to train on.")
     validation_split: str = option("validation", "Split to evaluate on.")
-    train_val_split: float | None = option(
+    train_val_split: Fraction | None = option(
         None, "Where there is no validation split, this part of the training images becomes one."
     )
     image_column_name: str = option("image", "Column with the images.")
     label_column_name: str = option("label", "Column with the labels.")
-    max_eval_samples: int | None = option(
+    max_eval_samples: Count | None = option(
         None, "Evaluate on so many images only, drawn by the seed. Streamed: the first."
     )
     streaming: bool = option(False, "Read the images in passing, from the Hub or from files, and store nothing.")
@@ -50,14 +92,14 @@ class DataOptions:
 
 @dataclass
 class TrainingDataOptions(DataOptions):
-    max_train_samples: int | None = option(
+    max_train_samples: Count | None = option(
         None, "Train on so many images only, drawn by the seed. Streamed: so many images are an epoch."
     )
 
 
 @dataclass
 class StreamOptions:
-    shuffle_buffer_size: int = option(
+    shuffle_buffer_size: Count = option(
         10_000,
         "Streamed training images that are shuffled among each other, undecoded in memory (ImageNet: 0.1 MB each).",
     )
@@ -65,63 +107,65 @@ class StreamOptions:
 
 @dataclass
 class ComputeOptions:
-    per_device_eval_batch_size: int = option(64, "Images in an evaluation batch of one process.")
-    dataloader_num_workers: int = option(WORKERS, "Processes that decode and augment images.")
+    per_device_eval_batch_size: Count = option(64, "Images in an evaluation batch of one process.")
+    dataloader_num_workers: Natural = option(WORKERS, "Processes that decode and augment images.")
     mixed_precision: str = option("no", "no, bf16 or fp16.", choices=["no", "bf16", "fp16"])
-    seed: int = option(42, "Seed of everything random.")
+    seed: Seed = option(42, "Seed of everything random.")
 
 
 @dataclass
 class NormalizationOptions:
-    image_mean: list[float] = option([0.485, 0.456, 0.406], "Mean of each channel, of values in 0 ... 1.")
-    image_std: list[float] = option([0.229, 0.224, 0.225], "Standard deviation of each channel.")
+    image_mean: Means = option([0.485, 0.456, 0.406], "Mean of each channel, of values in 0 ... 1.")
+    image_std: Deviations = option([0.229, 0.224, 0.225], "Standard deviation of each channel.")
 
 
 @dataclass
 class PictureOptions(NormalizationOptions):
-    image_size: int = option(224, "Height and width that the model sees, in pixels.")
-    crop_pct: float = option(
+    image_size: Count = option(224, "Height and width that the model sees, in pixels.")
+    crop_pct: Scale = option(
         0.875, "In evaluation the image is resized to image_size / crop_pct, then cropped (below 384)."
     )
 
 
 @dataclass
 class AugmentationOptions:
-    random_crop_min_scale: float | None = option(
+    random_crop_min_scale: Scale | None = option(
         0.08,
         "The least part of its area that a random crop of a training image keeps; null in a file for none, which squeezes the whole image into a square.",
     )
-    random_flip: float = option(0.5, "Probability that a training image is mirrored.")
-    color_jitter: float = option(0.0, "Brightness, contrast and saturation change by up to this part.")
-    rand_augment_magnitude: int | None = option(None, "RandAugment: two operations of this strength, 0 ... 30.")
-    mixup_alpha: float = option(0.0, "MixUp: how evenly two images are mixed. With CutMix, one of both by chance.")
-    cutmix_alpha: float = option(0.0, "CutMix: how evenly two images share the area.")
+    random_flip: Probability = option(0.5, "Probability that a training image is mirrored.")
+    color_jitter: Probability = option(0.0, "Brightness, contrast and saturation change by up to this part.")
+    rand_augment_magnitude: Magnitude | None = option(None, "RandAugment: two operations of this strength, 0 ... 30.")
+    mixup_alpha: NotNegative = option(
+        0.0, "MixUp: how evenly two images are mixed. With CutMix, one of both by chance."
+    )
+    cutmix_alpha: NotNegative = option(0.0, "CutMix: how evenly two images share the area.")
 
 
 @dataclass
 class OptimizationOptions(ComputeOptions):
     """SGD, and a schedule under a linear warm-up."""
 
-    per_device_train_batch_size: int = option(32, "Images in a training batch of one process.")
-    gradient_accumulation_steps: int = option(1, "Batches whose gradients are averaged for one step.")
-    num_train_epochs: int = option(130, "Passes over the training images.")
-    max_train_steps: int | None = option(None, "Stop after so many steps; the schedule ends there as well.")
-    learning_rate: float = option(0.8, "Learning rate after the warm-up, for the whole batch of all processes.")
+    per_device_train_batch_size: Count = option(32, "Images in a training batch of one process.")
+    gradient_accumulation_steps: Count = option(1, "Batches whose gradients are averaged for one step.")
+    num_train_epochs: Count = option(130, "Passes over the training images.")
+    max_train_steps: Count | None = option(None, "Stop after so many steps; the schedule ends there as well.")
+    learning_rate: Positive = option(0.8, "Learning rate after the warm-up, for the whole batch of all processes.")
     lr_scheduler_type: str = option(
         "cosine",
         "Cosine or polynomial to 0 at the last step, or step: a tenth after each epoch of lr_steps.",
         choices=["cosine", "polynomial", "step"],
     )
-    lr_power: float = option(0.9, "Power of the polynomial.")
-    lr_steps: list[int] = option([8, 11], "Epochs of num_train_epochs after which the step schedule goes down.")
-    momentum: float = option(0.9, "Momentum.")
+    lr_power: Positive = option(0.9, "Power of the polynomial.")
+    lr_steps: Epochs = option([8, 11], "Epochs of num_train_epochs after which the step schedule goes down.")
+    momentum: BelowOne = option(0.9, "Momentum.")
     nesterov: bool = option(True, "Nesterov's momentum.")
-    weight_decay: float = option(1e-4, "Weight decay.")
+    weight_decay: NotNegative = option(1e-4, "Weight decay.")
     no_decay_on_norm_and_bias: bool = option(False, "No weight decay on BatchNorm and biases.")
-    num_warmup_steps: int = option(3130, "Steps of linear warm-up.")
-    warmup_start_factor: float = option(0.25, "Part of the learning rate that the warm-up starts from.")
-    max_grad_norm: float | None = option(None, "Gradients are scaled down to this norm.")
-    ema_decay: float | None = option(None, "Evaluate and save an exponential moving average of the weights.")
+    num_warmup_steps: Natural = option(3130, "Steps of linear warm-up.")
+    warmup_start_factor: Probability = option(0.25, "Part of the learning rate that the warm-up starts from.")
+    max_grad_norm: Positive | None = option(None, "Gradients are scaled down to this norm.")
+    ema_decay: BelowOne | None = option(None, "Evaluate and save an exponential moving average of the weights.")
     sync_batch_norm: bool = option(False, "Statistics of BatchNorm over the batches of all processes (GPUs only).")
     torch_compile: bool = option(False, "Compile the model.")
 
@@ -129,10 +173,12 @@ class OptimizationOptions(ComputeOptions):
 @dataclass
 class RunOptions:
     output_dir: str = option("outputs/train", "Everything goes here; a run that finds its own checkpoints resumes.")
-    checkpointing_steps: str = option("epoch", "How often the state is saved: a number of steps, or epoch.")
-    checkpoints_total_limit: int = option(2, "How many of the newest checkpoints stay.")
-    logging_steps: int = option(50, "Steps between two lines of the log.")
-    eval_epochs: int = option(1, "Epochs between two evaluations; there is one at the end in any case.")
+    checkpointing_steps: Annotated[str, Valid("a positive number or epoch", _steps)] = option(
+        "epoch", "How often the state is saved: a number of steps, or epoch."
+    )
+    checkpoints_total_limit: Count = option(2, "How many of the newest checkpoints stay.")
+    logging_steps: Count = option(50, "Steps between two lines of the log.")
+    eval_epochs: Count = option(1, "Epochs between two evaluations; there is one at the end in any case.")
     report_to: str | None = option(None, "Trackers of Accelerate, separated by commas: tensorboard, wandb, trackio.")
 
 
@@ -153,12 +199,12 @@ class TrainingConfig(
 ):
     """Everything that `train.py` can be told; the other scripts combine the groups that they need."""
 
-    label_smoothing: float = option(0.1, "Part of the target that is spread over all classes.")
+    label_smoothing: BelowOne = option(0.1, "Part of the target that is spread over all classes.")
 
 
 @dataclass
 class DenseAugmentationOptions:
-    random_flip: float = option(0.5, "Probability that a training picture is mirrored.")
+    random_flip: Probability = option(0.5, "Probability that a training picture is mirrored.")
     photometric_distortion: bool = option(
         False, "Brightness, contrast, saturation and hue change at random, as in SSD."
     )
@@ -175,8 +221,8 @@ class MaskOptions(TrainingDataOptions):
 
 @dataclass
 class CropOptions(DenseAugmentationOptions, NormalizationOptions):
-    random_scale: list[float] = option([0.5, 2.0], "Least and greatest factor that a training picture is scaled by.")
-    crop_size: list[int] = option([512, 1024], "Height and width of the crop that is trained on.")
+    random_scale: Scales = option([0.5, 2.0], "Least and greatest factor that a training picture is scaled by.")
+    crop_size: Size = option([512, 1024], "Height and width of the crop that is trained on.")
 
 
 @dataclass
@@ -185,13 +231,13 @@ class SegmentationConfig(HubOptions, LoopOptions, CropOptions, StreamOptions, Ma
     without its length."""
 
     photometric_distortion: bool = option(True, "Brightness, contrast, saturation and hue change at random.")
-    per_device_train_batch_size: int = option(2, "Crops in a training batch of one process.")
-    per_device_eval_batch_size: int = option(1, "Pictures that one process loads together to evaluate on.")
-    learning_rate: float = option(0.01, "Learning rate after the warm-up, for the whole batch of all processes.")
+    per_device_train_batch_size: Count = option(2, "Crops in a training batch of one process.")
+    per_device_eval_batch_size: Count = option(1, "Pictures that one process loads together to evaluate on.")
+    learning_rate: Positive = option(0.01, "Learning rate after the warm-up, for the whole batch of all processes.")
     lr_scheduler_type: str = option("polynomial", "As for train.py.", choices=["cosine", "polynomial", "step"])
-    weight_decay: float = option(5e-4, "Weight decay.")
+    weight_decay: NotNegative = option(5e-4, "Weight decay.")
     nesterov: bool = option(False, "Nesterov's momentum.")
-    num_warmup_steps: int = option(0, "Steps of linear warm-up.")
+    num_warmup_steps: Natural = option(0, "Steps of linear warm-up.")
 
 
 @dataclass
@@ -200,8 +246,8 @@ class CocoOptions:
     train_annotations: str = option("", "Their objects: a file in COCO's format, instances_train2017.json say.")
     validation_dir: str = option("", "Folder with the pictures to evaluate on.")
     validation_annotations: str = option("", "Their objects.")
-    max_train_samples: int | None = option(None, "Train on so many pictures only, drawn by the seed.")
-    max_eval_samples: int | None = option(None, "Evaluate on so many pictures only, drawn likewise.")
+    max_train_samples: Count | None = option(None, "Train on so many pictures only, drawn by the seed.")
+    max_eval_samples: Count | None = option(None, "Evaluate on so many pictures only, drawn likewise.")
 
 
 @dataclass
@@ -211,21 +257,23 @@ class DetectorOptions:
     head: str = option(
         "convolution", "Layers of RPN and mask head (not RetinaNet).", choices=["convolution", "involution"]
     )
-    channels: int = option(256, "Channels of the feature pyramid.")
-    trainable_layers: int = option(3, "Of stem and four stages, so many are trained, counted from the last.")
-    min_size: int = option(800, "The shorter side of a picture is resized to this ...")
-    max_size: int = option(1333, "... but the longer one to this at most.")
+    channels: Count = option(256, "Channels of the feature pyramid.")
+    trainable_layers: Annotated[int, Valid("a number from 0 to 5", lambda value: 0 <= value <= 5)] = option(
+        3, "Of stem and four stages, so many are trained, counted from the last."
+    )
+    min_size: Count = option(800, "The shorter side of a picture is resized to this ...")
+    max_size: Count = option(1333, "... but the longer one to this at most.")
 
 
 @dataclass
 class DetectionConfig(LoopOptions, DenseAugmentationOptions, DetectorOptions, CocoOptions, ModelOptions):
     """Everything that `train_detection.py` can be told. The defaults are the paper's schedule."""
 
-    per_device_train_batch_size: int = option(2, "Pictures in a training batch of one process.")
-    per_device_eval_batch_size: int = option(2, "Pictures in an evaluation batch of one process.")
-    num_train_epochs: int = option(12, "Passes over the training pictures.")
-    learning_rate: float = option(0.02, "Learning rate after the warm-up, for the whole batch of all processes.")
+    per_device_train_batch_size: Count = option(2, "Pictures in a training batch of one process.")
+    per_device_eval_batch_size: Count = option(2, "Pictures in an evaluation batch of one process.")
+    num_train_epochs: Count = option(12, "Passes over the training pictures.")
+    learning_rate: Positive = option(0.02, "Learning rate after the warm-up, for the whole batch of all processes.")
     lr_scheduler_type: str = option("step", "As for train.py.", choices=["cosine", "polynomial", "step"])
     nesterov: bool = option(False, "Nesterov's momentum.")
-    num_warmup_steps: int = option(2000, "Steps of linear warm-up.")
-    warmup_start_factor: float = option(0.001, "Part of the learning rate that the warm-up starts from.")
+    num_warmup_steps: Natural = option(2000, "Steps of linear warm-up.")
+    warmup_start_factor: Probability = option(0.001, "Part of the learning rate that the warm-up starts from.")

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageClassification, ConvNextImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
 import rednet
-from arguments import check_data_options, check_loop_options, clear_errors, parse_options, read_config
+from arguments import MODELS, REPLACED, check_data_options, clear_errors, parse_options, read_config
 from augmentation import make_mixing, normalize
 from batches import evaluation_loader, training_loader
 from data import class_names, load_images
@@ -65,11 +65,10 @@ def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
     Raises:
         SystemExit: an argument is unknown, missing, of the wrong type or of no use; the message names it.
     """
-    config, parser = parse_options(TrainingConfig, arguments, __doc__)
+    config, parser = parse_options(TrainingConfig, arguments, __doc__, REPLACED | MODELS)
     if (config.model_name_or_path is None) == (config.config_name is None):
         parser.error("give one of --model_name_or_path (weights to start from) and --config_name (from scratch)")
     check_data_options(config, parser)
-    check_loop_options(config, parser)
     return config
 
 

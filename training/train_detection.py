@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import DistributedType, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from arguments import check_loop_options, check_model_name, clear_errors, parse_options, read_config
+from arguments import MODELS, REPLACED, check_model_name, clear_errors, parse_options, read_config
 from average_precision import evaluate_detection
 from detection_data import (
     categories_of,
@@ -72,7 +72,7 @@ def parse_config(arguments: list[str] | None = None) -> DetectionConfig:
     Raises:
         SystemExit: an argument is unknown, missing, of the wrong type or of no use; the message names it.
     """
-    config, parser = parse_options(DetectionConfig, arguments, __doc__)
+    config, parser = parse_options(DetectionConfig, arguments, __doc__, REPLACED | MODELS)
     if (config.model_name_or_path is None) == (config.config_name is None):
         parser.error("give one of --model_name_or_path (weights to start from) and --config_name (from scratch)")
     if config.config_name is not None and config.trainable_layers < len(STAGES) + 1:
@@ -88,7 +88,6 @@ def parse_config(arguments: list[str] | None = None) -> DetectionConfig:
         parser.error("--head involution is for RPN and mask head, which RetinaNet does not have")
     if config.torch_compile:
         parser.error("--torch_compile is not for detectors: their shapes follow what they find")
-    check_loop_options(config, parser)
     return config
 
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForSemanticSegmentation, SegformerImageProcess
 from transformers.utils.logging import disable_progress_bar
 
 import rednet
-from arguments import check_data_options, check_loop_options, clear_errors, parse_options, read_config
+from arguments import check_data_options, clear_errors, parse_options, read_config
 from augmentation import normalize
 from hub_folder import check_push, push, save_segmentation_folder
 from loop import Task, make_accelerator, prepare, train
@@ -76,11 +76,6 @@ def parse_config(arguments: list[str] | None = None) -> SegmentationConfig:
     if config.model_name_or_path is None and config.config_name is None:
         parser.error("give --config_name (the architecture), --model_name_or_path (weights to start from), or both")
     check_data_options(config, parser)
-    check_loop_options(config, parser)
-    if len(config.crop_size) != 2 or min(config.crop_size) < 1:
-        parser.error(f"--crop_size is {config.crop_size}, expected a height and a width")
-    if len(config.random_scale) != 2 or not 0 < config.random_scale[0] <= config.random_scale[1]:
-        parser.error(f"--random_scale is {config.random_scale}, expected a least and a greatest factor")
     return config
 
 

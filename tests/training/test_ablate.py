@@ -145,3 +145,8 @@ def test_the_documented_study_is_what_was_recorded(root):
         row |= {name: int(row[name]) for name in ("runs", "parameters")}
     base = RedNetConfig(**json.loads((root / "configs/models/rednet-fashion-mnist.json").read_text()))
     assert ablate.table(summary, base) in (root / "TRAINING.md").read_text()
+
+
+def test_gray_variants_are_refused():
+    with pytest.raises(ValueError, match=r"axis num_channels=1 has num_channels 1, expected 3"):
+        ablate.make_variants({}, {"num_channels": [3, 1]})

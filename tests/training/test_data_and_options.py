@@ -13,9 +13,14 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from sklearn.metrics import top_k_accuracy_score
 
+import ablate
 import data
+import evaluate_model
 import fashion_mnist
+import finetune
 import train
+import train_detection
+import train_segmentation
 from augmentation import normalize, open_image
 from batches import EvaluationBatches, TrainingBatches
 from options import TrainingConfig
@@ -76,6 +81,29 @@ def test_launch_files_are_understood(root):
         ("image_std: [1, many, 1]", ["image_std is [1, 'many', 1]"]),
         ("max_train_steps: 0", ["--max_train_steps is 0", "at least 1"]),
         ("per_device_eval_batch_size: 0", ["--per_device_eval_batch_size is 0", "at least 1"]),
+        ("lr_scheduler_type: linear", ["--lr_scheduler_type is 'linear', expected one of cosine, polynomial, step"]),
+        ("mixed_precision: fp61", ["--mixed_precision is 'fp61'", "bf16", "did you mean fp16?"]),
+        ("label_smoothing: 1", ["--label_smoothing is 1.0", "below 1"]),
+        ("label_smoothing: .nan", ["--label_smoothing is nan", "below 1"]),
+        ("learning_rate: .inf", ["--learning_rate is inf", "a finite number above 0"]),
+        ("learning_rate: -0.1", ["--learning_rate is -0.1"]),
+        ("learning_rate: true", ["learning_rate is True", "float"]),
+        ("image_mean: [0.5]", ["--image_mean is [0.5]", "3 finite numbers"]),
+        ("image_mean: [0.5, .nan, 0.5]", ["--image_mean is [0.5, nan, 0.5]"]),
+        ("image_std: [0.2, 0, 0.2]", ["--image_std is [0.2, 0.0, 0.2]", "above 0"]),
+        ("image_std: [1, true, 1]", ["image_std is [1, True, 1]"]),
+        ("random_flip: 1.5", ["--random_flip is 1.5", "from 0 to 1"]),
+        ("crop_pct: 0", ["--crop_pct is 0.0", "above 0"]),
+        ("ema_decay: 1.0", ["--ema_decay is 1.0", "below 1"]),
+        ("momentum: 1", ["--momentum is 1.0", "below 1"]),
+        ("mixup_alpha: -1", ["--mixup_alpha is -1.0", "at least 0"]),
+        ("rand_augment_magnitude: 31", ["--rand_augment_magnitude is 31", "from 0 to 30"]),
+        ("lr_steps: [0]", ["--lr_steps is [0]", "from 1 on"]),
+        ("lr_steps: [true]", ["lr_steps is [True]"]),
+        ("num_warmup_steps: -1", ["--num_warmup_steps is -1", "at least 0"]),
+        ("num_warmup_steps: '5'", ["num_warmup_steps is '5'", "int"]),
+        ("seed: -1", ["--seed is -1"]),
+        ("max_grad_norm: 0", ["--max_grad_norm is 0.0", "above 0"]),
     ],
 )
 def test_wrong_options_are_named(text, words, tmp_path, capsys):
@@ -85,6 +113,71 @@ def test_wrong_options_are_named(text, words, tmp_path, capsys):
         parse_config(["--config", str(path)])
     error = capsys.readouterr().err
     assert all(word in error for word in words)
+
+
+@pytest.mark.parametrize(
+    "parse, text, words",
+    [
+        (train_segmentation.parse_config, "crop_size: [512]", ["--crop_size is [512]", "a height and a width"]),
+        (train_segmentation.parse_config, "random_scale: [2, 1]", ["--random_scale is [2.0, 1.0]", "a least and"]),
+        (train_detection.parse_config, "detector: yolo", ["--detector is 'yolo'", "fasterrcnn, maskrcnn, retinanet"]),
+        (train_detection.parse_config, "trainable_layers: 6", ["--trainable_layers is 6", "from 0 to 5"]),
+        (finetune.parse, "train_sampling_strategy: sorted", ["'sorted'", "random, sequential"]),
+        (finetune.parse, "label_smoothing_factor: 1", ["--label_smoothing_factor is 1.0", "below 1"]),
+        (evaluate_model.parse, "mixed_precision: int8", ["'int8'", "no, bf16, fp16"]),
+        (ablate.main, "seeds: [-1]", ["--seeds is [-1]", "at least 0"]),
+    ],
+)
+def test_all_scripts_check_values(parse, text, words, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        parse(["--config", str(tmp_path / "recipe.yaml")])
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
+
+
+def test_values_on_the_command_line_are_checked(capsys):
+    with pytest.raises(SystemExit):
+        parse_config([*REQUIRED, "--lr_scheduler_type", "linear"])
+    assert "choose from" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_config([*REQUIRED, "--image_mean", "0.5", "0.5"])
+    assert "--image_mean is [0.5, 0.5], expected 3" in capsys.readouterr().err
+
+
+def test_a_source_on_the_command_line_replaces_that_of_the_file(tmp_path):
+    """With what describes it there: columns and splits."""
+    folder, path = str(tmp_path), tmp_path / "recipe.yaml"
+    path.write_text(
+        "config_name: a\ndataset_name: b\ndataset_config_name: c\nimage_column_name: picture\n"
+        "validation_split: test\ntrain_val_split: 0.1"
+    )
+    config = parse_config(["--config", str(path), "--train-dir", folder])
+    assert (config.train_dir, config.dataset_name, config.train_val_split) == (folder, "", 0.1)
+    assert (config.dataset_config_name, config.image_column_name, config.validation_split) == (
+        None,
+        "image",
+        "validation",
+    )
+    config = parse_config(["--config", str(path), f"--train_dir={folder}", "--validation_dir", folder])
+    assert (config.validation_dir, config.dataset_name, config.train_val_split) == (folder, "", None)
+    config = parse_config(["--config", str(path), "--model_name_or_path", "weights"])
+    assert (config.model_name_or_path, config.config_name, config.dataset_name) == ("weights", None, "b")
+    assert config.dataset_config_name == "c" and config.image_column_name == "picture"
+
+    path.write_text(f"model_name_or_path: a\ntrain_dir: {folder}\nvalidation_dir: {folder}\nlabel_column_name: kind")
+    config = parse_config(["--config", str(path), "--dataset_name", "b", "--config_name", "c"])
+    assert (config.dataset_name, config.train_dir, config.validation_dir) == ("b", None, None)
+    assert (config.config_name, config.model_name_or_path, config.label_column_name) == ("c", None, "kind")
+    config = parse_config(["--config", str(path), "--train_val_split", "0.2"])
+    assert (config.train_dir, config.validation_dir, config.train_val_split) == (folder, None, 0.2)
+
+    # A segmenter starts from both: weights, and a configuration with its classes.
+    path.write_text("model_name_or_path: a\ndataset_name: b")
+    config = train_segmentation.parse_config(["--config", str(path), "--config_name", "c", "--train_dir", folder])
+    assert (config.model_name_or_path, config.config_name, config.train_dir) == ("a", "c", folder)
+    config = evaluate_model.parse(["--config", str(path), "--validation_dir", folder])
+    assert (config.dataset_name, config.validation_dir) == ("", folder)
 
 
 def test_plain_yaml_is_understood(tmp_path):
@@ -208,6 +301,7 @@ def test_folders_with_unusual_names(folders, tmp_path):
         ("config_name", "nowhere/rednet-27.json", "nowhere/rednet-27.json"),
         ("config_name", "resnet.json", "resnet.json is of the type 'resnet', expected 'rednet'"),
         ("config_name", "even.json", "kernel_size=4 must be odd"),
+        ("config_name", "gray.json", "gray.json has num_channels 1, expected 3.*Set num_channels to 3"),
         ("dataset_name", "damaged", "damaged"),
     ],
 )
@@ -215,6 +309,7 @@ def test_what_cannot_be_trained_on_is_said_without_a_traceback(option, value, wo
     monkeypatch.chdir(tmp_path)
     Path("resnet.json").write_text('{"model_type": "resnet"}')
     Path("even.json").write_text('{"model_type": "rednet", "kernel_size": 4}')
+    Path("gray.json").write_text('{"model_type": "rednet", "num_channels": 1}')
     Path("damaged").mkdir()
     Path("damaged/train.parquet").write_bytes(b"no parquet")
     with pytest.raises(SystemExit, match=words):

@@ -312,3 +312,12 @@ def test_help_says_what_it_is_for(capsys):
         main(["--help"])
     text = capsys.readouterr().out
     assert stopped.value.code == 0 and "--labels_by_number" in text and "image classifier" in text
+
+
+def test_models_for_gray_pictures_are_refused(start, digits, tmp_path):
+    """Pictures are read as RGB, whatever the model is for."""
+    config = ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "gray")
+    AutoImageProcessor.from_pretrained(start).save_pretrained(tmp_path / "gray")
+    with pytest.raises(SystemExit, match="gray has num_channels 1, expected 3"):
+        main(["--model_name_or_path", str(tmp_path / "gray"), "--dataset_name", str(digits)])
