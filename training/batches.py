@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from datasets import Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
-from PIL import Image as PILImage
 from torch.utils.data import DataLoader, Sampler, default_convert
 from transformers import BaseImageProcessor
 
@@ -169,24 +168,22 @@ def decode(row: dict, transform, column: str = "image"):
     """Opens and transforms the image of a row; one that cannot be read is named."""
     if row[column] is None:
         raise ValueError(f"a row has no {column}")
+    name = row[column]["path"] or "(without a path)"
     try:
         image = open_image(row[column])
         if column == "image" and image.mode[0] in "IF":  # 16 bits and more, which `convert` would cut off
             raise OSError(f"its pixels are of the mode {image.mode}, expected 8 bits for each value")
         return transform(image)
-    except (OSError, SyntaxError, PILImage.DecompressionBombError) as error:  # all of these come from damaged files
-        raise ValueError(
-            f"the {column} {row[column]['path'] or '(without a path)'} cannot be read: {error}"
-        ) from error
+    except Exception as error:  # Pillow answers a damaged file with a dozen of them, struct.error for one
+        raise ValueError(f"the {column} {name} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def checked_labels(rows: list[dict], num_labels: int) -> torch.Tensor:
-    labels = [row["label"] for row in rows]
-    for label in labels:
+    for label in (row["label"] for row in rows):
         # On a GPU, the loss would only say that an assertion failed.
         if label is None or not 0 <= label < num_labels:
             raise ValueError(f"the label of an image is {label}, but the model has {num_labels} classes, from 0 on")
-    return torch.tensor(labels)
+    return torch.tensor([int(row["label"]) for row in rows])
 
 
 def training_loader(images, config: TrainingConfig, num_labels: int, process: int, num_processes: int) -> DataLoader:

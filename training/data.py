@@ -1,16 +1,23 @@
 """Where the images come from: anything that `datasets` can load, in memory-mapped files or as a stream."""
 
-import glob
+import io
+import os
+import random
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset, load_dataset_builder
+from PIL import Image as PILImage
 from pyarrow import ArrowException, parquet
+from tqdm.auto import tqdm
 
+from class_folders import read_class_folders
 from fashion_mnist import FASHION_MNIST, load_fashion_mnist
 from options import DataOptions, TrainingConfig
+from problems import raise_problems
 
 
-INTEGERS = (Value("int64"), Value("int32"))
+INTEGERS = [Value(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)] + [Value("bool")]
+CHECKED_PICTURES = 2000
 
 
 def load_images(config: TrainingConfig) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
@@ -24,8 +31,8 @@ def load_images(config: TrainingConfig) -> tuple[Dataset | IterableDataset, Data
     """
     splits = with_validation(read_source(config), config)
     train, validation = (select(splits, option, config) for option in ("train_split", "validation_split"))
-    if not config.streaming:
-        check_labels(train, validation, config)
+    if isinstance(train, Dataset) and isinstance(validation, Dataset):
+        check_classes(train, validation, config)
     return limit(train, config.max_train_samples, config), limit(validation, config.max_eval_samples, config)
 
 
@@ -53,31 +60,34 @@ def with_validation(splits: dict[str, Dataset | IterableDataset], config: DataOp
 
 def read_source(config: DataOptions) -> dict[str, Dataset | IterableDataset]:
     if config.train_dir or config.validation_dir:
-        check_class_folders(config)
-        # `validation_split` may have another name; what is in validation_dir is what it means.
+        # `validation_split` may have another name; what is in validation_dir is what it means. Nothing of the files is
+        # stored, with `streaming` or without.
         folders = {config.train_split: config.train_dir, config.validation_split: config.validation_dir}
-        files = {split: str(Path(glob.escape(folder)) / "**") for split, folder in folders.items() if folder}
-        return load_dataset("imagefolder", data_files=files, streaming=config.streaming)
+        return read_class_folders({split: folder for split, folder in folders.items() if folder})
     if config.dataset_name == FASHION_MNIST and not config.streaming:
         return load_fashion_mnist()
-    check_parquet_classes(config)
+    if Path(config.dataset_name).is_dir():
+        check_linked_folders(config.dataset_name)
+        check_parquet_classes(config)
     return load_dataset(config.dataset_name, config.dataset_config_name, streaming=config.streaming)
 
 
-def check_class_folders(config: DataOptions) -> None:
-    """`imagefolder` makes classes of the folders of both splits together: one too many would go unnoticed."""
-    train, validation = (
-        {path.name for path in Path(folder).iterdir() if path.is_dir() and path.name[0] != "."} if folder else set()
-        for folder in (config.train_dir, config.validation_dir)
+def check_linked_folders(folder: str) -> None:
+    """`datasets` does not look into folders that are links: a class that is one would go unnoticed."""
+    links = [
+        path
+        for root, names, _ in os.walk(folder)
+        for name in sorted(names)
+        if os.path.islink(path := os.path.join(root, name)) and name[0] != "."
+    ]
+    cure = "give folders of classes as --train_dir and --validation_dir"
+    raise_problems(
+        (f"{path} is a link to a folder, which `datasets` does not follow: {cure}" for path in links), folder
     )
-    if config.train_dir and (unknown := validation - train):
-        raise ValueError(f"{config.validation_dir} has classes {sorted(unknown)}, {config.train_dir} {sorted(train)}")
 
 
 def check_parquet_classes(config: DataOptions) -> None:
     """`datasets` reads all splits with the class names of the first: with others, labels would silently change."""
-    if not Path(config.dataset_name).is_dir():
-        return
     files = load_dataset_builder(config.dataset_name, config.dataset_config_name).config.data_files or {}
     first = [files[split][0] for split in (config.train_split, config.validation_split) if split in files]
     if all(file.endswith(".parquet") for file in first):
@@ -95,9 +105,9 @@ def parquet_features(file: str) -> Features:
 
 def split_off_validation(splits: dict[str, Dataset], config: TrainingConfig) -> dict[str, Dataset]:
     """Divides the training split; a class has the same part in both where the labels say the classes."""
-    if config.streaming:
-        raise ValueError("train_val_split needs all images at hand: not with streaming. Give a validation split")
     train = split_named(splits, "train_split", config)
+    if isinstance(train, IterableDataset):
+        raise ValueError("train_val_split needs all images at hand: not with streaming. Give a validation split")
     label = config.label_column_name
     by_class = label if isinstance(train.features.get(label), ClassLabel) else None
     parts = train.train_test_split(config.train_val_split, seed=config.seed, stratify_by_column=by_class)
@@ -117,7 +127,9 @@ def select(splits: dict, option: str, config: DataOptions, masks: bool = False) 
         if not isinstance(features[column], Image):
             raise ValueError(f"{column} holds {features[column]}, expected an Image")
     if not masks and not isinstance(features[label], ClassLabel) and features[label] not in INTEGERS:
-        raise ValueError(f"{label} holds {features[label]}, expected a ClassLabel or integers")
+        raise ValueError(
+            f"{label!r} holds {features[label]}, expected a ClassLabel or integers{cure_of(features, label)}"
+        )
     if isinstance(split, IterableDataset):
         # First of all: a stream renames columns of decoded rows, and a later cast would compress the pictures again.
         for column in pictures:
@@ -126,17 +138,74 @@ def select(splits: dict, option: str, config: DataOptions, masks: bool = False) 
     return split.rename_columns({old: new for old, new in ((image, "image"), (label, "label")) if old != new})
 
 
-def check_labels(train: Dataset, validation: Dataset, config: DataOptions) -> None:
+def cure_of(features: Features, label: str) -> str:
+    if getattr(features[label], "dtype", None) in ("string", "large_string", "string_view"):
+        return f". For a data set `d` of `datasets`, d.class_encode_column({label!r}) makes classes of strings"
+    if isinstance(features[label], Value) and "float" in features[label].dtype:
+        return f". For a data set `d` of `datasets`, d.cast_column({label!r}, Value('int64')) makes integers of them"
+    return ""
+
+
+def check_classes(train: Dataset, validation: Dataset, config: DataOptions) -> None:
     """Classes that are never trained are a mistake: of the folders, the files or the splits."""
-    for split, images in ((config.train_split, train), (config.validation_split, validation)):
-        if hidden := {None, -1} & set(images.unique("label")):
-            raise ValueError(f"{source(config)}: {split} has images without a label ({hidden.pop()})")
-    if strange := set(validation.unique("label")) - set(train.unique("label")):
+    labels = {split: set(images.unique("label")) for split, images in (("train", train), ("validation", validation))}
+    strange = sorted(n for n in labels["validation"] - labels["train"] if n is not None and n >= 0)
+    problems = label_problems(train, config.train_split) + label_problems(validation, config.validation_split)
+    if strange:
         names = class_names(validation) or range(max(strange) + 1)
-        raise ValueError(
-            f"{source(config)}: {config.validation_split} has labels {[names[n] for n in sorted(strange)]}, "
-            f"{config.train_split} has none of them"
+        problems.append(
+            f"{config.validation_split} has labels {[names[n] for n in strange]}, {config.train_split} has none of them"
         )
+    raise_problems(problems, source(config))
+
+
+def label_problems(images: Dataset, split: str, num_labels: int | None = None) -> list[str]:
+    """What is wrong with the labels: missing, negative, or no class of a model with `num_labels`."""
+    labels = set(images.unique("label"))
+    hidden = [label for label in (None, -1) if label in labels]
+    negative = sorted(label for label in labels - {None, -1} if label < 0)
+    problems = [f"{split} has images without a label ({label})" for label in hidden]
+    if negative:
+        problems.append(f"{split} has negative labels {negative[:5]}, expected classes from 0 on")
+    if num_labels is not None and (beyond := sorted(label for label in labels - {None} if label >= num_labels)):
+        problems.append(f"{split} has labels {beyond[:5]}, but the model has {num_labels} classes, from 0 on")
+    return problems
+
+
+def check_images(splits: dict[str, Dataset | IterableDataset], num_labels: int, config: DataOptions) -> None:
+    """
+    Reads, on one process and before the first step, what is cheap to read: all labels, and the headers of at most
+    `CHECKED_PICTURES` of each split, drawn by the seed. Of a stream, nothing.
+
+    Raises:
+        ValueError: a label is no class of the model, or a file is no picture; the message names up to 20 of them.
+    """
+    problems = []
+    for split, images in splits.items():
+        if isinstance(images, Dataset):
+            problems += label_problems(images, split, num_labels)
+            problems += picture_problems(images, split, config.seed)
+    raise_problems(problems, source(config))
+
+
+def picture_problems(images: Dataset, split: str, seed: int) -> list[str]:
+    images, rows = images.cast_column("image", Image(decode=False)), range(len(images))
+    if len(rows) > CHECKED_PICTURES:
+        rows = sorted(random.Random(seed).sample(rows, CHECKED_PICTURES))
+    problems = []
+    for row in tqdm(rows, desc=f"check {split}", leave=False, delay=2):
+        stored = images[row]["image"]
+        name = f"{split}, row {row}" if stored is None else stored["path"] or f"{split}, row {row}"
+        try:
+            if stored is None:
+                raise ValueError("there is no picture")
+            content = stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"])
+            with PILImage.open(content) as image:
+                if image.mode[0] in "IF":
+                    raise ValueError(f"its pixels are of the mode {image.mode}, expected 8 bits for each value")
+        except Exception as error:  # Pillow has many for damaged files
+            problems.append(f"{name}: {error}")
+    return problems
 
 
 def limit(images: Dataset | IterableDataset, samples: int | None, config: TrainingConfig) -> Dataset | IterableDataset:

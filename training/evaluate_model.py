@@ -35,7 +35,7 @@ from transformers.utils.logging import disable_progress_bar
 import rednet
 from arguments import check_channels, check_folders, check_model_name, clear_errors, nearest, parse_options
 from batches import evaluation_loader
-from data import class_names, load_validation_images, source
+from data import check_images, class_names, load_validation_images, source
 from drawing import draw_confusion_matrix, save
 from evaluation import image_size, load_metric, predict
 from hub_folder import accuracies, measured
@@ -82,6 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
             images = load_validation_images(config)
         names = [model.config.id2label[n] for n in range(model.config.num_labels)]
         order = match_labels(class_names(images), names, config)
+        if accelerator.is_main_process:
+            check_images({config.validation_split: images}, len(names), config)
     model.to(accelerator.device, memory_format=torch.channels_last)
     places = {"process": accelerator.process_index, "num_processes": accelerator.num_processes}
     loader = evaluation_loader(images, config, processor, len(names), **places)

@@ -37,7 +37,7 @@ import rednet
 from arguments import check_data_options, clear_errors, nearest, parse_options, read_config
 from augmentation import make_mixing, normalize
 from batches import EvaluationBatches, TrainingBatches
-from data import class_names, load_images
+from data import check_images, class_names, load_images
 from evaluation import image_size, load_metric
 from hub_folder import accuracies, check_push, push, trained_card
 from loop import parameter_groups, use_all_cores
@@ -232,6 +232,9 @@ def finetune(config: FinetuneConfig, options: dict, hub_folder: Path) -> None:
             train_images, eval_images = load_images(config)
         model, processor = load_model(config, label_names(train_images))
         frozen = freeze(model, config.frozen_stages)
+        if config.process_index == 0:
+            splits = {config.train_split: train_images, config.validation_split: eval_images}
+            check_images(splits, model.config.num_labels, config)
     config.image_size = image_size(processor)[0]
     config.dataloader_pin_memory &= torch.cuda.is_available()  # else torch warns in every epoch
     trainer = make_trainer(config, model, processor, frozen, train_images, eval_images)

@@ -22,7 +22,7 @@ import rednet
 from arguments import MODELS, REPLACED, check_data_options, clear_errors, parse_options, read_config
 from augmentation import make_mixing, normalize
 from batches import evaluation_loader, training_loader
-from data import class_names, load_images
+from data import check_images, class_names, load_images
 from evaluation import evaluate_model
 from hub_folder import check_push, push, save_classifier_folder
 from loop import Task, make_accelerator, prepare, train
@@ -45,6 +45,9 @@ def main(arguments: list[str] | None = None) -> None:
         with accelerator.main_process_first():
             train_images, eval_images = load_images(config)
         model = make_model(config, class_names(train_images))
+        if accelerator.is_main_process:
+            splits = {config.train_split: train_images, config.validation_split: eval_images}
+            check_images(splits, model.config.num_labels, config)
         train_loader = training_loader(train_images, config, model.config.num_labels, **places)
         eval_loader = evaluation_loader(eval_images, config, processor, model.config.num_labels, **places)
     task = Task(

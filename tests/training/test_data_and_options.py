@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
 from PIL import Image as PILImage
 from sklearn.metrics import top_k_accuracy_score
 
@@ -21,7 +21,7 @@ import finetune
 import train
 import train_detection
 import train_segmentation
-from augmentation import normalize, open_image
+from augmentation import normalize
 from batches import EvaluationBatches, TrainingBatches
 from options import TrainingConfig
 from train import make_model, make_processor, parse_config
@@ -243,14 +243,98 @@ def folders(tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_folders_of_images(folders, streaming):
+    """Nothing of the files is stored, so that streaming makes no difference."""
     config = TrainingConfig(train_dir=str(folders / "train"), validation_dir=str(folders / "val"), streaming=streaming)
     train, validation = data.load_images(config)
     assert data.class_names(train) == data.class_names(validation) == ["cat", "dog"]
-    rows = [(open_image(row["image"]) if streaming else row["image"], row["label"]) for row in train]
+    rows = [(row["image"], row["label"]) for row in train]
     assert sorted((np.array(image).max(), label) for image, label in rows) == sorted(
         (10 * n + label, label) for label, number in ((0, 12), (1, 4)) for n in range(number)
     )
     assert len(list(validation)) == 2
+
+
+def test_linked_class_folders_are_followed(folders, tmp_path):
+    """Classes, folders in a class, and pictures; upper-case suffixes count."""
+    other = tmp_path / "other"
+    (other / "deep/deeper").mkdir(parents=True)
+    for name in ("deep/0.png", "deep/deeper/1.PNG"):
+        PILImage.new("L", (8, 8)).save(other / name)
+    (folders / "train/owl").symlink_to(other / "deep")
+    (folders / "train/cat/linked").symlink_to(other / "deep/deeper")
+    (folders / "train/dog/link.jpeg").symlink_to(other / "deep/0.png")
+    (tmp_path / "link").symlink_to(folders / "train")
+    train, _ = data.load_images(TrainingConfig(train_dir=str(tmp_path / "link"), train_val_split=0.25))
+    images = data.read_source(TrainingConfig(train_dir=str(tmp_path / "link")))["train"]
+    assert data.class_names(train) == ["cat", "dog", "owl"]
+    assert [images["label"].count(label) for label in range(3)] == [13, 5, 2]
+    paths = [image["path"] for image in images.cast_column("image", Image(decode=False))["image"]]
+    assert str(tmp_path / "link/owl/deeper/1.PNG") in paths
+
+
+def test_what_is_wrong_with_class_folders_is_named(folders):
+    """All at once: nothing is left out without a word."""
+    train = folders / "train"
+    (train / "empty").mkdir()
+    (train / "cat/gone.png").symlink_to("nowhere.png")
+    (train / "dog/loop").symlink_to(train)
+    (train / "dog/round").symlink_to("round")
+    (train / "dog/zero.jpg").touch()
+    (train / "alone.png").write_bytes((train / "cat/0.png").read_bytes())
+    (folders / "val/wolf").mkdir()
+    config = TrainingConfig(train_dir=str(train), validation_dir=str(folders / "val"))
+    with pytest.raises(ValueError) as raised:
+        data.load_images(config)
+    problems = [
+        f"{train}/alone.png is not in a folder",
+        f"{train}/cat/gone.png is a broken link to nowhere.png",
+        f"{train}/dog/loop is a link to {train}, which contains it",
+        f"{train}/dog/round is a broken link",
+        f"{train}/dog/zero.jpg is empty",
+        f"{train}/empty has no pictures",
+        f"{folders}/val has classes ['wolf']",
+    ]
+    assert str(raised.value).startswith(f"{train} and {folders}/val has 7 problems:")
+    assert all(problem in str(raised.value) for problem in problems), str(raised.value)
+    with pytest.raises(ValueError, match=r"other has no folders, expected one for each class"):
+        (folders / "other").mkdir()
+        data.load_images(TrainingConfig(train_dir=str(folders / "other"), train_val_split=0.5))
+
+
+def test_files_that_are_no_pictures_are_named(folders, caplog):
+    (folders / "train/cat/.DS_Store").write_bytes(b"0")
+    (folders / "train/cat/notes.txt").write_text("a cat")
+    (folders / "train/Thumbs.db").write_bytes(b"0")
+    shutil.rmtree(folders / "val/dog")
+    train, _ = data.load_images(TrainingConfig(train_dir=str(folders / "train"), validation_dir=str(folders / "val")))
+    assert len(train) == 16
+    first, second = caplog.messages
+    assert "3 are no pictures and are not used" in first
+    assert all(name in first for name in (".DS_Store", "notes.txt", "Thumbs.db"))
+    assert second.endswith("1 classes have no pictures to evaluate on: dog")
+
+
+def test_links_that_datasets_does_not_follow_are_named(folders, tmp_path):
+    (folders / "val").rename(folders / "validation")
+    (folders / "train/dog").rename(tmp_path / "dog")
+    (folders / "train/dog").symlink_to(tmp_path / "dog")
+    with pytest.raises(ValueError, match=r"train/dog is a link to a folder, which .* --train_dir"):
+        data.load_images(TrainingConfig(dataset_name=str(folders)))
+
+
+@pytest.mark.parametrize("damaged", [b"no picture", b"\x89PNG\r\n\x1a\n", "I;16"])
+def test_files_that_cannot_be_read_are_named_before_the_first_step(damaged, folders, options, tmp_path):
+    for name in ("cat/3", "dog/0"):
+        if damaged == "I;16":
+            PILImage.new("I;16", (8, 8)).save(folders / f"train/{name}.png")
+        else:
+            (folders / f"train/{name}.png").write_bytes(damaged)
+    given = ["--train_dir", str(folders / "train"), "--validation_dir", str(folders / "val")]
+    Path(options[0].parent / "two.json").write_text('{"model_type": "rednet", "num_labels": 2}')
+    given += ["--config_name", str(options[0].parent / "two.json"), "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match=r"(?s)has 2 problems:.*train/cat/3.png: .*train/dog/0.png: "):
+        train.main(["--config", str(options[0]), *given])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_part_of_the_training_images_for_validation(folders):
@@ -273,6 +357,49 @@ def test_classes_that_are_not_trained_are_named(tmp_path):
         Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
     with pytest.raises(ValueError, match=r"validation has labels \[3, 5\], train has none"):
         data.load_images(TrainingConfig(dataset_name=str(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_integer_is_a_label(kind, streaming, tmp_path):
+    features = Features({"image": Image(), "label": Value(kind)})
+    for split in ("train", "validation"):
+        rows = {"image": [np.zeros((8, 8), np.uint8)] * 2, "label": [1, 0]}
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    images, _ = data.load_images(TrainingConfig(dataset_name=str(tmp_path), streaming=streaming))
+    images = images.cast_column("image", Image(decode=False))
+    rows = [(True, row) for row in (images if streaming else range(2))]
+    batch = EvaluationBatches(images, make_processor(TrainingConfig()), 2).__getitems__(rows)
+    assert batch["labels"].dtype == torch.int64 and batch["labels"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "labels, kind, words",
+    [
+        (["cat", "dog"], "string", ["'label' holds", "d.class_encode_column('label')"]),
+        ([0.0, 1.0], "float32", ["'label' holds", "d.cast_column('label', Value('int64'))"]),
+        ([0, -2], "int64", ["train has negative labels [-2]", "validation has negative labels [-2]"]),
+        ([0, None], "int64", ["train has images without a label (None)", "validation has images without"]),
+    ],
+)
+def test_labels_that_are_no_classes_are_named(labels, kind, words, tmp_path):
+    features = Features({"image": Image(), "label": Value(kind)})
+    for split in ("train", "validation"):
+        rows = {"image": [np.zeros((8, 8), np.uint8)] * 2, "label": labels}
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(ValueError) as raised:
+        data.load_images(TrainingConfig(dataset_name=str(tmp_path)))
+    assert all(word in str(raised.value) for word in words), str(raised.value)
+
+
+def test_labels_beyond_the_model_are_named_before_the_first_step(options, tmp_path):
+    (tmp_path / "nine.json").write_text('{"model_type": "rednet", "num_labels": 9}')
+    digits = load_dataset(options[1]["dataset_name"])
+    for split, images in digits.items():
+        images.cast_column("digit", Value("int64")).to_parquet(tmp_path / f"data/{split}.parquet")
+    given = ["--dataset_name", str(tmp_path / "data"), "--config_name", str(tmp_path / "nine.json")]
+    with pytest.raises(SystemExit, match=r"(?s)train has labels \[9\].*9 classes.*test has labels \[9\]"):
+        train.main(["--config", str(options[0]), *given, "--output_dir", str(tmp_path / "run")])
 
 
 def test_hidden_labels_are_named(tmp_path):
