@@ -78,6 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     check_study(study)
+    costs = {variant.key: cost(variant.config, recipe.image_size) for variant in variants}
 
     failed = []
     runs = [(variant, seed) for seed in study.seeds for variant in variants]
@@ -85,8 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
         bar.set_description(f"{variant.name}, seed {seed}")
         if not train(study, variant, seed):
             failed.append(f"{variant.name}, seed {seed}")
-        write_csv(Path(study.output_dir) / "runs.csv", finished_rows(study, variants, recipe.image_size))
-    write_summary(study, variants, recipe.image_size)
+        write_csv(Path(study.output_dir) / "runs.csv", finished_rows(study, variants, costs))
+    write_summary(study, variants, costs, recipe.image_size)
     if failed:
         sys.exit(f"error: not finished, see their output above: {'; '.join(failed)}")
 
@@ -167,16 +168,19 @@ def train(study: Study, variant: Variant, seed: int) -> bool:
     return subprocess.run(command).returncode == 0
 
 
-def meta_model(config: RedNetConfig) -> RedNetForImageClassification:
+def cost(config: RedNetConfig, image_size: int) -> dict[str, int]:
     with torch.device("meta"):
-        return RedNetForImageClassification(config)
+        model = RedNetForImageClassification(config)
+    return {"parameters": count_parameters(model), "macs": count_macs(model, image_size, image_size)}
 
 
-def finished_rows(study: Study, variants: list[Variant], image_size: int) -> list[dict]:
+def finished_rows(study: Study, variants: list[Variant], costs: dict[tuple, dict]) -> list[dict]:
+    """
+    Args:
+        costs: parameters and operations, by the variant's key.
+    """
     rows = []
     for variant in variants:
-        model = meta_model(variant.config)
-        cost = {"parameters": count_parameters(model), "macs": count_macs(model, image_size, image_size)}
         for seed in study.seeds:
             path = seed_folder(study, variant, seed) / "results.json"
             if path.exists():
@@ -186,7 +190,7 @@ def finished_rows(study: Study, variants: list[Variant], image_size: int) -> lis
                         "axis": variant.key[0],
                         "value": variant.key[1],
                         "seed": seed,
-                        **cost,
+                        **costs[variant.key],
                         "top_1": results["eval_accuracy"],
                         "loss": results["eval_loss"],
                         "train_seconds": results["train_seconds"],
@@ -195,9 +199,9 @@ def finished_rows(study: Study, variants: list[Variant], image_size: int) -> lis
     return rows
 
 
-def write_summary(study: Study, variants: list[Variant], image_size: int) -> None:
+def write_summary(study: Study, variants: list[Variant], costs: dict[tuple, dict], image_size: int) -> None:
     """The runs that have ended, over the seeds: as a table, as a file, and as a picture."""
-    folder, rows, base = Path(study.output_dir), finished_rows(study, variants, image_size), variants[0].config
+    folder, rows, base = Path(study.output_dir), finished_rows(study, variants, costs), variants[0].config
     if all(row["axis"] == BASE for row in rows):  # nothing to compare
         return
     configs = {variant.key: variant.config for variant in variants}

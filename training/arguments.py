@@ -77,7 +77,7 @@ def parse_options(
     _check_values(kind, {name: getattr(namespace, name) for name in names}, parser)
     try:
         return kind(**{name: getattr(namespace, name) for name in names}), parser
-    except ValueError as error:  # of TrainingArguments, which checks some of its own
+    except Exception as error:  # of TrainingArguments, which checks some of its own, and what it needs
         parser.error(str(error))
 
 
@@ -166,7 +166,7 @@ def clear_errors() -> Iterator[None]:
     """Ends the script with the message alone where the data or the model are not what was said."""
     try:
         yield
-    except (OSError, ValueError, DatasetsError, StrictDataclassError) as error:
+    except (OSError, ValueError, ImportError, DatasetsError, StrictDataclassError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
@@ -199,7 +199,7 @@ def _convert(path: Path, name: str, value: Any, kind: Any, parser: argparse.Argu
             value = float(value)  # YAML reads 1e-4 as a string
         elif str in kinds and isinstance(value, int) and type(value) not in kinds:
             value = "no" if value is False else str(value)  # and a bare `no` as False
-        elements = get_args(kind)[0] if list in kinds and listed else object
+        elements = _elements(kind) if list in kinds and listed else object
         if elements is float:
             value = [float(element) for element in value]
         if not isinstance(value, kinds) or listed and not all(isinstance(v, elements) for v in value):
@@ -216,6 +216,13 @@ def _kinds(hint: Any) -> tuple[type, ...]:
     if get_origin(hint) in (Union, UnionType):
         return tuple(kind for part in get_args(hint) for kind in _kinds(part))
     return (type(get_args(hint)[0]),) if get_origin(hint) is Literal else (get_origin(hint) or hint,)
+
+
+def _elements(hint: Any) -> type:
+    """Of the lists that a type hint allows."""
+    if get_origin(hint) is list:
+        return get_args(hint)[0]
+    return next(_elements(part) for part in get_args(hint) if list in _kinds(part))
 
 
 def _with_nearest(unknown: str, kind: type, prefix: str = "") -> str:

@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import fsspec
 import numpy as np
@@ -11,7 +12,13 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torchvision.transforms import v2
 
-from options import AugmentationOptions, DenseAugmentationOptions, NormalizationOptions, TrainingConfig
+from options import (
+    AugmentationOptions,
+    CropOptions,
+    DenseAugmentationOptions,
+    NormalizationOptions,
+    TrainingConfig,
+)
 
 
 def seed_from(*key: int) -> int:
@@ -81,6 +88,33 @@ def dense_changes(config: DenseAugmentationOptions) -> list[v2.Transform]:
     return [v2.RandomHorizontalFlip(config.random_flip), *distortion]
 
 
+def in_words(config: AugmentationOptions) -> str:
+    """What `TrainingTransform` and `make_mixing` do, for a card."""
+    words = []
+    if config.random_crop_min_scale is not None:
+        words.append(f"random crops of at least {config.random_crop_min_scale:g} of the area")
+    if config.random_flip:
+        words.append(f"flips with a probability of {config.random_flip:g}")
+    if config.color_jitter:
+        words.append(f"brightness, contrast and saturation changed by up to {config.color_jitter:g}")
+    if config.rand_augment_magnitude is not None:
+        words.append(f"RandAugment of magnitude {config.rand_augment_magnitude}")
+    words += [f"MixUp with alpha {config.mixup_alpha:g}"] if config.mixup_alpha else []
+    words += [f"CutMix with alpha {config.cutmix_alpha:g}"] if config.cutmix_alpha else []
+    return ", ".join(words) or "no random changes of the images"
+
+
+def dense_in_words(config: CropOptions) -> str:
+    """What happens to a picture and its mask, for a card."""
+    least, greatest = config.random_scale
+    words = [f"random scales from {least:g} to {greatest:g}"] if least != greatest else []
+    words += [f"scaled by {least:g}"] if least == greatest != 1 else []
+    words.append("random crops of {} x {}".format(*config.crop_size))
+    words += [f"flips with a probability of {config.random_flip:g}"] if config.random_flip else []
+    words += ["photometric distortion"] if config.photometric_distortion else []
+    return ", ".join(words)
+
+
 def make_mixing(config: AugmentationOptions, num_labels: int) -> v2.Transform | None:
     """What mixes the images of a batch, and makes their labels probabilities; None where nothing does."""
     kinds = ((v2.MixUp, config.mixup_alpha), (v2.CutMix, config.cutmix_alpha))
@@ -88,7 +122,13 @@ def make_mixing(config: AugmentationOptions, num_labels: int) -> v2.Transform | 
     return v2.RandomChoice(chosen) if chosen else None
 
 
+@cache
+def of_channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """(C, 1, 1). Made once for a device: each time it waits for a GPU."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
+
+
 def normalize(images: torch.Tensor, config: NormalizationOptions) -> torch.Tensor:
     """uint8 (B, 3, H, W) to the floats that the image processor gives, in channels-last."""
-    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (config.image_mean, config.image_std))
+    mean, std = (of_channels(tuple(values), images.device) for values in (config.image_mean, config.image_std))
     return ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)

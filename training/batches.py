@@ -7,6 +7,7 @@ batch of all of them together stays. That is why the main process deals out the 
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -110,6 +111,11 @@ class EvaluationOrder(Sampler):
 
     def __init__(self, images: Dataset | IterableDataset, batch_size: int, process: int, num_processes: int):
         self.images, self.batch_size, self.process, self.num_processes = images, batch_size, process, num_processes
+
+    def __len__(self) -> int:
+        if isinstance(self.images, IterableDataset):
+            raise TypeError("nobody knows how long a stream is")  # what a progress bar expects
+        return math.ceil(len(self.images) / (self.batch_size * self.num_processes))
 
     def __iter__(self) -> Iterator[list[tuple]]:
         rows = self.images if isinstance(self.images, IterableDataset) else range(len(self.images))

@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import rednet  # noqa: F401  registers RedNet with the Auto classes
 from data import load_images
-from drawing import save
+from drawing import look, save
 from figures import read_log
 from options import TrainingConfig
 
@@ -61,6 +61,7 @@ def save_examples(folder: Path, rows) -> None:
         rows["image"][rows["label"].index(label)].save(folder / f"{label:02}.png")
 
 
+@look
 def draw(rows, probabilities: torch.Tensor, names: list[str], log: list[dict], results: dict) -> Figure:
     columns, lines = 8, DRAWN // 8
     figure = Figure(figsize=(15, 9.5))

@@ -1,4 +1,4 @@
-"""What the figures of all scripts have in common: their look, and how they are saved. Importing it sets the look."""
+"""What the figures of all scripts have in common: their look, and how they are saved."""
 
 from pathlib import Path
 
@@ -20,7 +20,8 @@ STYLES = [
     {"color": "#9a7500", "linestyle": (0, (1, 3)), "marker": "X"},
 ]
 
-matplotlib.rcParams.update(
+# Around every function that draws: matplotlib's own settings stay as they are.
+look = matplotlib.rc_context(
     {
         "font.size": 15,
         "axes.titlesize": 15,
@@ -35,6 +36,7 @@ matplotlib.rcParams.update(
 )
 
 
+@look
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Writes name.svg and name.png, each beside its place and then renamed into it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,6 +54,7 @@ def labels_of(folders: list[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
+@look
 def draw_confusion_matrix(matrix: np.ndarray, names: list[str]) -> Figure:
     """A row for every true class, in parts of its images; the counts stand in the cells of up to 20 classes.
 

@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from transformers.utils import logging
 
 import rednet
-from drawing import STYLES, labels_of, save
+from drawing import STYLES, labels_of, look, save
 from involution_kernels import by_stage, involution_kernels, seen_picture
 
 
@@ -154,6 +154,7 @@ def is_on(result: dict, data_set: dict) -> bool:
     return bool(parts & {name.lower() for name in data_set["names"]}) and result["samples"] == data_set["samples"]
 
 
+@look
 def draw_trade_off(title: str, series: list[dict], results: list[dict]) -> Figure:
     panels = {"parameters": "parameters (millions)", "macs": "multiply-accumulates (billions)"}
     if not series and all(result["macs"] is None for result in results):
@@ -217,7 +218,7 @@ def read_picture(path: Path) -> Image.Image:
         raise FileNotFoundError(f"there is no picture {path}")
     try:
         return Image.open(path).convert("RGB")
-    except OSError as error:
+    except Exception as error:  # Pillow has many for damaged files
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
 
 
@@ -231,6 +232,7 @@ def heat_maps(kernel: Tensor, size: tuple[int, int]) -> dict[int, np.ndarray]:
     return {int(group): sums[group].numpy() for group in groups}
 
 
+@look
 def draw_heat_maps(picture: np.ndarray, kernels: dict[int, Tensor]) -> Figure:
     """
     One row per stage, one column per group. The groups of a stage are on one scale; stages differ too much for that.
@@ -263,6 +265,7 @@ def draw_heat_maps(picture: np.ndarray, kernels: dict[int, Tensor]) -> Figure:
 # Learning curves
 
 
+@look
 def draw_curves(runs: list[Path]) -> Figure:
     logs = [read_log(run) for run in runs]
     figure = Figure()
@@ -299,7 +302,7 @@ def draw_curves(runs: list[Path]) -> Figure:
 
 def draw_curve(axes: Axes, log: list[dict], key: str, style: dict) -> None:
     """One value of one run. What is evaluated once an epoch has markers, what is logged every few steps has none."""
-    entries = [entry for entry in log if key in entry]
+    entries = [entry for entry in log if entry.get(key) is not None]  # null: it was not finite
     if entries:
         factor = 100 if key.endswith(("accuracy", "mean_iou", "box_ap")) else 1
         (line,) = axes.plot([e["step"] for e in entries], [factor * e[key] for e in entries], **style)

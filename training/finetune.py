@@ -40,7 +40,7 @@ from batches import EvaluationBatches, TrainingBatches
 from data import check_images, class_names, load_images
 from evaluation import image_size, load_metric
 from hub_folder import accuracies, check_push, push, trained_card
-from loop import parameter_groups, use_all_cores
+from loop import check_batch_norm, is_one_pixel, parameter_groups, use_all_cores
 from options import (
     WORKERS,
     AugmentationOptions,
@@ -56,7 +56,7 @@ from options import (
     option,
 )
 from rednet.hub import save_hub_folder
-from run_folder import check_options, write_json, write_text
+from run_folder import check_options, to_json, write_json, write_text
 
 
 @dataclass
@@ -98,11 +98,34 @@ class FinetuneConfig(TrainingArguments, AugmentationOptions, TrainingDataOptions
     label_smoothing_factor: BelowOne = option(0.0, "Part of the target that is spread over all classes.")
     max_grad_norm: NotNegative = option(1.0, "Gradients are scaled down to this norm; 0 for not at all.")
     seed: Seed = option(42, "Seed of everything random.")
+    save_steps: Positive = option(500, "Steps between two checkpoints, where save_strategy is steps.")
+    eval_steps: Positive | None = option(None, "Steps between two evaluations, where eval_strategy is steps.")
     remove_unused_columns: bool = option(False, "Must stay false: batches have what the model takes.")
     dataloader_num_workers: Natural = option(WORKERS, "Processes that decode and augment images.")
     logging_steps: Positive = option(50, "Steps between two lines of the log.")
     ddp_find_unused_parameters: bool | None = option(False, "The model has none.")
     push_to_hub: bool = option(False, "Push the Hub folder, in one commit, when the run ends; needs `hf auth login`.")
+
+
+# Options of TrainingArguments that would stop a run late, or make what it leaves wrong: what is expected, and why.
+FIXED: dict[str, tuple[tuple, str]] = {
+    "remove_unused_columns": ((False,), "batches have what the model takes"),
+    "bf16_full_eval": ((False,), "the model that is saved would be rounded; --bf16 evaluates in bfloat16 as well"),
+    "fp16_full_eval": ((False,), "the model that is saved would be rounded; --fp16 evaluates in float16 as well"),
+    "batch_eval_metrics": ((False,), "the metrics are those of all images; five numbers of each are kept"),
+    "prediction_loss_only": ((False,), "the accuracy needs predictions"),
+    "eval_do_concat_batches": ((True,), "the metrics are those of all images together"),
+    "label_names": ((None, ["labels"]), "so the batches call them"),
+    "train_sampling_strategy": (("random", "sequential"), "images have no length"),
+    "save_only_model": ((False,), "an interrupted run could not resume without the optimizer's state"),
+    "deepspeed": ((None,), "fine-tuning runs on whole models, one for each process"),
+    "fsdp": ((None, "", []), "fine-tuning runs on whole models, one for each process"),
+    "use_liger_kernel": ((False,), "its kernels are for language models"),
+    "dataloader_drop_last": ((False,), "images to evaluate on would be left out as well"),
+    "hub_strategy": (("every_save",), "the Hub folder is pushed once, when the run ends"),
+    "hub_always_push": ((False,), "the Hub folder is pushed once, when the run ends"),
+    "hub_revision": ((None,), "the Hub folder is pushed to the main branch"),
+}
 
 
 class TrainingRows(TrainingBatches):
@@ -168,6 +191,13 @@ class FinetuneTrainer(Trainer):
         loss = F.cross_entropy(outputs.logits.float(), labels, label_smoothing=smoothing)
         return (loss, outputs) if return_outputs else loss
 
+    def get_eval_dataloader(self, *args, **kwargs):
+        # A last batch of one image is left out of the training only.
+        self.args.dataloader_drop_last, drop_last = False, self.args.dataloader_drop_last
+        loader = super().get_eval_dataloader(*args, **kwargs)
+        self.args.dataloader_drop_last = drop_last
+        return loader
+
     def evaluate(self, *args, **kwargs):
         # Each process has statistics of its own batches; those of the first are saved, so all evaluate with them.
         broadcast(list(self.model.buffers()))
@@ -204,8 +234,9 @@ def parse(arguments: list[str] | None) -> FinetuneConfig:
         if getattr(config, name):
             cure = "`hf auth login`, or set HF_TOKEN" if name == "hub_token" else "a run finds its newest checkpoint"
             parser.error(f"--{name} is not used here: {cure}")
-    if config.remove_unused_columns:
-        parser.error("--remove_unused_columns must stay false: batches have what the model takes")
+    for name, (only, reason) in FIXED.items():
+        if getattr(config, name) not in only:
+            parser.error(f"--{name} is {getattr(config, name)!r}, expected {only[0]!r}: {reason}")
     if config.early_stopping_patience is not None:
         if not config.load_best_model_at_end or config.metric_for_best_model is None:
             parser.error("--early_stopping_patience needs --load_best_model_at_end and --metric_for_best_model")
@@ -213,6 +244,10 @@ def parse(arguments: list[str] | None) -> FinetuneConfig:
     metric = (config.metric_for_best_model or "accuracy").removeprefix("eval_")
     if metric not in metrics:
         parser.error(f"--metric_for_best_model is {metric!r}, expected one of {metrics}{nearest(metric, metrics)}")
+    if config.greater_is_better not in (None, metric != "loss"):
+        parser.error(
+            f"--greater_is_better is {config.greater_is_better}: the best model would be that with the worst {metric}"
+        )
     return config
 
 
@@ -235,9 +270,18 @@ def finetune(config: FinetuneConfig, options: dict, hub_folder: Path) -> None:
         if config.process_index == 0:
             splits = {config.train_split: train_images, config.validation_split: eval_images}
             check_images(splits, model.config.num_labels, config)
-    config.image_size = image_size(processor)[0]
+        height, width = image_size(processor)
+        if config.frozen_stages < len(model.rednet.encoder.stages) and is_one_pixel(model, (height, width)):
+            batch_size = config.train_batch_size
+            check_batch_norm(model, min(batch_size, len(train_images)), (height, width))
+            # Several processes fill up their last batches.
+            config.dataloader_drop_last = len(train_images) % batch_size == 1 and config.world_size == 1
+    config.image_size = height
     config.dataloader_pin_memory &= torch.cuda.is_available()  # else torch warns in every epoch
-    trainer = make_trainer(config, model, processor, frozen, train_images, eval_images)
+    with clear_errors():
+        trainer = make_trainer(config, model, processor, frozen, train_images, eval_images)
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ValueError("accelerate launch asks for FSDP or DeepSpeed: fine-tuning runs on whole models")
     use_all_cores(trainer.accelerator)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -255,11 +299,13 @@ def finetune(config: FinetuneConfig, options: dict, hub_folder: Path) -> None:
         trained = recipe(config, trainer.state.epoch)
         card = trained_card(plain, config, results, trained, options, metrics, config.image_size)
         save_hub_folder(hub_folder, plain, processor, card)
-        write_text(folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
+        write_text(folder / "log.jsonl", "".join(to_json(entry) + "\n" for entry in log))
         results |= {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}
         results |= {"train_samples": len(train_images), "parameters": rednet.count_parameters(plain)}
         results |= {"trainable_parameters": rednet.count_parameters(plain, trainable_only=True)}
-        results |= {"macs": rednet.count_macs(plain, config.image_size, config.image_size)}
+        with torch.device("meta"):
+            blank = rednet.RedNetForImageClassification(plain.config)  # without hooks of --debug
+        results |= {"macs": rednet.count_macs(blank, config.image_size, config.image_size)}
         results |= {"threads": torch.get_num_threads(), "device": str(config.device), "torch": torch.__version__}
         write_json(folder / "results.json", results)
         print(f"top-1 {100 * results['eval_accuracy']:.2f} % on {results['eval_samples']} images -> {hub_folder}")
@@ -366,8 +412,11 @@ def newest_checkpoint(folder: Path) -> str | None:
 def recipe(config: FinetuneConfig, epochs: float) -> str:
     """How it was trained, as a sentence of the card."""
     frozen = {-1: "nothing", 0: "the stem"}.get(config.frozen_stages, f"the stem and {config.frozen_stages} stage(s)")
+    length = f"{epochs:.4g} of at most {config.num_train_epochs:.4g} epochs"
+    if config.max_steps > 0:
+        length = f"{epochs:.4g} epochs, {config.max_steps} steps at most,"
     return (
-        f"Fine-tuned for {epochs:.4g} of at most {config.num_train_epochs:.4g} epochs with {config.optim.value}, learning "
+        f"Fine-tuned for {length} with {config.optim.value}, learning "
         f"rate {config.learning_rate:g}, {config.lr_scheduler_type.value} schedule, every stage at "
         f"{config.layer_decay:g} of the next one's rate; frozen: {frozen}."
     )

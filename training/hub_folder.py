@@ -8,8 +8,9 @@ from huggingface_hub import EvalResult, ModelCard
 from transformers import BaseImageProcessor
 
 import rednet
+from augmentation import dense_in_words, in_words
 from data import source
-from options import DataOptions, SegmentationConfig, TrainingConfig
+from options import DataOptions, LoopOptions, SegmentationConfig, TrainingConfig
 from rednet import hub
 from rednet.hub_cards import make_card
 
@@ -22,12 +23,8 @@ def save_classifier_folder(
     results: dict,
 ) -> None:
     """Replaces `folder` as a whole. `results` has `eval_accuracy`, `eval_top_5_accuracy` and `eval_samples`."""
-    momentum = "Nesterov momentum" if config.nesterov else "momentum"
-    length = f"{config.max_train_steps} steps" if config.max_train_steps else f"{config.num_train_epochs} epochs"
-    changes = {"crops": config.random_crop_min_scale is not None, "flips": config.random_flip > 0}
     training = (
-        f"SGD with {momentum}, {length}, {config.lr_scheduler_type} schedule, label smoothing "
-        f"{config.label_smoothing}, {' and '.join(c for c in changes if changes[c]) or 'no crops or flips'} at random."
+        f"{optimization(config)}, label smoothing {config.label_smoothing:g}. Training images: {in_words(config)}."
     )
     metrics = accuracies(results, model.config.num_labels)
     card = trained_card(model, config, results, training, asdict(config), metrics, config.image_size)
@@ -44,8 +41,8 @@ def save_segmentation_folder(
     """Replaces `folder` as a whole. `results` has `eval_mean_iou`, `eval_overall_accuracy` and `eval_samples`."""
     height, width = config.crop_size
     training = (
-        f"SGD, batches of {config.per_device_train_batch_size} a process, {config.lr_scheduler_type} schedule, random "
-        f"scales from {config.random_scale[0]} to {config.random_scale[1]}, crops of {height} x {width} and flips."
+        f"{optimization(config)}, batches of {config.per_device_train_batch_size} a process. Training images: "
+        f"{dense_in_words(config)}."
     )
     metrics = {
         "mIoU": ("mean_iou", results["eval_mean_iou"]),
@@ -54,6 +51,13 @@ def save_segmentation_folder(
     task = "image-segmentation"
     card = trained_card(model, config, results, training, asdict(config), metrics, (height, width), task)
     hub.save_hub_folder(folder, model, processor, card)
+
+
+def optimization(config: LoopOptions) -> str:
+    momentum = " with Nesterov momentum" if config.nesterov else " with momentum"
+    length = f"{config.max_train_steps} steps" if config.max_train_steps else f"{config.num_train_epochs} epochs"
+    average = "" if config.ema_decay is None else f", averaged weights (decay {config.ema_decay:g})"
+    return f"SGD{momentum if config.momentum else ''}, {length}, {config.lr_scheduler_type} schedule{average}"
 
 
 def accuracies(results: dict, num_labels: int) -> dict[str, tuple[str, float]]:
@@ -90,8 +94,10 @@ def trained_card(
         held_out = f"of it that were held out, a part of {config.train_val_split}"
     elif config.validation_dir is not None:
         held_out = f"of {Path(config.validation_dir).name}"
+    part = "" if config.max_train_samples is None else f"at most {config.max_train_samples:,} images of "
+    the = "the " if config.max_eval_samples is None else ""
     introduction = (
-        f"A RedNet for {task.replace('-', ' ')}, trained {origin} on {title}, and measured on the "
+        f"A RedNet for {task.replace('-', ' ')}, trained {origin} on {part}{title}, and measured on {the}"
         f"{results['eval_samples']:,} images {held_out}."
     )
     return make_card(

@@ -94,6 +94,33 @@ def make_accelerator(config: LoopOptions) -> Accelerator:
     return accelerator
 
 
+@torch.no_grad()
+def check_batch_norm(model: torch.nn.Module, batch_size: int, size: tuple[int, int]) -> None:
+    """
+    Args:
+        model: a RedNet with a task, before training.
+        size: height and width of the images.
+
+    Raises:
+        ValueError: BatchNorm would see a single value of each channel, of which there are no statistics.
+    """
+    if batch_size == 1 and is_one_pixel(model, size):
+        raise ValueError(
+            f"the model's last map has 1 x 1 pixels where images have {size[0]} x {size[1]}: BatchNorm cannot train on a "
+            "batch of one image. Give a --per_device_train_batch_size of at least 2, or larger images"
+        )
+
+
+@torch.no_grad()
+def is_one_pixel(model: torch.nn.Module, size: tuple[int, int]) -> bool:
+    """Whether the last map of a RedNet with a task has 1 x 1 pixels for images of this size."""
+    parameter = next(model.parameters())
+    training = model.training
+    last = model.eval().rednet(parameter.new_zeros(1, 3, *size)).last_hidden_state
+    model.train(training)
+    return tuple(last.shape[2:]) == (1, 1)
+
+
 def check_precision(config: ComputeOptions) -> None:
     """What `accelerate launch` was told would be overruled without a word."""
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")

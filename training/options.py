@@ -166,7 +166,11 @@ class OptimizationOptions(ComputeOptions):
     warmup_start_factor: Probability = option(0.25, "Part of the learning rate that the warm-up starts from.")
     max_grad_norm: Positive | None = option(None, "Gradients are scaled down to this norm.")
     ema_decay: BelowOne | None = option(None, "Evaluate and save an exponential moving average of the weights.")
-    sync_batch_norm: bool = option(False, "Statistics of BatchNorm over the batches of all processes (GPUs only).")
+    sync_batch_norm: bool = option(
+        False,
+        "Statistics of BatchNorm over the batches of all processes (GPUs only); involutions then keep their kernels "
+        "for the backward pass, which takes more memory.",
+    )
     torch_compile: bool = option(False, "Compile the model.")
 
 

@@ -1,7 +1,9 @@
 """The files of a run beside its checkpoints and models: options.json, log.jsonl, results.json."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 
 # With these changed, a run still ends with the same weights.
@@ -26,7 +28,7 @@ def check_options(output_dir: str, options: dict) -> None:
 
 def append_log(path: Path, values: dict) -> None:
     with open(path, "a") as file:
-        file.write(json.dumps(values) + "\n")
+        file.write(to_json(values) + "\n")
 
 
 def shorten_log(path: Path, lines: int) -> None:
@@ -36,7 +38,20 @@ def shorten_log(path: Path, lines: int) -> None:
 
 
 def write_json(path: Path, values: dict) -> None:
-    write_text(path, json.dumps(values, indent=2) + "\n")
+    write_text(path, to_json(values, indent=2) + "\n")
+
+
+def to_json(values: dict, indent: int | None = None) -> str:
+    """JSON has no infinity, which the norm of a gradient is after a skipped step of fp16, and no NaN: null for both."""
+    return json.dumps(_finite(values), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str) -> None:

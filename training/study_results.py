@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from drawing import SLIDE
+from drawing import SLIDE, look
 from rednet import RedNetConfig, RedNetForImageClassification
 from run_folder import write_text
 
@@ -103,6 +103,7 @@ def table(summary: list[dict], base: RedNetConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
+@look
 def draw(summary: list[dict], base: RedNetConfig) -> Figure:
     """Accuracy and operations over each axis."""
     axes = with_base(summary, base)

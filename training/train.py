@@ -25,7 +25,7 @@ from batches import evaluation_loader, training_loader
 from data import check_images, class_names, load_images
 from evaluation import evaluate_model
 from hub_folder import check_push, push, save_classifier_folder
-from loop import Task, make_accelerator, prepare, train
+from loop import Task, check_batch_norm, make_accelerator, prepare, train
 from options import TrainingConfig
 from run_folder import check_options
 
@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
         with accelerator.main_process_first():
             train_images, eval_images = load_images(config)
         model = make_model(config, class_names(train_images))
+        if not config.sync_batch_norm:
+            check_batch_norm(model, config.per_device_train_batch_size, (config.image_size, config.image_size))
         if accelerator.is_main_process:
             splits = {config.train_split: train_images, config.validation_split: eval_images}
             check_images(splits, model.config.num_labels, config)

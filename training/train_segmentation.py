@@ -22,7 +22,7 @@ import rednet
 from arguments import check_data_options, clear_errors, parse_options, read_config
 from augmentation import normalize
 from hub_folder import check_push, push, save_segmentation_folder
-from loop import Task, make_accelerator, prepare, train
+from loop import Task, check_batch_norm, make_accelerator, prepare, train
 from mean_iou import evaluate_segmentation
 from options import SegmentationConfig
 from problems import check_on_main_process
@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
         check_on_main_process(accelerator, load_pairs, config)  # which downloads it once, for all processes
         splits = load_pairs(config)
         model = make_model(config)
+        if not config.sync_batch_norm:
+            check_batch_norm(model, config.per_device_train_batch_size, config.crop_size)
         check_on_main_process(accelerator, check_pairs, *splits, config, model.config)
         train_loader, eval_loader = segmentation_loaders(*splits, config, processor, model.config, **places)
     names, ignored = model.config.id2label, model.config.semantic_loss_ignore_index

@@ -6,10 +6,11 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoModelForImageClassification
 
 import ablate
-from rednet import RedNetConfig, count_macs, count_parameters
+from rednet import RedNetConfig, RedNetForImageClassification, count_macs, count_parameters
 
 
 @pytest.fixture
@@ -98,7 +99,8 @@ def test_variants_differ_from_the_base_in_one_value():
 def test_costs_are_those_of_the_definition():
     """One bottleneck of RedNet-50, by hand: w = 64 channels at 56 x 56, in it kernels of K x K for C / 16 groups."""
     base, small = ablate.make_variants({}, {"kernel_size": [3]})
-    models = [ablate.meta_model(variant.config) for variant in (base, small)]
+    with torch.device("meta"):
+        models = [RedNetForImageClassification(variant.config) for variant in (base, small)]
     for stage, (depth, width) in enumerate(zip([3, 4, 6, 3], [64, 128, 256, 512])):
         parameters = depth * (49 - 9) * width // 16 * (width // 4 + 1)
         stages = [model.rednet.encoder.stages[stage] for model in models]
@@ -109,6 +111,8 @@ def test_costs_are_those_of_the_definition():
         for depth, width, area in zip([3, 4, 6, 3], [64, 128, 256, 512], pixels)
     )
     assert count_macs(models[0]) - count_macs(models[1]) == macs
+    costs = [ablate.cost(variant.config, 224) for variant in (base, small)]
+    assert costs[0]["macs"] - costs[1]["macs"] == macs and costs[0]["parameters"] == count_parameters(models[0])
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
-from augmentation import TrainingTransform, make_mixing, open_image, seeded
+from augmentation import TrainingTransform, make_mixing, normalize, open_image, seeded
 from batches import EvaluationOrder, TrainingOrder, evaluation_loader, training_loader
 from data import load_images
 from options import TrainingConfig
@@ -169,6 +170,7 @@ def test_mixing_keeps_the_average_and_follows_its_key():
     [
         ({"image": {"bytes": b"no picture", "path": "broken.png"}, "label": 0}, ["broken.png", "cannot be read"]),
         ({"image": {"bytes": jpeg((50, 50))[:700], "path": "cut.jpg"}, "label": 0}, ["cut.jpg", "cannot be read"]),
+        ({"image": {"bytes": b"P6\n8 x8 255\n" + bytes(192), "path": "x.ppm"}, "label": 0}, ["x.ppm", "ValueError"]),
         ({"image": None, "label": 0}, ["a row has no image"]),
         (
             {"image": {"bytes": png(PILImage.new("I;16", (9, 9))), "path": "x-ray.png"}, "label": 0},
@@ -188,6 +190,33 @@ def test_bad_rows_are_named(row, words):
         with pytest.raises(ValueError) as raised:
             list(loader)
         assert all(word in str(raised.value) for word in words)
+
+
+def test_the_length_of_an_evaluation_is_known(options):
+    """What a progress bar shows; of a stream nobody knows it."""
+    images = load_images(TrainingConfig(**options[1]))[1]
+    for process in range(2):
+        order = EvaluationOrder(images, 64, process, 2)
+        assert len(order) == len(list(order)) == 4  # 397 images
+    with pytest.raises(TypeError):
+        len(EvaluationOrder(images.to_iterable_dataset(), 64, 0, 1))
+
+
+def test_mean_and_standard_deviation_are_made_once():
+    """Each time they would wait for a GPU: after the first step there is no new tensor from a list."""
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(function.__name__)
+            return function(*args, **(kwargs or {}))
+
+    config, images = TrainingConfig(image_mean=[0.1, 0.2, 0.3]), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    expected = -torch.tensor(config.image_mean) / torch.tensor(config.image_std)
+    assert torch.allclose(normalize(images, config)[0, :, 1, 0], expected)
+    names = []
+    with Names():
+        normalize(images, config)
+    assert names and not any("lift" in name or "_to_copy" in name for name in names), names
 
 
 def test_too_few_images_for_a_batch(options):

@@ -5,6 +5,7 @@ import shutil
 import xml.etree.ElementTree as ET
 from functools import partial
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from transformers import ConvNextImageProcessor
 
 import figures
 import rednet
+from drawing import draw_confusion_matrix
 from involution_kernels import involution_kernels
 from rednet.modeling_rednet import RedNetInvolution
 
@@ -346,3 +348,11 @@ def test_what_is_missing_is_named(saved, tmp_path):
         with pytest.raises(SystemExit, match=f"error: .*{message}"):
             figures.main([*arguments, "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_the_settings_of_matplotlib_stay_as_they_are():
+    """In the figures, not in the process."""
+    figure = draw_confusion_matrix(np.eye(2, dtype=int), ["cat", "dog"])
+    assert figure.axes[0].xaxis.label.get_size() == 15 and figure.get_layout_engine() is not None
+    own = {"font.size", "axes.titlesize", "axes.grid", "figure.figsize", "svg.hashsalt", "lines.linewidth"}
+    assert {name: matplotlib.rcParams[name] for name in own} == {name: matplotlib.rcParamsOrig[name] for name in own}

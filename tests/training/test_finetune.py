@@ -179,6 +179,19 @@ def test_killed_and_resumed_is_as_if_it_had_not_been(root, recipe, tmp_path):
     assert logs[0] == logs[1] and len(logs[0]) == 18
 
 
+def test_a_last_batch_of_one_picture(recipe, tmp_path):
+    """Where the last map has one pixel BatchNorm cannot train on it: it is left out, of the training only."""
+    small = ["--image_size", "2", "--num_train_epochs", "1", "--max_eval_samples", "21"]
+    main([*recipe, *small, "--max_train_samples", "41", "--output_dir", str(tmp_path / "run")])
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert (results["steps"], results["train_samples"], results["eval_samples"]) == (2, 41, 21)
+    for images, batch in (("1", "20"), ("40", "1")):
+        more = ["--max_train_samples", images, "--per_device_train_batch_size", batch]
+        with pytest.raises(SystemExit, match=r"1 x 1 pixels where images have 2 x 2.*per_device_train_batch_size"):
+            main([*recipe, *small, *more, "--output_dir", str(tmp_path / "refused")])
+    assert not (tmp_path / "refused").exists()
+
+
 def test_half_written_checkpoints_are_passed_over(tmp_path):
     for step, state in ((9, "{}"), (10, '{"epoch"'), (11, None)):
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -255,6 +268,22 @@ def test_models_of_other_families_are_refused(recipe, tmp_path):
         ("eval_strategy: no", ["save and eval strategy to match"]),
         ("lr_scheduler_type: cosinus", ["cosinus", "'cosine'"]),
         ("streaming: true", ["--streaming"]),
+        ("{bf16_full_eval: true, use_cpu: true}", ["--bf16_full_eval is True, expected False", "rounded"]),
+        ("fp16_full_eval: true", ["--fp16_full_eval is True", "rounded"]),
+        ("batch_eval_metrics: true", ["--batch_eval_metrics is True"]),
+        ("prediction_loss_only: true", ["--prediction_loss_only is True"]),
+        ("eval_do_concat_batches: false", ["--eval_do_concat_batches is False, expected True"]),
+        ("label_names: [targets]", ["--label_names is ['targets']"]),
+        ("train_sampling_strategy: group_by_length", ["--train_sampling_strategy is 'group_by_length'", "'random'"]),
+        ("save_only_model: true", ["--save_only_model is True", "resume"]),
+        ("deepspeed: zero.json", ["deepspeed"]),
+        ("dataloader_drop_last: true", ["--dataloader_drop_last is True"]),
+        ("use_liger_kernel: true", ["--use_liger_kernel is True", "language models"]),
+        ("{push_to_hub: true, hub_strategy: checkpoint}", ["--hub_strategy is <HubStrategy.CHECKPOINT", "once"]),
+        ("greater_is_better: false", ["--greater_is_better is False", "worst accuracy"]),
+        ("save_steps: 0", ["--save_steps is 0.0"]),
+        ("gradient_accumulation_steps: 0", ["--gradient_accumulation_steps is 0", "at least 1"]),
+        ("label_smoothing_factor: 1.5", ["--label_smoothing_factor is 1.5", "below 1"]),
         ("dataset_name: ''", ["--dataset_name", "--train_dir"]),
         ("model_name_or_path: ''", ["--model_name_or_path"]),
     ],

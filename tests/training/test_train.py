@@ -18,10 +18,12 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import rednet
+import train
 from data import load_images
 from loop import parameter_groups, schedule
 from options import TrainingConfig
 from processes import Training
+from run_folder import append_log, write_json
 from train import make_model
 
 
@@ -128,6 +130,28 @@ def test_pushes_what_it_trained(root, trained, options, tmp_path):
         files = hub.files("user/digits")
         assert len(hub.commits("user/digits")) == 2 and files["model.safetensors"] == before
         assert 'model="user/digits"' in files["README.md"].decode() and "modeling_rednet.py" in files
+
+
+def test_refuses_batches_without_statistics(options, tmp_path):
+    """BatchNorm on one picture whose last map has one pixel."""
+    given = ["--image_size", "2", "--per_device_train_batch_size", "1", "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match=r"error: the model's last map has 1 x 1 pixels where images have 2 x 2"):
+        train.main(["--config", str(options[0]), *given])
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_written_is_json(tmp_path):
+    """A skipped step of fp16 has a gradient of infinite norm, for which JSON has no word."""
+
+    def strict(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    values = {"loss": 0.5, "grad_norm": math.inf, "more": {"a": [math.nan, 1], "b": -math.inf}, "n": 3, "word": "NaN"}
+    append_log(tmp_path / "log.jsonl", values)
+    write_json(tmp_path / "results.json", values)
+    expected = {"loss": 0.5, "grad_norm": None, "more": {"a": [None, 1], "b": None}, "n": 3, "word": "NaN"}
+    for name in ("log.jsonl", "results.json"):
+        assert json.loads((tmp_path / name).read_text(), parse_constant=strict) == expected
 
 
 def test_refuses_a_folder_of_another_run(root, trained, options):
