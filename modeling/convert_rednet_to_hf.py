@@ -293,7 +293,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         if options.push_to_hub:
-            check_token()
+            check_token(options.push_to_hub)
         config = None if options.config is None else read_config(options.config)
         convert(options.checkpoint_path, options.output_dir, config, options.push_to_hub)
         print(f"{options.checkpoint_path} -> {options.output_dir}")

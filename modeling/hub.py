@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import BaseImageProcessor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -124,24 +125,54 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
     return shapes
 
 
-def check_token() -> str:
+def check_token(repo_id: str, repo_type: str = "model") -> None:
     """
-    The name of the Hub account that pushes.
+    Whether the Hub lets the account that is logged in write to a repository, or create it.
 
     Raises:
-        PermissionError: there is no token, or the Hub does not accept it.
+        PermissionError: there is no token, the Hub does not accept it, or it may not write there.
+        ValueError: the Hub has no such names of repositories.
         ConnectionError: the Hub cannot be reached, or failed.
     """
     if get_token() is None:
         raise PermissionError("there is no Hub token: run `hf auth login`, or set HF_TOKEN")
     try:
-        return HfApi().whoami()["name"]
+        account = HfApi().whoami()
+        token = account.get("auth", {}).get("accessToken", {})
+        if token.get("role") == "read":
+            raise PermissionError("this Hub token may only read: run `hf auth login` with one that may write")
+        if "/" not in repo_id:
+            repo_id = f"{account['name']}/{repo_id}"
+        validate_repo_id(repo_id)
+        try:
+            HfApi().auth_check(repo_id, repo_type=repo_type, write=True)
+            return
+        except RepositoryNotFoundError:  # the push creates it
+            owner, writable = repo_id.split("/")[0], _writable_namespaces(account, token)
+    except (PermissionError, HFValidationError):
+        raise
     except Exception as error:  # what a broken connection raises is another class in every release of huggingface_hub
-        if isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        if status == 401:
             raise PermissionError(
                 "the Hub does not accept this token: run `hf auth login`, or set HF_TOKEN"
             ) from error
+        if status == 403:
+            raise PermissionError(f"this Hub token may not write to {repo_id}: {error}") from error
         raise ConnectionError(f"the Hub cannot be reached: {error}") from error
+    if owner not in writable:
+        raise PermissionError(
+            f"this Hub token may not create {repo_id}: it may create repositories of {', '.join(writable) or 'nobody'}"
+        )
+
+
+def _writable_namespaces(account: dict, token: dict) -> list[str]:
+    """In which a token may create repositories, as `whoami` describes both."""
+    if "fineGrained" in token:
+        scopes = token["fineGrained"].get("scoped", [])
+        return [one["entity"].get("name") for one in scopes if "repo.write" in one.get("permissions", [])]
+    orgs = [org["name"] for org in account.get("orgs", []) if org.get("roleInOrg") != "read"]
+    return [account["name"], *orgs]
 
 
 def push_hub_folder(
@@ -160,13 +191,13 @@ def push_hub_folder(
         private: whether a repository that is created is private.
 
     Raises:
-        PermissionError: there is no token, or the Hub does not accept it.
+        PermissionError: there is no token, the Hub does not accept it, or it may not write to `repo_id`.
         ConnectionError: the Hub cannot be reached.
         ValueError: the folder is not a complete model, or the Hub does not accept the metadata of its card.
         HfHubHTTPError: the Hub failed. The folder stays as it is.
     """
     check_hub_folder(folder)
-    check_token()
+    check_token(repo_id)
     try:
         card = ModelCard.load(Path(folder) / "README.md")
         card.validate()

@@ -181,9 +181,10 @@ def measure_accuracy(
 def measure_cost(accelerator: Accelerator, model: PreTrainedModel, size: tuple[int, int], batch_size: int) -> dict:
     """Size and operations; on this device, median times of REPEATS passes over noise, after two that warm up, without
     loading of pictures, and the most memory that a batch needs beyond weights and pictures."""
-    device = model.device.type
+    device, channels = model.device.type, getattr(model.config, "num_channels", 3)
     one, batch = (
-        torch.randn(n, 3, *size, device=device).contiguous(memory_format=torch.channels_last) for n in (1, batch_size)
+        torch.randn(n, channels, *size, device=device).contiguous(memory_format=torch.channels_last)
+        for n in (1, batch_size)
     )
     counted = {"parameters": rednet.count_parameters(model), "macs": rednet.count_macs(model, *size)}
     with accelerator.autocast():

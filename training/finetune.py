@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Trainer would push every checkpoint, with a card of its own.
     push_to_hub, config.push_to_hub = config.push_to_hub, False
     if push_to_hub and config.process_index == 0:
-        check_push()
+        check_push(config.output_dir, config.hub_model_id)
     hub_folder = folder / ("best" if config.load_best_model_at_end else "last")
     if (folder / "results.json").is_file():
         print(f"{folder} is finished: {folder}/results.json")

@@ -139,11 +139,11 @@ def measured(
     ]
 
 
-def check_push() -> None:
-    """Before hours of training, not after them: whether there is a token that the Hub accepts."""
+def check_push(output_dir: str, repository: str | None) -> None:
+    """Before hours of training, not after them: whether the Hub lets this account write to the repository."""
     try:
-        hub.check_token()
-    except OSError as error:  # no token, or no Hub
+        hub.check_token(repository or Path(output_dir).resolve().name)
+    except (OSError, ValueError) as error:  # no token, no permission, no Hub, no name of a repository
         raise SystemExit(f"error: --push_to_hub: {error}") from error
 
 

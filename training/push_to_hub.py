@@ -53,11 +53,11 @@ def push_space(
     Makes a Space what a folder is, in one commit, with `model_id` as the model that its README.md names.
 
     Raises:
-        PermissionError: there is no token, or the Hub does not accept it.
+        PermissionError: there is no token, the Hub does not accept it, or it may not write to `repo_id`.
         ValueError: the model is not on the Hub, or the Hub does not accept the metadata of README.md.
         HfHubHTTPError: the Hub failed.
     """
-    check_token()
+    check_token(repo_id, "space")
     api = HfApi(library_name="rednet")
     try:
         api.model_info(model_id)

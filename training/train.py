@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     accelerator = make_accelerator(config)
     check_options(config.output_dir, asdict(config))
     if config.push_to_hub and accelerator.is_main_process:
-        check_push()
+        check_push(config.output_dir, config.hub_model_id)
     set_seed(config.seed)
 
     places = {"process": accelerator.process_index, "num_processes": accelerator.num_processes}

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from hub_api import Commit, Repo
 from hub_server import ALWAYS, HubServer
 from huggingface_hub import EvalResult
 from PIL import Image
@@ -49,6 +50,52 @@ json.dump(logits.double().tolist(), sys.stdout)
 def hub():
     with HubServer() as server:
         yield server
+
+
+CHECK = """
+import json, os, sys
+from rednet.hub import check_token
+answers = []
+for token, name, kind in json.loads(sys.argv[1]):
+    os.environ["HF_TOKEN"] = token
+    try:
+        check_token(name, kind)
+        answers.append(None)
+    except (PermissionError, ValueError) as error:
+        answers.append(str(error))
+json.dump(answers, sys.stdout)
+"""
+
+
+def test_what_a_token_may_not_push_to_is_known_before(tmp_path):
+    """By the answers of the Hub: repositories that are there and those that a push would create, models and Spaces."""
+    cases = [
+        ("hf_secret", "user/new", "model", None),
+        ("hf_secret", "new", "model", None),
+        ("hf_secret", "new", "space", None),
+        ("hf_secret", "lab/there", "model", None),
+        ("hf_secret", "lab/new", "model", None),
+        ("hf_secret", "club/new", "model", "may not create club/new: it may create repositories of user, lab"),
+        ("hf_secret", "somebody/new", "space", "may not create somebody/new"),
+        ("hf_secret", "somebody/there", "model", "may not write to somebody/there"),
+        ("hf_secret", "a b", "model", "a b"),
+        ("hf_read", "user/new", "model", "may only read"),
+        ("hf_fine", "lab/new", "model", None),
+        ("hf_fine", "lab/there", "model", None),
+        ("hf_fine", "new", "model", "may not create user/new: it may create repositories of lab"),
+        ("hf_wrong", "new", "model", "does not accept this token"),
+    ]
+    with HubServer() as hub:
+        hub.orgs = {"lab": "write", "club": "read"}
+        hub.tokens |= {"hf_read": "read", "hf_fine": {"lab": ["repo.write"], "user": ["repo.content.read"]}}
+        for owner in ("lab", "somebody"):
+            hub.repos[f"{owner}/there"] = Repo(False, {"main": Commit.make(None, "initial commit", "", {})})
+        asked = json.dumps([case[:3] for case in cases])
+        command = [sys.executable, "-c", CHECK, asked]
+        done = subprocess.run(command, env=hub.environment(tmp_path), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    for (*case, expected), answer in zip(cases, json.loads(done.stdout), strict=True):
+        assert answer is None if expected is None else answer is not None and expected in answer, (case, answer)
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +362,7 @@ def test_refusals_of_a_push(hub, model, place):
         strict=True,
     ):
         assert re.match(message, error), errors
-    assert "user/refused" not in str(hub.log)
+    assert "user/refused" not in hub.repos
 
 
 def test_a_failed_command_says_what_and_leaves_the_folder(push, place):

@@ -2,7 +2,7 @@
 
 Model repositories of one user, and Spaces (here named spaces/user/name; they do not run), public or private, with branches, tags and history; uploads through preupload, LFS and
 commit; downloads, also by range; the errors by which the client chooses its exceptions; the check of model cards. Not
-there: Xet storage, pull requests, gated repositories, organisations and data sets. `hub_server` brings it onto
+there: Xet storage, pull requests, gated repositories and data sets. `hub_server` brings it onto
 the network.
 """
 
@@ -100,6 +100,7 @@ class Request:
     headers: Mapping[str, str]
     body: bytes
     user: str | None = None
+    may: str | dict[str, list[str]] | None = None  # see `Hub.tokens`
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -145,12 +146,18 @@ def route(method: str, pattern: str) -> Callable[[Action], Action]:
 
 
 class Hub:
-    """`warnings` are what the check of model cards said of those that it let pass."""
+    """
+    `warnings` are what the check of model cards said of those that it let pass. `tokens` are those of the user, with
+    what each may do: read, write, or the permissions of a fine-grained one by namespace. `orgs` are the organizations
+    of the user, with the role in each.
+    """
 
     def __init__(self, url: str, user: str, token: str):
         self.url = url
         self.user = user
         self.token = token
+        self.tokens: dict[str, str | dict[str, list[str]]] = {token: "write"}
+        self.orgs: dict[str, str] = {}
         self.warnings: list[str] = []
         self.repos: dict[str, Repo] = {}
         self.lock = threading.RLock()
@@ -161,9 +168,11 @@ class Hub:
         path = re.sub("^/api/spaces/", "/api/models/spaces/", request.path)
         try:
             authorization = request.headers.get("Authorization")
-            if authorization not in (None, f"Bearer {self.token}"):
-                raise Refusal(401, "Invalid credentials in Authorization header")
-            request.user = self.user if authorization else None
+            if authorization:
+                request.may = self.tokens.get(authorization.removeprefix("Bearer "))
+                if request.may is None:
+                    raise Refusal(401, "Invalid credentials in Authorization header")
+                request.user = self.user
             for of_method, pattern, action in ROUTES:
                 if of_method == method and (found := pattern.fullmatch(path)):
                     names = {name: text and unquote(text) for name, text in found.groupdict().items()}
@@ -193,22 +202,41 @@ class Hub:
     def _writable(self, request: Request, name: str) -> Repo:
         if request.user is None:
             raise Refusal(401, "Invalid username or password.", "RepoNotFound")
-        return self._readable(request, name)
+        repo = self._readable(request, name)
+        if not self._may_write(request, name.split("/")[-2]):
+            raise Refusal(403, "Authorization error: this token cannot write to this repository")
+        return repo
+
+    def _may_write(self, request: Request, namespace: str) -> bool:
+        if isinstance(request.may, dict):
+            return "repo.write" in request.may.get(namespace, [])
+        belongs = namespace == self.user or self.orgs.get(namespace) in ("admin", "write", "contributor")
+        return request.may == "write" and belongs
 
     # The account, its repositories, their branches and tags
 
     @route("GET", "/api/whoami-v2")
     def _whoami(self, request: Request) -> Answer:
-        token = {"displayName": "test", "role": "write"}
+        token: dict[str, Any] = {"displayName": "test", "role": request.may}
+        if isinstance(request.may, dict):
+            scoped = [{"entity": {"type": "user", "name": n}, "permissions": p} for n, p in request.may.items()]
+            token["role"] = "fineGrained"
+            token["fineGrained"] = {"canReadGatedRepos": False, "global": [], "scoped": scoped}
         auth = {"type": "access_token", "accessToken": token}
-        return to_json({"type": "user", "name": self._writer(request), "orgs": [], "auth": auth})
+        orgs = [{"type": "org", "name": name, "roleInOrg": role} for name, role in self.orgs.items()]
+        return to_json({"type": "user", "name": self._writer(request), "orgs": orgs, "auth": auth})
+
+    @route("GET", "/api/models/{repo}/auth-check(/write)?")
+    def _auth_check(self, request: Request, repo: str) -> Answer:
+        (self._writable if request.path.endswith("/write") else self._readable)(request, repo)
+        return to_json({})
 
     @route("POST", "/api/repos/create")
     def _create(self, request: Request) -> Answer:
         """A new repository. As on the Hub, its first commit has the names of LFS files, in `.gitattributes`."""
         asked, user = request.json(), self._writer(request)
         owner = asked.get("organization") or user
-        if owner != user:
+        if not self._may_write(request, owner):
             raise Refusal(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
         kind = asked.get("type", "model")
         if kind not in ("model", "space"):

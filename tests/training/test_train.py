@@ -120,6 +120,9 @@ def test_pushes_what_it_trained(root, trained, options, tmp_path):
     with HubServer() as hub:
         refused = push("nobody", token="")
         assert refused.returncode == 1 and "--push_to_hub: there is no Hub token" in refused.stderr
+        hub.tokens["hf_read"] = "read"
+        refused = push("reader", token="hf_read")
+        assert refused.returncode == 1 and "--push_to_hub: this Hub token may only read" in refused.stderr
         hub.fail("/commit/", status=500, times=ALWAYS)
         failed = push("failed")
         assert failed.returncode == 1 and "training/push_to_hub.py" in failed.stderr
