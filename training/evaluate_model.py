@@ -41,6 +41,7 @@ from evaluation import image_size, load_metric, predict
 from hub_folder import accuracies, measured
 from loop import check_precision, use_all_cores
 from options import ComputeOptions, DataOptions, option
+from problems import check_on_main_process
 from rednet.hub_cards import add_results
 from rednet.profile import peak_bytes
 from run_folder import write_json, write_text
@@ -82,8 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
             images = load_validation_images(config)
         names = [model.config.id2label[n] for n in range(model.config.num_labels)]
         order = match_labels(class_names(images), names, config)
-        if accelerator.is_main_process:
-            check_images({config.validation_split: images}, len(names), config)
+        check_on_main_process(accelerator, check_images, {config.validation_split: images}, len(names), config)
     model.to(accelerator.device, memory_format=torch.channels_last)
     places = {"process": accelerator.process_index, "num_processes": accelerator.num_processes}
     loader = evaluation_loader(images, config, processor, len(names), **places)

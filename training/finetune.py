@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from accelerate.utils import broadcast
 from datasets import Dataset, Image
 from torch import nn
@@ -55,6 +56,7 @@ from options import (
     TrainingDataOptions,
     option,
 )
+from problems import check_on_main_process
 from rednet.hub import save_hub_folder
 from run_folder import check_options, to_json, write_json, write_text
 
@@ -267,9 +269,8 @@ def finetune(config: FinetuneConfig, options: dict, hub_folder: Path) -> None:
             train_images, eval_images = load_images(config)
         model, processor = load_model(config, label_names(train_images))
         frozen = freeze(model, config.frozen_stages)
-        if config.process_index == 0:
-            splits = {config.train_split: train_images, config.validation_split: eval_images}
-            check_images(splits, model.config.num_labels, config)
+        splits = {config.train_split: train_images, config.validation_split: eval_images}
+        check_on_main_process(PartialState(), check_images, splits, model.config.num_labels, config)
         height, width = image_size(processor)
         if config.frozen_stages < len(model.rednet.encoder.stages) and is_one_pixel(model, (height, width)):
             batch_size = config.train_batch_size

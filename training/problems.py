@@ -7,7 +7,7 @@ from io import BytesIO
 from typing import Any
 
 import fsspec
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from PIL import ExifTags, Image
 from tqdm.auto import tqdm
@@ -35,7 +35,7 @@ def raise_problems(problems: Iterable[str], source: str) -> None:
         raise ValueError("\n".join([f"{source} has {count}:", *lines]))
 
 
-def check_on_main_process(accelerator: Accelerator, check: Callable, *arguments: Any) -> None:
+def check_on_main_process(state: Accelerator | PartialState, check: Callable, *arguments: Any) -> None:
     """Calls `check` with `arguments` on the main process while the others wait. Where it fails, all of them end.
 
     Raises:
@@ -43,7 +43,7 @@ def check_on_main_process(accelerator: Accelerator, check: Callable, *arguments:
         SystemExit: `check` failed, on the other processes, which leave the message to the main one.
     """
     failure = None
-    if accelerator.is_main_process:
+    if state.is_main_process:
         try:
             check(*arguments)
         except Exception as error:

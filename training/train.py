@@ -27,6 +27,7 @@ from evaluation import evaluate_model
 from hub_folder import check_push, push, save_classifier_folder
 from loop import Task, check_batch_norm, make_accelerator, prepare, train
 from options import TrainingConfig
+from problems import check_on_main_process
 from run_folder import check_options
 
 
@@ -47,9 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
         model = make_model(config, class_names(train_images))
         if not config.sync_batch_norm:
             check_batch_norm(model, config.per_device_train_batch_size, (config.image_size, config.image_size))
-        if accelerator.is_main_process:
-            splits = {config.train_split: train_images, config.validation_split: eval_images}
-            check_images(splits, model.config.num_labels, config)
+        splits = {config.train_split: train_images, config.validation_split: eval_images}
+        check_on_main_process(accelerator, check_images, splits, model.config.num_labels, config)
         train_loader = training_loader(train_images, config, model.config.num_labels, **places)
         eval_loader = evaluation_loader(eval_images, config, processor, model.config.num_labels, **places)
     task = Task(
