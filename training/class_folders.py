@@ -69,7 +69,7 @@ class ClassFolders:
 
     def _is_picture(self, entry: os.DirEntry) -> bool:
         """By the name; notes what is something else, and what cannot be a picture in spite of its name."""
-        if not os.path.exists(entry.path):
+        if entry.is_symlink() and not os.path.exists(entry.path):
             self.problems.append(f"{entry.path} is a broken link to {os.readlink(entry.path)}")
             return False
         if os.path.splitext(entry.name)[1].lower() not in SUFFIXES:

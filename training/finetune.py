@@ -237,8 +237,9 @@ def parse(arguments: list[str] | None) -> FinetuneConfig:
             cure = "`hf auth login`, or set HF_TOKEN" if name == "hub_token" else "a run finds its newest checkpoint"
             parser.error(f"--{name} is not used here: {cure}")
     for name, (only, reason) in FIXED.items():
-        if getattr(config, name) not in only:
-            parser.error(f"--{name} is {getattr(config, name)!r}, expected {only[0]!r}: {reason}")
+        value = getattr(config, name)
+        if value not in only:
+            parser.error(f"--{name} is {getattr(value, 'value', value)!r}, expected {only[0]!r}: {reason}")
     if config.early_stopping_patience is not None:
         if not config.load_best_model_at_end or config.metric_for_best_model is None:
             parser.error("--early_stopping_patience needs --load_best_model_at_end and --metric_for_best_model")

@@ -157,7 +157,8 @@ def prepare(
     if config.torch_compile:
         model.compile()
     groups = parameter_groups(model, config)
-    optimizer = torch.optim.SGD(groups, config.learning_rate, config.momentum, nesterov=config.nesterov)
+    nesterov = config.nesterov and config.momentum > 0
+    optimizer = torch.optim.SGD(groups, config.learning_rate, config.momentum, nesterov=nesterov)
     model, optimizer = accelerator.prepare(model, optimizer)
 
     steps_per_epoch = math.ceil(len(loader.batch_sampler) / config.gradient_accumulation_steps)

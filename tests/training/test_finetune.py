@@ -279,7 +279,7 @@ def test_models_of_other_families_are_refused(recipe, tmp_path):
         ("deepspeed: zero.json", ["deepspeed"]),
         ("dataloader_drop_last: true", ["--dataloader_drop_last is True"]),
         ("use_liger_kernel: true", ["--use_liger_kernel is True", "language models"]),
-        ("{push_to_hub: true, hub_strategy: checkpoint}", ["--hub_strategy is <HubStrategy.CHECKPOINT", "once"]),
+        ("{push_to_hub: true, hub_strategy: checkpoint}", ["--hub_strategy is 'checkpoint'", "once"]),
         ("greater_is_better: false", ["--greater_is_better is False", "worst accuracy"]),
         ("save_steps: 0", ["--save_steps is 0.0"]),
         ("gradient_accumulation_steps: 0", ["--gradient_accumulation_steps is 0", "at least 1"]),
