@@ -75,6 +75,51 @@ inline void store(acc_t* p, const V& value) {
   std::memcpy(p, &value, sizeof(V));
 }
 
+// One step of a transposition of 16 x 16 values: exchanges the off-diagonal quarters of blocks of 2 * width.
+template <int width, typename acc_t, int... lane>
+inline void exchange(Channels<acc_t>* rows, std::integer_sequence<int, lane...>) {
+  UNROLL for (int r = 0; r < kLanes; ++r) {
+    if ((r & width) == 0) {
+      const Channels<acc_t> a = rows[r], b = rows[r | width];
+#ifdef __clang__
+      rows[r] = __builtin_shufflevector(a, b, (lane & width ? kLanes + (lane ^ width) : lane)...);
+      rows[r | width] = __builtin_shufflevector(a, b, (lane & width ? kLanes + lane : lane ^ width)...);
+#else
+      using Lane = typename Vector<std::conditional_t<sizeof(acc_t) == 8, int64_t, int32_t>, kLanes>::type;
+      rows[r] = __builtin_shuffle(a, b, Lane{(lane & width ? kLanes + (lane ^ width) : lane)...});
+      rows[r | width] = __builtin_shuffle(a, b, Lane{(lane & width ? kLanes + lane : lane ^ width)...});
+#endif
+    }
+  }
+}
+
+// Up to 16 pixels of up to 16 channels to [channel][to_step].
+template <typename scalar_t, typename acc_t>
+void transpose(acc_t* to, int64_t to_step, const scalar_t* from, int64_t stride_c, int64_t stride_w, int64_t pixels, int64_t channels) {
+  if (pixels < kLanes || channels < kLanes || stride_c != 1) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t t = 0; t < pixels; ++t) {
+        to[c * to_step + t] = static_cast<acc_t>(from[c * stride_c + t * stride_w]);
+      }
+    }
+    return;
+  }
+  Channels<acc_t> rows[kLanes];
+  UNROLL for (int t = 0; t < kLanes; ++t) {
+    for (int c = 0; c < kLanes; ++c) {
+      rows[t][c] = static_cast<acc_t>(from[t * stride_w + c]);
+    }
+  }
+  constexpr std::make_integer_sequence<int, kLanes> lanes;
+  exchange<8, acc_t>(rows, lanes);
+  exchange<4, acc_t>(rows, lanes);
+  exchange<2, acc_t>(rows, lanes);
+  exchange<1, acc_t>(rows, lanes);
+  UNROLL for (int c = 0; c < kLanes; ++c) {
+    store(to + c * to_step, rows[c]);
+  }
+}
+
 template <typename acc_t>
 class Buffer {
  public:
