@@ -78,7 +78,8 @@ def test_trains_under_compile_and_autocast(dtype):
         assert output.dtype == dtype
         output.float().square().sum().backward()
         grads.append([p.grad.clone() for p in layer.parameters()])
-    tolerance = 5e-2 if dtype == torch.bfloat16 else 1e-5
+    # Eager and compiled parts round differently, and BatchNorm's backward takes differences of such sums.
+    tolerance = 5e-2 if dtype == torch.bfloat16 else 1e-4
     for eager, fused in zip(*grads):
         torch.testing.assert_close(eager, fused, rtol=0, atol=tolerance * max(g.abs().max() for g in grads[0]))
 
@@ -100,9 +101,9 @@ def test_impossible_sizes_are_refused(arguments, words):
 
 @pytest.mark.parametrize("package", ["exported program", "AOTInductor"])
 def test_exports_with_dynamic_batch_and_size(package, tmp_path):
-    layer = Involution2d(32, stride=2).eval().requires_grad_(False)
+    layer = Involution2d(32, stride=2, dtype=torch.float64).eval().requires_grad_(False)
     dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    program = torch.export.export(layer, (torch.randn(2, 32, 9, 11),), dynamic_shapes=(dynamic,))
+    program = torch.export.export(layer, (torch.randn(2, 32, 9, 11, dtype=torch.float64),), dynamic_shapes=(dynamic,))
     path = str(tmp_path / "layer.pt2")
     if package == "AOTInductor":
         loaded = torch._inductor.aoti_load_package(
@@ -112,7 +113,7 @@ def test_exports_with_dynamic_batch_and_size(package, tmp_path):
         torch.export.save(program, path)
         loaded = torch.export.load(path).module()
     for shape in ((1, 32, 20, 7), (3, 32, 8, 8)):
-        input = torch.randn(shape)
+        input = torch.randn(shape, dtype=torch.float64)
         torch.testing.assert_close(loaded(input), layer(input))
 
 
@@ -184,7 +185,8 @@ def of_a_subclass(layer):
 @pytest.mark.parametrize("change", [watched, parametrized, patched, replaced, of_a_subclass])
 def test_changed_convolutions_are_called(change):
     """Each change halves the kernel, and with it the output."""
-    layer, input = Involution2d(16, 3).eval(), torch.randn(1, 16, 6, 6)
+    layer = Involution2d(16, 3, dtype=torch.float64).eval()
+    input = torch.randn(1, 16, 6, 6, dtype=torch.float64)
     with torch.no_grad():
         expected = layer(input) / 2
         change(layer)
