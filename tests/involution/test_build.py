@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 
-from compilers import quick_compiler
+from builds import SOURCE, Load
+from compilers import compilations, quick_compiler, recording_compiler
 from involution import extension
 
 
@@ -64,6 +67,249 @@ def test_four_processes_compile_once_after_a_fifth_was_killed(tmp_path):
     # What was compiled is used without ninja or a compiler, as on the nodes of a cluster.
     output, errors = finish(start(USE, **{**environment, "PATH": "/nonexistent", "CXX": "missing-compiler"}))
     assert "cpu: compiled (" in output and "RuntimeWarning" not in errors
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def fail_together(tmp_path, compiler: str, environment: dict, number: int = 3) -> list:
+    """The outcomes of processes that start while one of them compiles, which fails when all of them wait for it."""
+    started = [Load(tmp_path / "sources", **environment) for _ in range(number)]
+    asked = Path(f"{compiler}.asked")
+    wait_for(lambda: asked.exists() and len(set(asked.read_text().split())) == number and compilations(compiler) == 1)
+    time.sleep(1)  # from the question for the version to the lock
+    (tmp_path / "go").touch()
+    return [process.outcome() for process in started]
+
+
+def test_refused_sources_are_compiled_once(tmp_path):
+    """By one of several processes, at their first start, until the compiler or its environment changes."""
+    wait = f"while [[ ! -e {tmp_path}/go ]]; do sleep 0.1; done"
+    refuse = "echo 'a.cpp:1:1: error: this is not C++'; exit 1"
+    compiler = recording_compiler(tmp_path / "compiler", "one 1.0", f"{wait}; {refuse}")
+    environment = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "CXX": compiler}
+    for outcome in fail_together(tmp_path, compiler, environment):
+        assert outcome.loaded is None and len(outcome.warnings) == 1
+        assert "compilation failed: a.cpp:1:1: error: this is not C++" in outcome.warnings[0]
+    assert compilations(compiler) == 1
+    again = Load(tmp_path / "sources", **environment).outcome()
+    assert compilations(compiler) == 1 and len(again.warnings) == 1
+    record = next((tmp_path / "cache").glob("*/failure.json"))
+    for text in (again.warnings[0], again.config):
+        assert "this is not C++" in text and "`python -m involution.build`" in text and f"remove {record}" in text
+
+    assert "not C++" in Load(tmp_path / "sources", **environment, CPATH="/include").outcome().warnings[0]
+    assert compilations(compiler) == 2
+    (tmp_path / "compiler").write_text((tmp_path / "compiler").read_text().replace(refuse, ":"))  # a repaired one
+    repaired = Load(tmp_path / "sources", **environment).outcome()
+    assert repaired.loaded is not None and not repaired.warnings
+    assert not record.exists()
+
+
+def test_the_command_compiles_what_was_refused(tmp_path):
+    compiler = recording_compiler(tmp_path / "compiler", "one 1.0", "exit 1")
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "CXX": compiler}
+    for calls in (1, 2):
+        command = [sys.executable, "-m", "involution.build", "cpu"]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.returncode == 1 and "compilation failed" in result.stderr
+        assert compilations(compiler) == calls
+    output, errors = finish(start(USE, **environment))
+    assert compilations(compiler) == 2
+    assert errors.count("RuntimeWarning") == 1 and "cpu: plain PyTorch, because compilation failed" in output
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "echo 'a.cpp:1:1: fatal error: Python.h: No such file or directory'; exit 1",
+        "echo 'fatal error: error writing to /tmp/a.s: No space left on device'; exit 1",
+        "echo 'c++: fatal error: Killed signal terminated program cc1plus'; exit 1",
+        "kill -9 $$",
+    ],
+)
+def test_what_may_pass_is_tried_again_at_the_next_start(reply, tmp_path):
+    """But once by processes that start together."""
+    wait = f"while [[ ! -e {tmp_path}/go ]]; do sleep 0.1; done"
+    compiler = recording_compiler(tmp_path / "compiler", "one 1.0", f"{wait}; {reply}")
+    environment = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "CXX": compiler}
+    for outcome in fail_together(tmp_path, compiler, environment, number=2):
+        assert len(outcome.warnings) == 1 and "The next start tries again" in outcome.warnings[0]
+        assert ("No space left" in reply) == ("Set TORCH_EXTENSIONS_DIR, and TMPDIR" in outcome.warnings[0])
+    assert compilations(compiler) == 1
+    assert len(Load(tmp_path / "sources", **environment).outcome().warnings) == 1
+    assert compilations(compiler) == 2
+
+
+def test_each_compiler_has_its_library(tmp_path):
+    one = recording_compiler(tmp_path / "one", "'one (GNU) 1.0'")
+    two = recording_compiler(tmp_path / "two", "'two (GNU) 2.0'")
+    cache = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
+
+    def library(compiler: str, **environment: str) -> Path:
+        outcome = Load(tmp_path / "sources", **cache, CXX=compiler, **environment).outcome()
+        assert not outcome.warnings and f"cpu: compiled ({outcome.loaded})" in outcome.config
+        return outcome.loaded
+
+    by_one, by_two = library(one), library(two)
+    assert by_one != by_two
+    assert (library(one), library(two)) == (by_one, by_two)
+    assert (compilations(one), compilations(two)) == (1, 1)
+    # Without a compiler, as in an image, and with one that cannot compile, any library serves: the newest.
+    assert library("missing-compiler") == library(recording_compiler(tmp_path / "three", "3", "exit 1")) == by_two
+    # The name by which it is called makes no difference.
+    alias = recording_compiler(tmp_path / "alias", "'alias (GNU) 1.0'")
+    assert library(alias) == by_one
+
+
+def test_paths_with_spaces(tmp_path):
+    """Of the environment with torch in it, the compiler, the sources and the cache."""
+    folder = tmp_path / "with spaces (and more)"
+    shutil.copytree(Path(extension.__file__).parent, folder / "source" / "involution")
+    (folder / "source" / "involution" / "csrc" / "involution2d_cpu.cpp").write_text(SOURCE)
+    (folder / "environment").symlink_to(sys.prefix)
+    compiler = recording_compiler(tmp_path / "compiler", "one 1.0")
+    os.rename(compiler, folder / "compiler")
+    environment = {"TORCH_EXTENSIONS_DIR": str(folder / "cache"), "CXX": str(folder / "compiler")}
+    environment |= {**os.environ, **environment, "PYTHONPATH": str(folder / "source")}
+    code = "import torch; from involution import extension; print(extension.load('cpu'), extension.__file__, torch.__file__)"
+    interpreter = str(folder / "environment" / "bin" / "python")
+    result = subprocess.run([interpreter, "-c", code], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"True {folder}") and "RuntimeWarning" not in result.stderr
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="needs a CUDA build of torch")
+def test_a_toolkit_in_a_path_with_a_space_is_named(tmp_path):
+    nvcc = tmp_path / "the toolkit" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/sh\n")
+    nvcc.chmod(0o755)
+    environment = {"CUDA_HOME": str(tmp_path / "the toolkit"), "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
+    environment = {**os.environ, **environment, "TORCH_CUDA_ARCH_LIST": "9.0"}
+    command = [sys.executable, "-m", "involution.build", "cuda"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1 and repr(environment["CUDA_HOME"]) in result.stderr
+    assert "Set CUDA_HOME to a symbolic link" in result.stderr
+
+
+def without_an_account() -> list[str]:
+    """The start of a command that runs under a user id which no file of this machine names, as in some containers."""
+    command = ["unshare", "--user", "--map-user=54321"]
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"], capture_output=True).returncode != 0:
+        pytest.skip("this process must not make user namespaces")
+    return command
+
+
+def test_users_without_an_account(tmp_path):
+    sources, cache = tmp_path / "sources", tmp_path / "cache"
+    sources.mkdir()
+    (sources / "involution2d_cpu.cpp").write_text(SOURCE)
+    code = f"""
+from pathlib import Path
+from involution import extension
+extension._CSRC = Path({str(sources)!r})
+print(extension.show_config())
+print(extension.load("cpu"))
+"""
+
+    def load(folder) -> tuple[str, str]:
+        environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+        environment |= {"TORCH_EXTENSIONS_DIR": str(folder)}
+        command = [*without_an_account(), sys.executable, "-c", code]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout, result.stderr
+
+    output, errors = load(cache)
+    assert "cpu: to be compiled" in output and output.endswith("True\n") and "RuntimeWarning" not in errors
+    output, errors = load("")
+    assert output.endswith("False\n") and errors.count("RuntimeWarning") == 1
+    for text in (output, errors):
+        assert "user 54321 has no home folder" in text and "Set TORCH_EXTENSIONS_DIR" in text
+
+    # A library in a folder that others own is loaded; while they are still compiling it, there is a warning.
+    folder = next(cache.glob("*/complete")).parent
+    (folder / "build.lock").chmod(0o444)
+    folder.chmod(0o555)
+    output, errors = load(cache)
+    assert output.endswith("True\n") and "RuntimeWarning" not in errors
+    folder.chmod(0o755)
+    (folder / "complete").unlink()
+    folder.chmod(0o555)
+    output, errors = load(cache)
+    assert output.endswith("False\n") and errors.count("RuntimeWarning") == 1
+    assert f"{folder} cannot be written" in errors and "Set TORCH_EXTENSIONS_DIR" in errors
+
+
+def mounted(folder: Path, mount: str) -> list[str]:
+    """The start of a command that sees `folder` ("$0" in `mount`) mounted in this way, alone on this machine."""
+    command = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', str(folder)]
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"], capture_output=True).returncode != 0:
+        pytest.skip("this process must not mount")
+    return command
+
+
+@pytest.mark.parametrize(
+    "mount, reason",
+    [
+        ('mount -t tmpfs -o noexec none "$0"', "is mounted noexec"),
+        ('mount -t tmpfs -o size=4k none "$0" && head -c 4096 /dev/zero > "$0/file"', "No space left on device"),
+        ('mount -t tmpfs -o ro none "$0"', "Read-only file system"),
+    ],
+    ids=["noexec", "full", "read-only"],
+)
+def test_caches_that_cannot_hold_a_library(mount, reason, tmp_path):
+    compiler = recording_compiler(tmp_path / "compiler", "one 1.0")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(cache), "CXX": compiler}
+    command = [*mounted(cache, mount), sys.executable, "-c", USE]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("RuntimeWarning") == 1
+    assert reason in result.stderr and "Set TORCH_EXTENSIONS_DIR to a folder" in result.stderr
+    assert compilations(compiler) == 0
+
+
+def test_a_library_in_a_read_only_cache_is_loaded(tmp_path):
+    one, two = (recording_compiler(tmp_path / name, f"{name} 1.0") for name in ("one", "two"))
+    cache = tmp_path / "cache"
+    environment = {"TORCH_EXTENSIONS_DIR": str(cache), "CXX": one}
+    library = Load(tmp_path / "sources", **environment).outcome().loaded
+    code = f"""
+import os
+from pathlib import Path
+from involution import extension
+extension._CSRC = Path({str(tmp_path / "sources")!r})
+assert extension.load("cpu") and extension._loaded["cpu"] == Path({str(library)!r}), extension.show_config()
+"""
+    read_only = mounted(cache, 'mount -o bind,ro "$0" "$0"')
+    for compiler in (one, two):  # `two` would have to write a library of its own
+        result = subprocess.run(
+            [
+                *read_only,
+                sys.executable,
+                "-c",
+                code + f"\nassert extension.build('cpu') == Path({str(library)!r})" * (compiler == one),
+            ],
+            env={**os.environ, **environment, "CXX": compiler},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0 and "RuntimeWarning" not in result.stderr, result.stderr
+
+
+def test_a_damaged_library_is_named(tmp_path):
+    environment = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
+    library = Load(tmp_path / "sources", **environment).outcome().loaded
+    library.write_bytes(b"")
+    outcome = Load(tmp_path / "sources", **environment).outcome()
+    assert len(outcome.warnings) == 1 and f"remove {library.parent} to compile it again" in outcome.warnings[0]
 
 
 CHECK = """
@@ -152,7 +398,8 @@ assert not torch._C._dispatch_has_kernel_for_dispatch_key("involution::involutio
 def test_which_gpus_a_library_serves(built, capability, serves, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", built)
-    library = extension._library_name("cuda")
+    monkeypatch.setenv("CXX", "missing-compiler")  # where libraries of any compiler serve
+    library = f"{extension._stem('cuda')}_0123abcd"
     (tmp_path / library).mkdir()
     (tmp_path / library / "complete").touch()
     monkeypatch.setattr(extension, "_device_capabilities", lambda: [capability])
@@ -178,9 +425,11 @@ def test_build_ahead_of_time_says_what_it_made_or_why_not():
     command = [sys.executable, "-m", "involution.build"]
     made = subprocess.run([*command, "cpu"], capture_output=True, text=True)
     assert made.returncode == 0 and made.stdout.startswith("cpu: ") and made.stdout.strip().endswith(".so")
-    environment = {**os.environ, "PATH": "/nonexistent", "TORCH_CUDA_ARCH_LIST": "7.5", "CUDA_HOME": "/nonexistent"}
-    environment["TORCH_EXTENSIONS_DIR"] = os.devnull + "/cache"
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": os.devnull + "/cache"}
+    failed = subprocess.run([*command, "cpu"], capture_output=True, text=True, env=environment)
+    assert failed.returncode == 1 and "cpu: " in failed.stderr and "Set TORCH_EXTENSIONS_DIR" in failed.stderr
+    environment |= {"PATH": "/nonexistent", "TORCH_CUDA_ARCH_LIST": "7.5", "CUDA_HOME": "/nonexistent"}
     failed = subprocess.run([*command, "cuda"], capture_output=True, text=True, env=environment)
-    assert failed.returncode == 1 and "cuda: " in failed.stderr and "Set TORCH_EXTENSIONS_DIR" in failed.stderr
+    assert failed.returncode == 1 and "cuda: there is no C++ compiler" in failed.stderr
     unknown = subprocess.run([*command, "tpu"], capture_output=True, text=True)
     assert unknown.returncode == 2 and "tpu" in unknown.stderr

@@ -1,15 +1,19 @@
 """The operator as a repository for the Kernel Hub, loaded by `kernels`, and RedNet as remote code that takes it there."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from remote import WITHOUT_PACKAGES
 
-from compilers import quick_compiler
+import involution
+from builds import SOURCE
+from compilers import quick_compiler, recording_compiler
 from rednet import RedNetConfig, RedNetForImageClassification
 
 
@@ -49,6 +53,31 @@ def binary(repository) -> Path:
     if sys.platform != "linux":
         pytest.skip("the library is made on Linux")
     return next(folder for folder in (repository / "build").iterdir() if folder.name != "torch-universal")
+
+
+def test_each_compiler_makes_a_kernel_of_its_own(tmp_path):
+    """Under one name, the library of the compiler before would be taken from the cache."""
+    shutil.copytree(Path(involution.__file__).parent, tmp_path / "source" / "involution")
+    (tmp_path / "source" / "involution" / "csrc" / "involution2d_cpu.cpp").write_text(SOURCE)
+    environment = {"PYTHONPATH": str(tmp_path / "source"), "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
+    names = []
+    for vendor in ("gnu", "llvm"):
+        compiler = recording_compiler(tmp_path / vendor, f"{vendor} compiler 1.0")
+        command = [sys.executable, "-m", "involution.kernel_hub", str(tmp_path / f"from {vendor}")]
+        variables = {**os.environ, **environment, "CXX": compiler}
+        result = subprocess.run(command, env=variables, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        names += [path.name for path in (tmp_path / f"from {vendor}").glob("build/*/*.so")]
+    assert len(set(names)) == 2
+
+
+def test_the_parser_of_the_configuration_is_installed(root):
+    """Python has one since 3.11."""
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    for version, expected in (("3.10", True), ("3.11", False)):
+        required = [Requirement(text) for text in project["dependencies"]]
+        required = [r.name for r in required if r.marker is None or r.marker.evaluate({"python_version": version})]
+        assert ("tomli" in required) == expected
 
 
 def test_the_configuration_names_exactly_the_sources_that_exist(root, repository):

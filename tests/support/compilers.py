@@ -11,3 +11,26 @@ def quick_compiler(path: Path, optimization: str = "-O1", target: str | None = N
     path.write_text("\n".join([*lines, 'exec c++ "$@"', ""]))
     path.chmod(0o755)
     return str(path)
+
+
+def recording_compiler(path: Path, version: str, reply: str = "") -> str:
+    """A compiler of this name and version, which writes a line into `<path>.calls` for each compilation.
+
+    With a `reply` in Bash it does that instead of compiling. Who asks for its version is a line of `<path>.asked`.
+    """
+    lines = [
+        "#!/bin/bash",
+        f"if [[ $* == --version ]]; then echo $PPID >> {path}.asked; echo {version}; exit; fi",
+        f'if [[ " $* " == *" -c "* ]]; then echo >> {path}.calls; {reply or ":"}; fi',
+        'exec c++ "$@"',
+        "",
+    ]
+    path.write_text("\n".join(lines))
+    path.chmod(0o755)
+    return str(path)
+
+
+def compilations(compiler: str) -> int:
+    """How often a recording compiler was told to compile."""
+    calls = Path(f"{compiler}.calls")
+    return len(calls.read_text().splitlines()) if calls.exists() else 0

@@ -83,7 +83,8 @@ def _write_build(output: Path, configuration: dict, variant: str, cflags: list[s
     folder = output / "build" / variant
     _copy_package(folder)
     # Its own for whatever differs: kernels of two versions, or two builds, can be loaded into one process.
-    digest = hashlib.sha256(f"{variant} {torch.__version__} {platform.libc_ver()} {cflags}".encode())
+    compilers = None if cflags is None else extension.compilers("cpu")
+    digest = hashlib.sha256(f"{variant} {torch.__version__} {platform.libc_ver()} {cflags} {compilers}".encode())
     for path in _files(folder):
         digest.update(path.read_bytes())
     namespace = f"_involution_{'universal' if cflags is None else 'cpu'}_{digest.hexdigest()[:10]}"
