@@ -16,6 +16,11 @@ from pathlib import Path
 import torch
 
 
+sys.path.append(str(Path(__file__).parent.parent / "training"))
+
+from cpus import available_cpus
+
+
 # Tells glibc to keep what is freed. By default every large tensor is mapped and unmapped anew, and page faults, whose
 # cost changes with the machine's mood, are half of the time of a network on a CPU. All sides are measured with it.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
@@ -24,7 +29,7 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str
 def arguments(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=min(torch.get_num_threads(), available_cpus()))
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--batch_size", type=int, help="of the large batch: 16 on a CPU, 256 on a GPU")
     parser.add_argument("--output", type=Path, help="writes OUTPUT.csv and OUTPUT.md")

@@ -9,7 +9,6 @@ same options, an interrupted study goes on where it was; runs that have ended ar
 
 import datetime
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from arguments import check_channels, nearest, parse_options
+from cpus import available_cpus
 from drawing import save
 from options import Count, Seeds, option
 from rednet import RedNetConfig, RedNetForImageClassification, count_macs, count_parameters
@@ -218,7 +218,7 @@ def conditions(study: Study) -> str:
     return (
         f"Seeds {', '.join(map(str, study.seeds))}: mean ± standard deviation of the top-1 in per cent. Recipe: "
         f"`{study.training}` {' '.join(study.options)}. Inference: median of a batch of {study.time_batch_size}, all "
-        f"models in turns. {datetime.date.today()}, {device} of {os.cpu_count()}, torch {torch.__version__}."
+        f"models in turns. {datetime.date.today()}, {device} of {available_cpus()}, torch {torch.__version__}."
     )
 
 

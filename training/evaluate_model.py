@@ -39,7 +39,7 @@ from data import check_images, class_names, load_validation_images, source
 from drawing import draw_confusion_matrix, save
 from evaluation import image_size, load_metric, predict
 from hub_folder import accuracies, measured
-from loop import check_precision, use_all_cores
+from loop import check_precision, check_processes, set_threads
 from options import ComputeOptions, DataOptions, option
 from problems import check_on_main_process
 from rednet.hub_cards import add_results
@@ -75,7 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
     # The profiler that measures memory would report the GPU that is not there.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    use_all_cores(accelerator)
+    check_processes(accelerator.num_processes)
+    set_threads(accelerator.device)
     set_seed(config.seed)
     with clear_errors():
         model, processor = load_model(config.model_name_or_path)

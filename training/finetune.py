@@ -41,7 +41,7 @@ from batches import EvaluationBatches, TrainingBatches
 from data import check_images, class_names, load_images
 from evaluation import image_size, load_metric
 from hub_folder import accuracies, check_push, push, trained_card
-from loop import check_batch_norm, is_one_pixel, parameter_groups, use_all_cores
+from loop import check_batch_norm, check_processes, is_one_pixel, parameter_groups, set_threads
 from options import (
     WORKERS,
     AugmentationOptions,
@@ -208,6 +208,7 @@ class FinetuneTrainer(Trainer):
 
 def main(arguments: list[str] | None = None) -> None:
     config = parse(arguments)
+    check_processes(config.world_size)
     folder, options = Path(config.output_dir), told(config)
     check_options(config.output_dir, options)
     # Trainer would push every checkpoint, with a card of its own.
@@ -284,7 +285,7 @@ def finetune(config: FinetuneConfig, options: dict, hub_folder: Path) -> None:
         trainer = make_trainer(config, model, processor, frozen, train_images, eval_images)
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise ValueError("accelerate launch asks for FSDP or DeepSpeed: fine-tuning runs on whole models")
-    use_all_cores(trainer.accelerator)
+    set_threads(config.device)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if trainer.is_world_process_zero():

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast, send_to_device
+from accelerate.utils import DistributedType, broadcast, get_int_from_env, send_to_device
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -20,6 +21,7 @@ from tqdm.auto import tqdm
 import rednet
 from augmentation import seeded
 from checkpoints import checkpoints, load_newest, save_checkpoint
+from cpus import available_cpus
 from options import ComputeOptions, LoopOptions, OptimizationOptions
 from run_folder import append_log, shorten_log, write_json
 
@@ -83,6 +85,7 @@ def make_accelerator(config: LoopOptions) -> Accelerator:
         log_with=config.report_to.split(",") if config.report_to else None,
         project_dir=config.output_dir,
     )
+    check_processes(accelerator.num_processes)
     if accelerator.gradient_accumulation_steps != 1:
         raise SystemExit("error: give --gradient_accumulation_steps to the script, not to accelerate launch")
     check_precision(config)
@@ -90,7 +93,7 @@ def make_accelerator(config: LoopOptions) -> Accelerator:
         raise SystemExit("error: --sync_batch_norm: torch has it for GPUs only, this process runs on the CPU")
     if config.ema_decay is not None and accelerator.distributed_type == DistributedType.FSDP:
         raise SystemExit("error: --ema_decay needs whole weights on every process: not with FSDP")
-    use_all_cores(accelerator)
+    set_threads(accelerator.device)
     return accelerator
 
 
@@ -128,10 +131,57 @@ def check_precision(config: ComputeOptions) -> None:
         raise SystemExit(f"error: give --mixed_precision {launched} to the script, not to accelerate launch")
 
 
-def use_all_cores(accelerator: Accelerator) -> None:
-    """`accelerate launch` (which sets that variable) leaves processes without a GPU one thread each."""
-    if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        torch.set_num_threads(max(os.cpu_count() // accelerator.num_processes, 1))
+def check_processes(num_processes: int) -> None:
+    """Stops processes that were started as one run, but would each do all of it and overwrite each other's files.
+
+    `num_processes` is how many Accelerate has joined.
+    """
+    cure = "On a CPU: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N"
+    names = ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE"]  # as Accelerate reads them
+    started = get_int_from_env(names, 1)
+    if started > num_processes:
+        name = next(name for name in names if name in os.environ)
+        if torch.distributed.is_initialized():  # who exits now would break the connections that others still make
+            torch.distributed.barrier()
+        raise SystemExit(
+            f"error: {name} is {started}, but each of these processes would run alone, because Accelerate has no GPUs "
+            f"to join them by. {cure}. To start one process, unset {name}"
+        )
+    # `accelerate launch` gives the address to meet at to more than one process, also where it then starts only one.
+    if num_processes == 1 and "WORLD_SIZE" not in os.environ and set_by_launcher("MASTER_PORT"):
+        raise SystemExit(
+            "error: accelerate launch was told to start several processes, and started one, as it does without "
+            f"several GPUs. {cure}. For one process: --num_processes 1"
+        )
+
+
+def set_threads(device: torch.device) -> None:
+    """Shares the CPUs among the processes of this machine that have no GPU, unless the user set OMP_NUM_THREADS.
+
+    Launchers set it as well, to 1 where they do not know better.
+    """
+    name = "OMP_NUM_THREADS"
+    launched = set_by_launcher(name)
+    if device.type != "cpu" or name in os.environ and not launched:
+        return
+    threads = available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if not launched or os.environ[name] != "1":
+        threads = min(threads, torch.get_num_threads())
+    torch.set_num_threads(max(threads, 1))
+
+
+def set_by_launcher(name: str) -> bool:
+    """Whether `accelerate launch` or torchrun, and not the user, set this environment variable.
+
+    Then it differs from the one that the launcher itself, the parent of this process, was started with.
+    """
+    launched = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
+    if not launched or name not in os.environ:
+        return False
+    try:
+        return psutil.Process().parent().environ().get(name) != os.environ[name]
+    except (psutil.Error, AttributeError):  # no parent any more, or one of another user
+        return False
 
 
 def prepare(

@@ -1,12 +1,13 @@
 """What the scripts can be told: groups of options, and what each script takes of them."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from cpus import available_cpus
 
-WORKERS = min(4, os.cpu_count() or 1)
+
+WORKERS = min(4, available_cpus())
 
 
 @dataclass(frozen=True)

@@ -58,19 +58,19 @@ def _server():
 
 def together(root: Path, output: Path, arguments: list[str], module: str = "train", processes: int = 2) -> str:
     """Runs several processes as torchrun would start them on one machine; returns what the first one printed."""
-    started = start_together(root, output, arguments, module, processes)
+    started = start_together(root, output, arguments, module, processes, ACCELERATE_USE_CPU="true")
     for training in started:
         assert training.wait() == 0, training.text()
     return started[0].text()
 
 
 def start_together(
-    root: Path, output: Path, arguments: list[str], module: str = "train", processes: int = 2
+    root: Path, output: Path, arguments: list[str], module: str = "train", processes: int = 2, **environment: str
 ) -> list[Training]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    environment = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
     environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     started = []
     for rank in map(str, range(processes)):

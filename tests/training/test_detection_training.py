@@ -469,7 +469,7 @@ def test_a_failed_check_ends_all_processes(root, options, tmp_path):
     path = annotations(tmp_path, [{**rectangle(5, 0, 7, 1, 1, 9, 9), "iscrowd": 2}])
     (tmp_path / "options.yaml").write_text(json.dumps({**options, "train_annotations": str(path)}))
     arguments = ["--config", str(tmp_path / "options.yaml"), "--output_dir", str(tmp_path / "run")]
-    first, second = start_together(root, tmp_path / "output", arguments, "train_detection")
+    first, second = start_together(root, tmp_path / "output", arguments, "train_detection", ACCELERATE_USE_CPU="true")
     assert first.wait(60) == 1 and "annotation 5 has iscrowd 2" in first.text()
     assert second.wait(60) == 1 and "iscrowd" not in second.text() and "Traceback" not in second.text()
     assert not (tmp_path / "run/options.json").exists()

@@ -1,13 +1,21 @@
 """Several batches, processes and machines are as one."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from processes import together
+from cpus import available_cpus
+from processes import start_together, together
+
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+LAUNCH += ["--dynamo_backend", "no"]
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +84,94 @@ def test_shared_out_weights_train_as_whole_ones(root, options, tmp_path):
     found, expected = (load_file(tmp_path / name / "last/model.safetensors") for name in ("shares", "whole"))
     assert all(torch.allclose(found[name], value, rtol=1e-4, atol=1e-6) for name, value in expected.items())
     assert found.keys() == expected.keys()
+
+
+@pytest.mark.parametrize(
+    "script, arguments",
+    [
+        ("train", ["--config", "{options}"]),
+        (
+            "train_segmentation",
+            ["--config_name", "{model}", "--train_dir", "{folder}", "--validation_dir", "{folder}"],
+        ),
+        (
+            "train_detection",
+            ["--config_name", "{model}", "--trainable_layers", "5", "--train_dir", "{folder}", "--validation_dir"]
+            + ["{folder}", "--train_annotations", "{options}", "--validation_annotations", "{options}"],
+        ),
+        ("finetune", ["--model_name_or_path", "{start}", "--train_dir", "{folder}", "--train_val_split", "0.5"]),
+        ("evaluate_model", ["--model_name_or_path", "{start}", "--validation_dir", "{folder}"]),
+    ],
+)
+def test_processes_that_do_not_know_each_other_stop(script, arguments, root, options, start, tmp_path):
+    """As torchrun starts them on a machine without GPUs, where Accelerate joins them only if it is told to."""
+    output_dir = tmp_path / "run"
+    places = {"options": options[0], "model": options[1]["config_name"], "start": start, "folder": tmp_path}
+    arguments = [argument.format(**places) for argument in arguments] + ["--output_dir", str(output_dir)]
+    for training in start_together(root, tmp_path / "output", arguments, script, 2, CUDA_VISIBLE_DEVICES=""):
+        assert training.wait() == 1, training.text()
+        assert "error: WORLD_SIZE is 2" in training.text() and "ACCELERATE_USE_CPU=true torchrun" in training.text()
+    assert not output_dir.exists()
+
+
+def test_accelerate_launch_with_more_processes_than_it_starts(root, options, tmp_path):
+    command = [*LAUNCH, "--cpu", "--num_processes", "2", "training/train.py", "--config", str(options[0])]
+    command += ["--output_dir", str(tmp_path / "run")]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "several processes, and started one" in result.stderr and "ACCELERATE_USE_CPU=true" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("given, expected", [("1", 1), (None, available_cpus())])
+def test_threads_of_a_launched_process(given, expected, root):
+    """The user's own number counts. The launcher's does not, which is 1 where nobody gave one."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"CUDA_VISIBLE_DEVICES": ""} | ({} if given is None else {"OMP_NUM_THREADS": given})
+    command = [*LAUNCH, "--num_processes", "1", "tests/support/threads.py"]
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and int(result.stdout.split()[-1]) == expected, result.stderr
+
+
+@pytest.mark.parametrize(
+    "groups, files, expected",
+    [
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 64),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),  # one and a half
+        ("0::/\n", {"cpu.max": "10000 100000\n"}, 1),
+        ("0::/pod/one\n", {"pod/cpu.max": "300000 100000", "pod/one/cpu.max": "max 100000"}, 3),  # of the group above
+        ("0::/outside/of/the/container\n", {"cpu.max": "500000 100000\n"}, 5),
+        (
+            "4:memory:/one\n3:cpu,cpuacct:/one\n0::/one\n",
+            {"cpu/one/cpu.cfs_quota_us": "400000\n", "cpu/one/cpu.cfs_period_us": "100000\n"},
+            4,
+        ),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
+        ("", {}, 64),
+    ],
+)
+def test_the_quota_of_a_container_counts(groups, files, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(groups)
+    for name, content in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert available_cpus(tmp_path) == expected
+    assert available_cpus(tmp_path / "absent") == 64
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity of processes")
+def test_every_place_uses_the_cpus_that_it_may(root):
+    """On one CPU, of however many: workers by default, and threads of the benchmarks."""
+    code = f"""
+import os, sys
+os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
+sys.path += [{str(root / "training")!r}, {str(root / "benchmarks")!r}]
+import options, measure
+sys.argv = ["benchmark", "--device", "cuda"]
+print(options.WORKERS, measure.arguments("").threads)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.split() == ["1", "1"], result.stderr
