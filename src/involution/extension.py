@@ -6,6 +6,7 @@ asked again until it, its environment or the sources change. Without a library, 
 cure, and the operator runs as the reference in plain PyTorch.
 """
 
+import errno
 import fnmatch
 import functools
 import hashlib
@@ -99,7 +100,7 @@ def build(device_type: str) -> Path:
     Raises:
         RuntimeError: it cannot be compiled here; the message gives the reason and the cure.
     """
-    if (library := _newest(f"{_stem(device_type)}_{compilers(device_type) or _ANY_COMPILER}")) is not None:
+    if (library := _newest(_name(device_type, compilers(device_type) or _ANY_COMPILER))) is not None:
         return library
     return build_as(_library_name(device_type), device_type)
 
@@ -235,7 +236,8 @@ def _compile(device_type: str, name: str, directory: Path, cflags: list[str] | N
                 is_python_module=False,
             )
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the folder: the loader's errors have no number
+        # Of the folder, unless there are no resources for a process; errors of the loader have no number.
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOMEM, errno.EAGAIN, errno.EMFILE):
             raise
         raise RuntimeError(_record_failure(directory, device_type, error)) from error
     logger.warning("Compiled the involution operator for %s in %.0f s", device_type, time.perf_counter() - start)
@@ -441,12 +443,11 @@ def _library_name(device_type: str) -> str:
     made_by = compilers(device_type)
     if made_by is None:
         raise RuntimeError(_obstacle(device_type) or f"there is no C compiler: CC is {os.environ.get('CC')!r}")
-    return f"{_stem(device_type)}_{made_by}"
+    return _name(device_type, made_by)
 
 
-def _stem(device_type: str) -> str:
-    """A library's name without its compilers."""
-    return "_".join(["involution", device_type, _key(device_type), *_architectures(device_type)])
+def _name(device_type: str, made_by: str) -> str:
+    return "_".join(["involution", device_type, _key(device_type), made_by, *_architectures(device_type)])
 
 
 def _key(device_type: str) -> str:
@@ -511,7 +512,7 @@ def _find(device_type: str, made_by: str | None = None) -> Path | None:
         built = re.findall(r"_sm(\d+)(\d)[af]?(ptx)?", library.name)
         return all(any(_runs(*capability, *architecture) for architecture in built) for capability in capabilities)
 
-    return _newest(f"involution_{device_type}_{_key(device_type)}*_{made_by}", serves)
+    return _newest(f"involution_{device_type}_{_key(device_type)}_{made_by}*", serves)
 
 
 def _newest(pattern: str, serves: Callable[[Path], bool] = lambda _: True) -> Path | None:

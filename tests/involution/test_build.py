@@ -395,7 +395,7 @@ def test_which_gpus_a_library_serves(built, capability, serves, tmp_path, monkey
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", built)
     monkeypatch.setenv("CXX", "missing-compiler")  # where libraries of any compiler serve
-    library = f"{extension._stem('cuda')}_0123abcd"
+    library = extension._name("cuda", "0123abcd")
     (tmp_path / library).mkdir()
     (tmp_path / library / "complete").touch()
     monkeypatch.setattr(extension, "_device_capabilities", lambda: [capability])
