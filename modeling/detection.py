@@ -187,13 +187,13 @@ def save_detector(
     Writes `model.safetensors`, the state dict, and `config.json`, from which `load_detector` builds the model again.
 
     Args:
-        folder: is replaced as a whole.
+        folder: the files of these names in it are replaced, see `rednet.hub.replacing`.
         detector: a name in `DETECTORS`.
         options: what that function was called with, beside the backbone; values that JSON has.
         categories: `{"id": ..., "name": ...}` as in COCO's files, in the order of the labels 1, 2 ... (0 is background).
 
     Raises:
-        FileExistsError: `folder` holds something that is not a saved model.
+        FileExistsError: `folder` holds files of a model's names that are not those of a saved RedNet.
     """
     backbone = model.backbone.body.config.to_diff_dict()
     config = {"detector": detector, "backbone": backbone, "options": options, "categories": categories}

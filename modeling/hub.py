@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,12 @@ from .hub_cards import PICTURE, name_repository
 from .modeling_rednet import RedNetPreTrainedModel
 
 
-# What belongs to a repository. A folder may hold more: logs, checkpoints, the state of an optimizer.
+# What is pushed of a folder. A folder may hold more: logs, checkpoints, the state of an optimizer.
 FILES = ["README.md", "*.json", "*.safetensors", "*.png", *REMOTE_CODE]
+# What is written into a folder beside the weights.
+WRITTEN = ("README.md", "config.json", "preprocessor_config.json", PICTURE.name, *REMOTE_CODE)
+# Inside of the folder and not beside it: the folder may be a mount point or a link to another file system.
+TEMPORARY = ".rednet-new"
 
 
 def save_hub_folder(
@@ -32,48 +37,93 @@ def save_hub_folder(
     """
     Writes weights, configuration, image processor, card (with the picture it shows) and remote code.
 
-    Everything is written beside `folder` and then put into its place: the folder is never half of a model.
+    Of a folder that is there, the files of these names are replaced; `replacing` says what else is guaranteed.
 
     Raises:
-        FileExistsError: `folder` holds something that is not a saved model.
+        FileExistsError: `folder` holds files of these names that are not those of a saved RedNet.
+        PermissionError: `folder` cannot be written.
     """
-    with replacing(Path(folder)) as beside:
-        model.save_pretrained(beside)
-        processor.save_pretrained(beside)
-        card.save(beside / "README.md")
-        shutil.copy(PICTURE, beside)
+    with replacing(Path(folder)) as temporary:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        card.save(temporary / "README.md")
+        shutil.copy(PICTURE, temporary)
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """
-    A new folder to write into, which at the end takes the place of `folder`.
+    A temporary folder to write the files of a model into. At the end of the block they are moved into `folder`, one by
+    one, over files of the same name. Weights of the previous model that have no successor (shards, their index) are
+    removed. All other files stay, and so does the folder itself: it may be a clone of a repository, a mount point or
+    a symbolic link.
+
+    `config.json`, without which no model is loaded, is removed first and moved last. So the folder has the previous
+    model, the new model, or (if the process is killed while files are moved) a model that does not load; it is never
+    loaded as a mixture of two. The next call completes a folder that was left like this. If the block raises, nothing
+    in `folder` has changed.
 
     Raises:
-        FileExistsError: `folder` holds something that is not a saved model.
+        FileExistsError: `folder` is not a folder, or holds files of a model's names that are not those of a saved
+            RedNet.
+        PermissionError: `folder` cannot be written.
     """
     check_replaceable(folder)
-    # Hidden, so that nobody's backup has the name: what an interrupted call left there is removed.
-    beside, replaced = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for leftover in (beside, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
-    beside.mkdir(parents=True)
-    yield beside
-    if folder.exists():
-        folder.rename(replaced)
-    beside.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    temporary, created = folder / TEMPORARY, not folder.exists()
+    if temporary.exists():  # an earlier call was interrupted
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        names = sorted(path.name for path in temporary.iterdir())
+        for name in names:
+            if (folder / name).is_dir():
+                raise FileExistsError(f"{folder / name} is a folder, expected a file or nothing")
+    except BaseException:
+        shutil.rmtree(temporary)
+        if created:
+            folder.rmdir()
+        raise
+    (folder / "config.json").unlink(missing_ok=True)
+    for path in [path for path in folder.iterdir() if _is_weights(path.name) and path.name not in names]:
+        path.unlink()
+    for name in sorted(names, key=lambda name: name == "config.json"):
+        os.replace(temporary / name, folder / name)
+    temporary.rmdir()
 
 
 def check_replaceable(folder: Path) -> None:
     """
     Raises:
-        FileExistsError: `folder` is a file, or has content that is not a saved model.
+        FileExistsError: `folder` is not a folder, or holds files of a model's names that are not those of a saved
+            RedNet.
+        PermissionError: `folder` cannot be written.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()):
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise FileExistsError(f"{folder} is not a folder")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} cannot be written: this user may not write into {existing}")
+    # The temporary folder is made after this check alone.
+    if not folder.is_dir() or (folder / TEMPORARY).is_dir() or _is_saved_rednet(folder):
+        return
+    if foreign := sorted(p.name for p in folder.iterdir() if p.name in WRITTEN or _is_weights(p.name)):
         raise FileExistsError(
-            f"{folder} is there and is not a folder of a saved model: give another one, or remove it"
+            f"{folder} is not a folder of a saved RedNet, but has {', '.join(foreign)}: move what would be replaced, "
+            "or give another folder"
         )
+
+
+def _is_saved_rednet(folder: Path) -> bool:
+    """Whether a folder has the configuration of a model of this family, or of a detector on one."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    if not isinstance(config, dict):
+        return False
+    backbone = config.get("backbone") if "detector" in config else config
+    return isinstance(backbone, dict) and backbone.get("model_type") == "rednet"
 
 
 def check_hub_folder(folder: str | os.PathLike) -> None:
@@ -182,8 +232,9 @@ def push_hub_folder(
     Pushes a folder that `save_hub_folder` wrote, in one commit: the repository has all of it, or what it had before.
 
     The repository is created where there is none, and the card's examples load it, there and afterwards in the folder.
-    After a failure the same call goes on: weights that were uploaded completely are not uploaded again. Weights of an
-    earlier commit that the folder no longer has are removed.
+    After a failure the same call goes on: weights that were uploaded completely are not uploaded again. Of the files
+    that the repository has and the folder has not, the weights of a previous model (`model.safetensors`, its parts and
+    their index, at the root) are removed; all others stay.
 
     Args:
         folder: what is pushed of it are the files of a model, not logs or checkpoints.
@@ -218,12 +269,18 @@ def push_hub_folder(
         ],
         commit_message=commit_message or f"Upload {card.data.model_name or 'RedNet'}",
     )
-    card.save(Path(folder) / "README.md")
+    readme = Path(folder) / "README.md"
+    temporary = readme.with_name(f".{readme.name}.{os.getpid()}")
+    card.save(temporary)
+    os.replace(temporary, readme)
     return commit
 
 
 def _is_weights(name: str) -> bool:
-    return name.endswith(".safetensors") or name == SAFE_WEIGHTS_INDEX_NAME
+    """Whether a file at the root has the name of a model's weights, of one part of them, or of their index."""
+    return name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME) or bool(
+        re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors", name)
+    )
 
 
 __all__ = ["check_hub_folder", "check_token", "push_hub_folder", "replacing", "save_hub_folder"]

@@ -1,5 +1,6 @@
 """What the figures of all scripts have in common: their look, and how they are saved."""
 
+import os
 from pathlib import Path
 
 import matplotlib
@@ -38,13 +39,13 @@ look = matplotlib.rc_context(
 
 @look
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes name.svg and name.png, each beside its place and then renamed into it."""
+    """Writes name.svg and name.png, each to a temporary path that is then renamed."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.svg", folder / f"{name}.png"]
     for path in paths:
-        beside = path.with_name(f"new.{path.name}")
-        figure.savefig(beside, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-        beside.replace(path)
+        temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix is the format
+        figure.savefig(temporary, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        temporary.replace(path)
     return paths
 
 

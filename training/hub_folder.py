@@ -22,7 +22,7 @@ def save_classifier_folder(
     config: TrainingConfig,
     results: dict,
 ) -> None:
-    """Replaces `folder` as a whole. `results` has `eval_accuracy`, `eval_top_5_accuracy` and `eval_samples`."""
+    """Replaces the files of a model in `folder`. `results` has `eval_accuracy`, `eval_top_5_accuracy` and `eval_samples`."""
     training = (
         f"{optimization(config)}, label smoothing {config.label_smoothing:g}. Training images: {in_words(config)}."
     )
@@ -38,7 +38,7 @@ def save_segmentation_folder(
     config: SegmentationConfig,
     results: dict,
 ) -> None:
-    """Replaces `folder` as a whole. `results` has `eval_mean_iou`, `eval_overall_accuracy` and `eval_samples`."""
+    """Replaces the files of a model in `folder`. `results` has `eval_mean_iou`, `eval_overall_accuracy` and `eval_samples`."""
     height, width = config.crop_size
     training = (
         f"{optimization(config)}, batches of {config.per_device_train_batch_size} a process. Training images: "

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, SpaceCard
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, SpaceCard
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
 from rednet.hub import check_token, push_hub_folder
@@ -50,7 +50,8 @@ def push_space(
     folder: Path, repo_id: str, model_id: str, private: bool | None = None, commit_message: str | None = None
 ) -> CommitInfo:
     """
-    Makes a Space what a folder is, in one commit, with `model_id` as the model that its README.md names.
+    Pushes the files of a Space in one commit, with `model_id` as the model that its README.md names. Files that the
+    Space has and the folder has not stay.
 
     Raises:
         PermissionError: there is no token, the Hub does not accept it, or it may not write to `repo_id`.
@@ -71,13 +72,9 @@ def push_space(
     ).repo_id
     paths = sorted(path for pattern in SPACE_FILES for path in folder.glob(pattern))
     contents = {path.relative_to(folder).as_posix(): path for path in paths} | {"README.md": str(card).encode()}
-    stale = {*api.list_repo_files(repo_id, repo_type="space")} - {*contents, ".gitattributes"}
     return api.create_commit(
         repo_id,
-        [
-            *(CommitOperationAdd(name, content) for name, content in contents.items()),
-            *(CommitOperationDelete(name) for name in sorted(stale)),
-        ],
+        [CommitOperationAdd(name, content) for name, content in contents.items()],
         repo_type="space",
         commit_message=commit_message or f"Show {model_id}",
     )

@@ -281,9 +281,19 @@ def test_after_a_failure_the_same_command_goes_on(hub, model, place, push):
     assert sent == []
 
 
-def test_a_second_push_replaces_the_weights(hub, model, place, push):
+UPLOAD = """
+import sys
+from huggingface_hub import CommitOperationAdd, create_commit
+repo, *names = sys.argv[1:]
+create_commit(repo, [CommitOperationAdd(name, name.encode()) for name in names], commit_message="By hand")
+"""
+
+
+def test_a_second_push_replaces_the_weights_alone(hub, model, place, push):
     folder = write_folder(place / "folder", model)
     output(push(folder, "user/twice", "--commit_message", "The first"))
+    foreign = {name: name.encode() for name in ("notes.txt", "adapter_model.safetensors", "lora/model.safetensors")}
+    output(run(hub, place, UPLOAD, "user/twice", *foreign))
     model.save_pretrained(place / "sharded", max_shard_size="20KB")
     shutil.rmtree(folder)
     shutil.copytree(place / "sharded", folder)
@@ -291,7 +301,8 @@ def test_a_second_push_replaces_the_weights(hub, model, place, push):
     make_card(model.config, "RedNet", "x", "A test.", "None.").save(folder / "README.md")
     output(push(folder, "user/twice"))
     files = hub.files("user/twice")
-    assert uploads(hub, "user/twice") == 2 and hub.commits("user/twice")[1].title == "The first"
+    assert uploads(hub, "user/twice") == 3 and hub.commits("user/twice")[1].title == "The first"
+    assert foreign.items() <= files.items()
     assert "model.safetensors" not in files and "model.safetensors.index.json" in files
     assert json.loads(output(run(hub, place, WITH_PACKAGES + PULL, "user/twice")))
 

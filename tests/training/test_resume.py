@@ -50,10 +50,10 @@ def test_killed_at_any_moment(root, uninterrupted, tmp_path):
 
     def between():
         log = folder / "log.jsonl"
-        return list(checkpoints.glob("step_*")) and log.exists() and not (checkpoints / "new").exists()
+        return list(checkpoints.glob("step_*")) and log.exists() and not (checkpoints / ".new").exists()
 
     moments = [
-        (lambda: (checkpoints / "new/optimizer.bin").exists(), 0),  # the first checkpoint, half written
+        (lambda: (checkpoints / ".new/optimizer.bin").exists(), 0),  # the first checkpoint, half written
         (between, 2),
         (lambda: (folder / "best").exists(), 0),  # after the first evaluation, before its checkpoint
         (lambda: (checkpoints / f"step_{steps:08}").exists(), 0),  # after the last step, before its evaluation

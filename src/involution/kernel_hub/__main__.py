@@ -15,6 +15,7 @@ import logging
 import platform
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -56,18 +57,22 @@ def write(output: Path) -> list[Path]:
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty")
     configuration = tomllib.loads((_HERE / "build.toml").read_text())
-    beside = output.absolute().with_name(f".{output.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(_HERE, beside, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    _copy_package(beside / "torch-ext" / "involution")
-    builds = [_write_build(beside, configuration, "torch-universal")]
-    if sys.platform == "linux":
-        version = "".join(torch.__version__.split(".")[:2])
-        flags = ["-DCPU_KERNEL", *configuration["kernel"]["involution_cpu"]["cxx-flags"]]  # as kernel-builder does
-        variant = f"torch{version}-cxx11-cpu-{platform.machine()}-linux"
-        builds.append(_write_build(beside, configuration, variant, flags))
-    beside.replace(output)  # which is not there, or empty
-    return [output / build.relative_to(beside) for build in builds]
+    beside = output.absolute().parent
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".kernel_hub.", dir=beside) as parent:
+        temporary = Path(parent) / "involution"
+        shutil.copytree(_HERE, temporary, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+        _copy_package(temporary / "torch-ext" / "involution")
+        builds = [_write_build(temporary, configuration, "torch-universal")]
+        if sys.platform == "linux":
+            version = "".join(torch.__version__.split(".")[:2])
+            flags = ["-DCPU_KERNEL", *configuration["kernel"]["involution_cpu"]["cxx-flags"]]  # as kernel-builder does
+            variant = f"torch{version}-cxx11-cpu-{platform.machine()}-linux"
+            builds.append(_write_build(temporary, configuration, variant, flags))
+        output.mkdir(exist_ok=True)  # the folder itself stays: it may be a mount point or a symbolic link
+        for path in temporary.iterdir():
+            shutil.move(path, output)
+    return [output / build.relative_to(temporary) for build in builds]
 
 
 def _copy_package(to: Path) -> None:
@@ -125,7 +130,7 @@ def main() -> int:
     try:
         for folder in write(output):
             print(folder)
-    except (FileExistsError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
