@@ -4,9 +4,16 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from huggingface_hub.dataclasses import strict
-from transformers.backbone_utils import BackboneConfigMixin
-from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils.versions import require_version
+
+
+# As remote code no installer has seen to this, and older releases do not have what is imported next.
+require_version("transformers>=5.17", "Install it with `pip install --upgrade transformers` to load a RedNet.")
+
+from huggingface_hub.dataclasses import strict  # noqa: E402
+from transformers.activations import ACT2FN  # noqa: E402
+from transformers.backbone_utils import BackboneConfigMixin  # noqa: E402
+from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
 
 
 # Where Auto classes find the code of a checkpoint: in these files, which travel with every one.
@@ -99,7 +106,7 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
     neck_type: Literal["convolution", "involution"] = "convolution"
     neck_hidden_size: int = 256
     decoder_hidden_size: int = 128
-    classifier_dropout_prob: float = 0.1
+    classifier_dropout_prob: float | int = 0.1
     semantic_loss_ignore_index: int = 255
 
     if TYPE_CHECKING:  # what is accepted beside the fields: out_features, num_labels, id2label ...
@@ -110,9 +117,12 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
         self.hidden_sizes = list(self.hidden_sizes)
         self.depths = list(self.depths)
         self.stage_names = ["stem"] + [f"stage{idx}" for idx in range(1, len(self.depths) + 1)]
-        self.set_output_features_output_indices(
-            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
-        )
+        out_indices, count = kwargs.pop("out_indices", None), len(self.stage_names)
+        if not all(-count <= index < count for index in out_indices or ()):
+            raise ValueError(f"out_indices={out_indices} must be from {-count} to {count - 1}: 0 is the stem")
+        self.set_output_features_output_indices(out_indices=out_indices, out_features=kwargs.pop("out_features", None))
+        if (kwargs.get("num_labels") or 0) < 0:
+            raise ValueError(f"num_labels={kwargs['num_labels']} must be 0 (no classifier) or positive")
         super().__post_init__(**kwargs)
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
@@ -122,18 +132,46 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
         installed. (Transformers alone writes the entry of the class that is saved, and leaves the others to the
         repository that the model came from.)
 
+        A configuration that was loaded as remote code without a model came without the code of the models: Auto classes
+        whose code is neither here nor in `save_directory` have no entry then.
+
         Raises:
             ValueError: with `push_to_hub=True`, which would push before the code is there.
         """
         if kwargs.get("push_to_hub"):
             raise ValueError("push_to_hub=True would leave out the code: use config.push_to_hub(repository)")
-        self.auto_map = dict(AUTO_MAP)
+        sources = [Path(__file__).with_name(name) for name in REMOTE_CODE]
+        present = {path.stem for path in sources if path.exists() or Path(save_directory, path.name).exists()}
+        self.auto_map = {name: code for name, code in AUTO_MAP.items() if code.split(".")[0] in present}
         super().save_pretrained(save_directory, **kwargs)
-        for name in REMOTE_CODE:
-            source, copy = Path(__file__).with_name(name), Path(save_directory, name)
-            # Transformers fetches the code of the model only with a model: from a configuration alone it is not here.
+        for source in sources:
+            copy = Path(save_directory, source.name)
             if source.exists() and not (copy.exists() and copy.samefile(source)):
                 shutil.copyfile(source, copy)
+
+    def validate_channels(self):
+        """No layer is without channels."""
+        for name in ("num_channels", "embedding_size", "neck_hidden_size", "decoder_hidden_size"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name}={value} must be positive")
+        if self.embedding_size % 2 != 0:
+            raise ValueError(
+                f"embedding_size={self.embedding_size} must be even: the stem's involution has half of it"
+            )
+        if any(size < 4 or size % 4 != 0 for size in self.hidden_sizes):
+            raise ValueError(
+                f"hidden_sizes={self.hidden_sizes} must be positive multiples of 4, the expansion of a bottleneck"
+            )
+
+    def validate_hidden_act(self):
+        """Transformers has the activation."""
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act={self.hidden_act!r} is unknown, expected one of {', '.join(ACT2FN)}")
+
+    def validate_classifier_dropout_prob(self):
+        """A probability."""
+        if not 0 <= self.classifier_dropout_prob <= 1:
+            raise ValueError(f"classifier_dropout_prob={self.classifier_dropout_prob} must be from 0 to 1")
 
     def validate_stages(self):
         """Every stage has a depth and a size."""
@@ -152,26 +190,20 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def validate_group_channels(self):
         """The channels of every involution divide into groups and by the reduction ratio."""
-        if self.embedding_size % 2 != 0:
-            raise ValueError(
-                f"embedding_size={self.embedding_size} must be even: the stem's involution has half of it"
-            )
-        if any(size % 4 != 0 for size in self.hidden_sizes):
-            raise ValueError(f"hidden_sizes={self.hidden_sizes} must be multiples of 4, the expansion of a bottleneck")
-        if self.operator_type == "convolution":
-            return
-        widths = [self.embedding_size // 2] + [size // 4 for size in self.hidden_sizes]
-        if self.neck_type == "involution":
+        widths = []
+        if self.operator_type == "involution":
+            widths += [self.embedding_size // 2] + [size // 4 for size in self.hidden_sizes]
+        if self.neck_type == "involution":  # whatever the stages are made of
             widths.append(self.neck_hidden_size)
         for name in ("group_channels", "reduction_ratio"):
             value = getattr(self, name)
             if value is None:
                 continue
-            if value < 1 or any(width < 1 or width % value != 0 for width in widths):
+            if value < 1 or any(width % value != 0 for width in widths):
                 raise ValueError(
-                    f"{name}={value} must divide the channels of every involution, which are {widths} (half of "
-                    "embedding_size in the stem, a quarter of hidden_sizes in the stages, neck_hidden_size in an "
-                    "involution neck)"
+                    f"{name}={value} must be positive and divide the channels of every involution, which are {widths} "
+                    "(half of embedding_size in the stem, a quarter of hidden_sizes in the stages, neck_hidden_size in "
+                    "an involution neck)"
                 )
 
     def validate_stem_stride(self):

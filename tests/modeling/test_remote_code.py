@@ -1,6 +1,8 @@
 """The files of `modeling` as remote code, in an interpreter without `rednet` and `involution`."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ from transformers import ConvNextImageProcessor, SegformerImageProcessor
 from rednet import RedNetConfig, RedNetForImageClassification, RedNetForSemanticSegmentation
 from rednet.configuration_rednet import REMOTE_CODE
 from rednet.hub import check_hub_folder
+from rednet.hub_cards import imagenet_card
 
 
 AUTO_MAP = {
@@ -118,3 +121,63 @@ def test_segments_as_the_package(root, tmp_path):
     )
     processor = SegformerImageProcessor(size={"height": 64, "width": 64})
     compare_with_remote_code(root, tmp_path, RedNetForSemanticSegmentation(config), processor, SEGMENT)
+
+
+OLD = """
+from transformers import AutoConfig, AutoModelForImageClassification
+for auto in (AutoConfig, AutoModelForImageClassification):
+    try:
+        auto.from_pretrained(".", trust_remote_code=True)
+    except ImportError as error:
+        print(str(error).replace("\\n", " "))
+"""
+
+
+def test_an_older_transformers_is_named(root, tmp_path):
+    """The release before the oldest one that the package is installed with, by its metadata."""
+    needed = re.search(r'"transformers>=([\d.]+)"', (root / "pyproject.toml").read_text())[1]
+    major, minor = map(int, needed.split("."))
+    old = f"{major}.{minor - 1}.9"
+    RedNetForImageClassification(RedNetConfig(embedding_size=32, hidden_sizes=[64], depths=[1])).save_pretrained(
+        tmp_path
+    )
+    metadata = tmp_path / f"first/transformers-{old}.dist-info/METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: transformers\nVersion: {old}\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "first")}
+    command = [sys.executable, "-c", WITHOUT_PACKAGES + OLD]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    errors = result.stdout.splitlines()
+    assert len(errors) == 2
+    for error in errors:
+        assert f"transformers>={needed} is required" in error and f"found transformers=={old}" in error
+        assert "pip install --upgrade transformers" in error
+    card = imagenet_card(RedNetConfig(), "me/rednet-50", "authors")
+    assert f"transformers {needed} or newer" in " ".join(card.text.split())
+
+
+SAVE_CONFIGURATION = """
+from transformers import AutoConfig, AutoModel
+config = AutoConfig.from_pretrained("model", trust_remote_code=True)
+config.save_pretrained("alone")
+AutoConfig.from_pretrained("alone", trust_remote_code=True)
+AutoModel.from_pretrained("model", trust_remote_code=True).save_pretrained("with_a_model")
+AutoModel.from_config(AutoConfig.from_pretrained("with_a_model", trust_remote_code=True), trust_remote_code=True)
+"""
+
+
+def test_auto_map_names_files_that_are_there(tmp_path):
+    """Of a configuration that was loaded without a model, the code of the models was not fetched."""
+    config = RedNetConfig(embedding_size=32, hidden_sizes=[64], depths=[1])
+    RedNetForImageClassification(config).save_pretrained(tmp_path / "model")
+    command = [sys.executable, "-c", WITHOUT_PACKAGES + SAVE_CONFIGURATION]
+    # An empty cache: another test's model code would serve.
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for name, expected in (("model", AUTO_MAP), ("with_a_model", AUTO_MAP), ("alone", None)):
+        auto_map = json.loads((tmp_path / name / "config.json").read_text())["auto_map"]
+        assert all((tmp_path / name / f"{code.split('.')[0]}.py").is_file() for code in auto_map.values())
+        assert auto_map == expected or name == "alone"
+    assert not (tmp_path / "alone/modeling_rednet.py").exists() and "AutoModel" not in auto_map
