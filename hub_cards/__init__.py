@@ -56,23 +56,26 @@ def known_checkpoints() -> dict[str, dict]:
     return {path.stem: yaml.safe_load(path.read_text()) for path in paths}
 
 
-def imagenet_card(config: RedNetConfig, repository: str, weights: str) -> ModelCard:
+def imagenet_card(config: RedNetConfig, repository: str, weights: str | None) -> ModelCard:
     """
-    The card of weights that were published elsewhere and converted, with what their publishers say of that depth.
+    The card of converted weights, with what their publishers, if they were published, say of that depth.
 
     Args:
         config: the converted model's. A depth that nobody published gets a card without results.
         repository: the id or folder that the card's examples load.
-        weights: whose they are, `authors` or `paddleclas`.
+        weights: who published them, `authors` or `paddleclas`, or None: of those nothing is claimed.
     """
     depths = list(config.depths)
     facts = next((facts for facts in known_checkpoints().values() if facts["depths"] == depths), {})
     classifier = config.architectures != ["RedNetModel"]
-    publisher, url = SOURCES[weights]
     name = facts.get("name", f"RedNet with stages of {', '.join(map(str, depths))} bottlenecks")
-    introduction = f"{name}, converted from a checkpoint of {publisher} ({url}) without a change of any weight."
-    results, training = [], f"See {publisher}, {url}."
-    if config.num_labels == 1000 and facts and classifier:
+    origin, results = "a checkpoint", []
+    training = "The checkpoint does not say how it was trained, and its accuracy was not measured."
+    if weights is not None:
+        publisher, url = SOURCES[weights]
+        origin, training = f"a checkpoint of {publisher} ({url})", f"See {publisher}, {url}."
+    introduction = f"{name}, converted from {origin} without a change of any weight."
+    if weights is not None and config.num_labels == 1000 and facts and classifier:
         results = [
             EvalResult(
                 task_type="image-classification",

@@ -2,7 +2,8 @@
 
     python -m rednet.convert_rednet_to_hf --checkpoint_path rednet50.pth --output_dir rednet-50
 
-Format, depth, kernel sizes and number of classes are found in the file. Nothing in it is executed.
+A .pth of your own training with the authors' code is read as well: weights in an entry such as `model`, `state_dict` or
+`model_ema` (averaged weights are preferred), with an optimizer beside them, under DDP or torch.compile. Format, depth, kernel sizes and number of classes are found in the file. Nothing in it is executed.
 """
 
 import argparse
@@ -49,6 +50,18 @@ RENAMES = [
 OTHER_PARTS = ("neck.", "rpn_head.", "roi_head.", "bbox_head.", "mask_head.", "decode_head.", "auxiliary_head.")
 
 
+# Where training scripts put the weights in what they save. Averaged weights come first: they are those to evaluate.
+ENTRIES = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "model_state_dict", "net", "module")
+# What else is in such files, and does nothing: the options of a script, and numbers of NumPy such as the best accuracy.
+_SCALAR = np.float64(0).__reduce__()[0]
+HARMLESS = [
+    argparse.Namespace,
+    np.dtype,
+    *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},
+    *[(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")],
+]
+
+
 class NumpyUnpickler(pickle.Unpickler):
     """Knows what numpy arrays are pickled with, and nothing else: no name in a file leads to any other code."""
 
@@ -65,23 +78,50 @@ class NumpyUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only numpy arrays are read") from None
 
 
-def load_checkpoint(path: str | Path) -> tuple[str, dict[str, Tensor]]:
+def load_checkpoint(path: str | Path) -> tuple[str | None, dict[str, Tensor]]:
     """
-    Whose it is (`authors` or `paddleclas`), and its weights under the authors' names without the prefix `backbone.`.
+    Who published it (`authors` or `paddleclas`, None if it comes from a training of somebody else), and its weights
+    under the authors' names without the prefix `backbone.`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or has more in it than tensors.
+        ValueError: it cannot be read, or has other than tensors where its weights are.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     if path.suffix == ".pdparams":
         return "paddleclas", _from_paddle(_read(path, _load_pickle))
-    content = _read(path, lambda path: torch.load(path, map_location="cpu", weights_only=True))
-    if isinstance(content, dict):
-        content = content.get("state_dict", content)
-    return "authors", _from_mmcls(_only(Tensor, content, path))
+    content = _read(path, _load_torch)
+    # The authors' files have weights and words on their training, and nothing to continue it with.
+    published = {*_filled(content)} <= {"meta", "state_dict"} or not _entry(content)
+    while entry := _entry(content):
+        content = content[entry]
+    if isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
+        names = _some(sorted(map(str, content)))
+        raise ValueError(f"{path} has no weights: its entries are {names}, expected one of {', '.join(ENTRIES)}")
+    weights = _only(Tensor, content, path)
+    unwrapped = {_unwrap(key): value for key, value in weights.items() if key != "n_averaged"}  # of torch's averaging
+    if len(unwrapped) < len(weights.keys() - {"n_averaged"}):
+        raise ValueError(f"{path} has some weights twice, with and without the names of wrappers")
+    return "authors" if published and unwrapped.keys() == weights.keys() else None, _from_mmcls(unwrapped)
+
+
+def _filled(content) -> list[str]:
+    return [key for key, value in content.items() if value is not None] if isinstance(content, dict) else []
+
+
+def _entry(content) -> str | None:
+    """The entry of a checkpoint that has the weights, None where these are the entries themselves."""
+    if not isinstance(content, dict):
+        return None
+    return next((name for name in ENTRIES if isinstance(content.get(name), dict)), None)
+
+
+def _unwrap(key: str) -> str:
+    """Without what DDP, torch.compile and modules of training scripts around the model have put before its names."""
+    key = ".".join(part for part in key.split(".") if part not in ("module", "_orig_mod"))
+    return re.sub(r"^((model|net|ema)\.)+", "", key)
 
 
 def _read(path: Path, load):
@@ -91,6 +131,11 @@ def _read(path: Path, load):
         unknown = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for {unknown[1]}, and only tensors are read" if unknown else str(error).split("\n")[0]
         raise ValueError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {reason}") from error
+
+
+def _load_torch(path: Path):
+    with torch.serialization.safe_globals(HARMLESS):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _load_pickle(path: Path) -> dict[str, np.ndarray]:
@@ -246,8 +291,8 @@ def convert(
     Writes the complete Hub folder `output_dir`, or nothing.
 
     Args:
-        checkpoint_path: `.pth` of the authors (with or without a head, of a detector or a segmentation model too), or
-            `.pdparams` of PaddleClas.
+        checkpoint_path: `.pth` of the authors (with or without a head, of a detector or a segmentation model too) or
+            of a training with their code, or `.pdparams` of PaddleClas.
         config: what the file does not tell: channels of a group, reduction ratio, names of the classes.
         repository: the id that the card's examples load, by default the folder's name.
 

@@ -1,9 +1,11 @@
 """Checkpoints in the two public layouts: converted, they give the logits of the authors' and of PaddleClas's code."""
 
+import argparse
 import json
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zlib
@@ -16,8 +18,8 @@ from huggingface_hub import ModelCard
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 import rednet
-from rednet import RedNetBackbone
-from rednet.convert_rednet_to_hf import convert
+from rednet import RedNetBackbone, RedNetConfig, RedNetForImageClassification
+from rednet.convert_rednet_to_hf import checkpoint_name, convert
 from rednet.hub import check_hub_folder
 
 
@@ -149,6 +151,83 @@ def test_detector_with_a_stem_of_seven(authors_weights, tmp_path):
     assert card.data.pipeline_tag == "image-feature-extraction" and not card.data.eval_results
 
 
+def small(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Weights of a small RedNet under the authors' names, for five classes."""
+    torch.manual_seed(seed)
+    config = RedNetConfig(embedding_size=32, hidden_sizes=[64], depths=[1], num_labels=5)
+    state = RedNetForImageClassification(config).state_dict()
+    prefix = {True: "head.", False: "backbone."}
+    return {f"{prefix[key.startswith('classifier')]}{checkpoint_name(key)}": value for key, value in state.items()}
+
+
+def trained(layout: str) -> dict:
+    """What training scripts save: the weights `small()`, and much beside them."""
+    weights, other = small(), small(1)
+    optimizer = {"state": {0: {"step": torch.tensor(3.0), "momentum_buffer": None}}, "param_groups": [{"lr": 0.1}]}
+    beside = {"optimizer": optimizer, "epoch": 3, "best_acc": np.float64(0.5), "args": argparse.Namespace(lr=0.1)}
+
+    def add(prefix: str, weights: dict) -> dict:
+        return {f"{prefix}{key}": value for key, value in weights.items()}
+
+    return {
+        "DDP": lambda: add("module.", weights),
+        "torch.compile": lambda: {"model": add("_orig_mod.", weights), **beside},
+        "DDP of torch.compile": lambda: {"state_dict": add("module._orig_mod.", weights), **beside},
+        "a compiled part": lambda: {
+            "state_dict": {key.replace("backbone.", "backbone._orig_mod."): value for key, value in weights.items()}
+        },
+        "averaged by torch": lambda: {
+            "model": other, "model_ema": {"n_averaged": torch.tensor(7), **add("module.", weights)}, **beside
+        },
+        "averaged": lambda: {"ema": {"state_dict": weights, "updates": 3}, "model": other, **beside},
+        "timm": lambda: {"arch": "rednet", "state_dict": other, "state_dict_ema": weights, "metric": 0.5, **beside},
+        "Lightning": lambda: {"state_dict": add("model.", weights), "hyper_parameters": {"lr": 0.1}},
+        "net": lambda: {"net": weights, "acc": 50.0},
+        "mmcls, unfinished": lambda: {"meta": {"epoch": 3}, "state_dict": weights, "optimizer": optimizer},
+    }[layout]()  # fmt: skip
+
+
+LAYOUTS = ["DDP", "torch.compile", "DDP of torch.compile", "a compiled part", "averaged by torch", "averaged", "timm"]
+LAYOUTS += ["Lightning", "net", "mmcls, unfinished"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_checkpoints_of_ones_own_training(tmp_path, layout):
+    torch.save(trained(layout), tmp_path / "mine.pth")
+    convert(tmp_path / "mine.pth", tmp_path / "mine")
+    state = AutoModelForImageClassification.from_pretrained(tmp_path / "mine").state_dict()
+    for key, value in small().items():
+        names = [name for name in state if checkpoint_name(name) == key.split(".", 1)[1]]
+        assert len(names) == 1 and torch.equal(state[names[0]], value)
+    assert "authors' release" not in ModelCard.load(tmp_path / "mine/README.md").text
+
+
+def test_accuracies_are_not_claimed_of_ones_own_training(authors_weights, tmp_path):
+    """Also where depths and classes are those of a published model."""
+    torch.save({"model": authors_weights, "optimizer": {}}, tmp_path / "mine.pth")
+    convert(tmp_path / "mine.pth", tmp_path / "mine")
+    card = ModelCard.load(tmp_path / "mine/README.md")
+    assert not card.data.eval_results and not card.data.datasets and "75.96" not in card.text
+    assert "authors' release" not in card.text and "Beside ResNet" not in card.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"epoch": 3, "weights": {}}, "has no weights: its entries are 'epoch', 'weights', expected one of"),
+        ({"model": {"module.a": torch.zeros(1), "a": torch.zeros(1)}}, "some weights twice"),
+        ({"model": [1, 2]}, "has no weights: its entries are 'model'"),
+        ({"model": {"stem.0.conv.weight": torch.zeros(1), "epoch": 3}}, "'epoch' is int, expected Tensor"),
+        (torch.nn.Linear(1, 1), "asks for torch.nn.modules.linear.Linear, and only tensors are read"),
+        ({"model": torch.nn.Linear(1, 1)}, "asks for torch.nn.modules.linear.Linear, and only tensors are read"),
+    ],
+)
+def test_files_without_weights_are_named(tmp_path, content, message):
+    torch.save(content, tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        convert(tmp_path / "bad.pth", tmp_path / "folder")
+
+
 class Malicious:
     def __reduce__(self):
         return os.system, ("touch harmed",)
@@ -212,6 +291,18 @@ def test_bad_pickles_are_refused(tmp_path, monkeypatch, content, message):
     assert os.listdir() == ["bad.pdparams"]
 
 
+@pytest.mark.parametrize("place", ["args", "optimizer", "scalar", "model"])
+def test_nothing_beside_the_weights_is_executed(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    bad = argparse.Namespace(model=Malicious()) if place == "args" else {"state": [Malicious()]}
+    if place == "scalar":
+        bad = (Malicious(), np.float64(1))
+    torch.save({"model": small(), place: bad}, "bad.pth")
+    with pytest.raises(ValueError, match=r"asks for (posix|nt)\.system"):
+        convert("bad.pth", "folder")
+    assert os.listdir() == ["bad.pth"]
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".pdparams"])
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.5, 0.999])
 def test_truncated_files_are_refused(authors_weights, paddle_weights, tmp_path, suffix, part):
@@ -234,10 +325,10 @@ def test_command(root, authors_weights, tmp_path):
     wrong = run(*arguments, "out", "--config", str(root / "configs/models/rednet-50.json"))
     assert wrong.returncode == 1 and "depths is [3, 4, 6, 3] in the configuration, [1, 2, 4, 1] in" in wrong.stderr
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/notes.txt").write_text("keep")
+    (tmp_path / "mine/README.md").write_text("keep")
     occupied = run(*arguments, "mine")
-    assert occupied.returncode == 1 and "not a folder of a saved model" in occupied.stderr
-    assert (tmp_path / "mine/notes.txt").read_text() == "keep"
+    assert occupied.returncode == 1 and "not a folder of a saved RedNet, but has README.md" in occupied.stderr
+    assert (tmp_path / "mine/README.md").read_text() == "keep"
     result = run(*arguments, "out", "--config", str(root / "configs/models/rednet-26.json"))
     assert result.returncode == 0, result.stderr
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "out").config.num_labels == 1000
