@@ -9,9 +9,11 @@ it was traced with.
 """
 
 import argparse
+import copy
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,10 +123,11 @@ def check_output(path: Path, format: str, device: str = "cpu") -> None:
 def export_model(model: RedNetPreTrainedModel, path: Path, format: str, device: str = "cpu") -> tuple[float, float]:
     """
     Writes the file `path`, or nothing. The exported model takes pixel_values (B, C, H, W), float32, and returns what the
-    model returns, as a tuple. The model itself is fused for inference by this, on `device`. A program of torch.export
-    refuses pictures whose last feature map is one pixel high or wide: sides up to 32 with strides of 32 in all.
+    model returns, as a tuple. A program of torch.export refuses pictures whose last feature map is one pixel high or
+    wide: sides up to 32 with strides of 32 in all.
 
     Args:
+        model: stays as it is. A copy of it is fused and exported.
         format: `onnx`, `torch_export` or `aoti`.
         device: what a program or package is for; ONNX files belong to none.
 
@@ -137,21 +140,20 @@ def export_model(model: RedNetPreTrainedModel, path: Path, format: str, device: 
     """
     check_output(path, format, device)
     _, _, write, run = FORMATS[format]
-    model = model.eval().requires_grad_(False).to(device)
+    model = copy.deepcopy(model).eval().requires_grad_(False).to(device)
     channels = model.config.num_channels
     # Every stage halves an odd size (225 = 7 * 32 + 1). Where sizes are even, Inductor takes it that they always are,
     # and pools the odd ones to a size too small; what is 1 the tracer takes for a constant.
     traced = torch.zeros(2, channels, 225, 257, device=device)
     picture = torch.randn(1, channels, 197, 251, generator=torch.Generator().manual_seed(0)).to(device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.stem}.new{path.suffix}")
-    try:
-        with torch.no_grad():
-            outputs = model(picture, return_dict=True)
-            # Exported models return tuples: who loads them has not imported the classes of transformers.
-            model.fuse().config.return_dict = False
-            write(model, traced, _names(outputs), beside)
-            found = tree_leaves(run(beside)(picture))
+    with torch.no_grad(), tempfile.TemporaryDirectory(prefix=".export.", dir=path.parent) as folder:
+        temporary = Path(folder, path.name)
+        outputs = model(picture, return_dict=True)
+        # Exported models return tuples: who loads them has not imported the classes of transformers.
+        model.fuse().config.return_dict = False
+        write(model, traced, _names(outputs), temporary)
+        found = tree_leaves(run(temporary)(picture))
         expected = tree_leaves(tuple(outputs.values()))
         difference = max((a - b).abs().max().item() for a, b in zip(expected, found, strict=True))
         largest = max(y.abs().max().item() for y in expected)
@@ -159,10 +161,7 @@ def export_model(model: RedNetPreTrainedModel, path: Path, format: str, device: 
             raise RuntimeError(
                 f"the exported model differs from the model by {difference:.1e}, where the largest value is {largest:.1e}"
             )
-        os.replace(beside, path)
-    finally:
-        model.config.return_dict = True
-        beside.unlink(missing_ok=True)
+        os.replace(temporary, path)
     return difference, largest
 
 
