@@ -33,16 +33,18 @@ from PIL import Image
 from transformers import AutoBackbone, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
 repo = sys.argv[1]
 processor = AutoImageProcessor.from_pretrained(repo)
-inputs = processor(Image.open("picture.jpg"), return_tensors="pt")
-model, base = (c.from_pretrained(repo, **remote).eval() for c in (AutoModelForImageClassification, AutoModel))
-backbone = AutoBackbone.from_pretrained(repo, out_features=["stage1"], **remote).eval()
+inputs = processor(Image.open("picture.jpg"), return_tensors="pt").to(torch.float64)
+tolerance = {"rtol": 1e-10, "atol": 1e-10}
+model, base = (c.from_pretrained(repo, **remote).eval().double() for c in (AutoModelForImageClassification, AutoModel))
+backbone = AutoBackbone.from_pretrained(repo, out_features=["stage1"], **remote).eval().double()
 with torch.no_grad():
     logits = model(**inputs).logits
-    torch.testing.assert_close(model.classifier(base(**inputs).pooler_output), logits)
-    torch.testing.assert_close(backbone(**inputs).feature_maps[0].mean((2, 3)), base(**inputs).pooler_output)
+    torch.testing.assert_close(model.classifier(base(**inputs).pooler_output), logits, **tolerance)
+    features = base(**inputs).pooler_output
+    torch.testing.assert_close(backbone(**inputs).feature_maps[0].mean((2, 3)), features, **tolerance)
 best = pipeline("image-classification", model=repo, **remote)("picture.jpg")[0]
 assert best["label"] == model.config.id2label[logits.argmax().item()]
-json.dump(logits.double().tolist(), sys.stdout)
+json.dump(logits.tolist(), sys.stdout)
 """
 
 
@@ -154,10 +156,10 @@ def push(hub, root, place):
 
 def local_logits(folder, place) -> torch.Tensor:
     """What the package gives for the picture with the weights in a folder."""
-    model = RedNetForImageClassification.from_pretrained(folder)
+    model = RedNetForImageClassification.from_pretrained(folder).double()
     inputs = ConvNextImageProcessor.from_pretrained(folder)(Image.open(place / "picture.jpg"), return_tensors="pt")
     with torch.no_grad():
-        return model(**inputs).logits
+        return model(**inputs.to(torch.float64)).logits
 
 
 def uploads(hub, repo) -> int:
@@ -188,8 +190,8 @@ def test_a_push_is_one_commit_of_the_whole(hub, pushed):
 
 @pytest.mark.parametrize("start", [WITH_PACKAGES, REMOTE], ids=["package", "remote code"])
 def test_pull(hub, pushed, place, start):
-    logits = torch.tensor(json.loads(output(run(hub, place, start + PULL, REPO))))
-    torch.testing.assert_close(logits, local_logits(pushed, place), rtol=1e-5, atol=1e-5)
+    logits = torch.tensor(json.loads(output(run(hub, place, start + PULL, REPO))), dtype=torch.float64)
+    torch.testing.assert_close(logits, local_logits(pushed, place), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("start", [WITH_PACKAGES, REMOTE], ids=["package", "remote code"])
@@ -241,8 +243,8 @@ def test_what_trainer_pushes_is_complete(hub, pushed, place, start):
 
     for name, data in files.items():
         (place / name).write_bytes(data)
-    logits = torch.tensor(json.loads(output(run(hub, place, REMOTE + PULL, repo))))
-    torch.testing.assert_close(logits, local_logits(place, place), rtol=1e-5, atol=1e-5)
+    logits = torch.tensor(json.loads(output(run(hub, place, REMOTE + PULL, repo))), dtype=torch.float64)
+    torch.testing.assert_close(logits, local_logits(place, place), rtol=1e-10, atol=1e-10)
 
 
 def test_the_converter_pushes(hub, model, place):
@@ -305,6 +307,45 @@ def test_a_second_push_replaces_the_weights_alone(hub, model, place, push):
     assert foreign.items() <= files.items()
     assert "model.safetensors" not in files and "model.safetensors.index.json" in files
     assert json.loads(output(run(hub, place, WITH_PACKAGES + PULL, "user/twice")))
+
+
+PUSH_FUSED = """
+import sys, torch
+from rednet import RedNetForImageClassification
+model = RedNetForImageClassification.from_pretrained(sys.argv[1]).eval().fuse()
+try:
+    model.push_to_hub("user/fused")
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.xfail(strict=True, reason="push_to_hub creates the repository before it saves the model")
+def test_a_fused_model_is_refused_before_its_repository_is_created(hub, pushed, place):
+    assert "fused for inference" in output(run(hub, place, PUSH_FUSED, pushed))
+    assert "user/fused" not in hub.repos
+
+
+SUBFOLDER = """
+import sys
+from huggingface_hub import HfApi
+from transformers import AutoModelForImageClassification
+api, (repo, folder) = HfApi(), sys.argv[1:]
+api.create_repo(repo)
+api.upload_folder(repo_id=repo, folder_path=folder, path_in_repo="large")
+def load():
+    return AutoModelForImageClassification.from_pretrained(repo, subfolder="large", trust_remote_code=True)
+try:
+    load()
+except OSError as error:
+    print("configuration_rednet.py" in str(error))
+api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns="*.py")
+print(load().config.id2label[0])
+"""
+
+
+def test_a_model_in_a_subfolder_needs_its_code_at_the_root(hub, pushed, place):
+    assert output(run(hub, place, WITHOUT_PACKAGES + SUBFOLDER, "user/several", pushed)).split() == ["True", "cat"]
 
 
 def damage(kind, folder):

@@ -1,0 +1,104 @@
+"""What GUIDE.md says of other libraries, tried with them."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from remote import WITHOUT_PACKAGES
+from small_models import random_images, small_config, small_model
+from transformers import AutoModelForImageClassification, UperNetConfig, UperNetForSemanticSegmentation
+
+from rednet import RedNetBackbone, RedNetForImageClassification
+
+
+@pytest.fixture(scope="module")
+def guide(root) -> str:
+    return " ".join((root / "GUIDE.md").read_text().split())
+
+
+def run(code: str, folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+
+
+def test_a_model_with_a_rednet_in_it_needs_the_import(guide, tmp_path):
+    config = small_config(hidden_sizes=[64] * 4, depths=[1] * 4, out_indices=[1, 2, 3, 4])
+    config = UperNetConfig(backbone_config=config, hidden_size=16, num_labels=3, use_auxiliary_head=False)
+    UperNetForSemanticSegmentation(config).save_pretrained(tmp_path)
+    load = "from transformers import UperNetForSemanticSegmentation as U; U.from_pretrained('.')"
+    assert (
+        run(load, tmp_path).stderr.strip().splitlines()[-1] == "KeyError: 'rednet'" and "`KeyError: 'rednet'`" in guide
+    )
+    # Here `rednet` is imported.
+    assert isinstance(UperNetForSemanticSegmentation.from_pretrained(tmp_path).backbone, RedNetBackbone)
+
+
+def test_remote_code_is_at_the_root(tmp_path):
+    small_model().save_pretrained(tmp_path / "last")
+    code = (
+        WITHOUT_PACKAGES
+        + """
+import shutil
+from functools import partial
+from transformers import AutoModelForImageClassification
+load = partial(AutoModelForImageClassification.from_pretrained, trust_remote_code=True)
+assert type(load("last")).__module__.startswith("transformers_modules.")
+try:
+    load(".", subfolder="last")
+except OSError as error:
+    print(error)
+for name in ("configuration_rednet.py", "modeling_rednet.py"):
+    shutil.copy(f"last/{name}", ".")
+assert type(load(".", subfolder="last")).__module__.startswith("transformers_modules.")
+"""
+    )
+    result = run(code, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "does not appear to have a file named configuration_rednet.py" in result.stdout
+    # Here `rednet` is imported.
+    model = AutoModelForImageClassification.from_pretrained(tmp_path, subfolder="last")
+    assert isinstance(model, RedNetForImageClassification)
+
+
+def test_an_adapter_comes_back_with_its_statistics(root, tmp_path):
+    peft = pytest.importorskip("peft")
+    code = re.search(r"```python\n(from peft .*?)```", (root / "GUIDE.md").read_text(), re.DOTALL)[1]
+    images, labels = 3 * random_images(8, 3, 32, 32) + 1, torch.arange(8) % 5
+
+    def difference(code: str, folder: Path) -> float:
+        """Between a trained model and the same one, saved and loaded, as a part of the largest result."""
+        torch.manual_seed(0)
+        scope = {"model": small_model()}
+        exec(code, scope)
+        model = scope["model"]
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+        for _ in range(3):
+            model.train()(pixel_values=images, labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        model.save_pretrained(folder)
+        again = peft.PeftModel.from_pretrained(small_model(), folder)
+        with torch.no_grad():
+            logits, found = (m.double().eval()(pixel_values=images.double()).logits for m in (model, again))
+        return ((found - logits).abs().max() / logits.abs().max()).item()
+
+    assert difference(code, tmp_path / "all") < 1e-9
+    assert difference(code.replace('"normalization", ', ""), tmp_path / "weights") > 0.1
+
+
+def test_convolutions_that_a_quantizer_sees(guide):
+    model = small_model().eval()
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)]
+    spans = [name for name in convolutions if name.endswith("span")]
+
+    def seen() -> int:
+        graph = torch.export.export(model, (random_images(1, 3, 64, 64),)).graph
+        return sum(node.target == torch.ops.aten.conv2d.default for node in graph.nodes)
+
+    assert seen() == len(convolutions) - len(spans) > 0
+    hook = re.search(r"`module\.(register_forward_hook\(.*?\))`", guide)[1]
+    for name in spans:
+        eval(f"module.{hook}", {"module": model.get_submodule(name)})
+    assert seen() == len(convolutions)
