@@ -58,7 +58,6 @@ def main(arguments: list[str] | None = None) -> None:
         demo = build(model_id)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    # show_error: a file that is no picture is found out by Gradio itself.
     demo.launch(server_port=options.port, theme=THEME, css=CSS, footer_links=[], show_error=True)
 
 
@@ -83,6 +82,22 @@ def example_pictures(model_id: str) -> list[str]:
     return [str(folder / name) for name in ("cheetah1.jpg", "lion.jpg", "tower.jpg")]
 
 
+class Demo(gr.Blocks):
+    """Blocks that say of a file, whatever is wrong with it, that it cannot be read as a picture."""
+
+    async def preprocess_data(self, *args, **kwargs):
+        try:
+            return await super().preprocess_data(*args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:  # Pillow raises what its decoders happen to meet: ValueError, EOFError, SyntaxError
+            raise gr.Error(unreadable(error)) from error
+
+
+def unreadable(error: Exception) -> str:
+    return f"This file cannot be read as a picture: {error or type(error).__name__}"
+
+
 def build(model_id: str) -> gr.Blocks:
     """
     Raises:
@@ -94,6 +109,10 @@ def build(model_id: str) -> gr.Blocks:
     def see(picture: Image.Image | None, stage: int, block: int, group: int, point: tuple[float, float]):
         if picture is None:
             return {seen: None, classes: None, heat: None, heat_legend: "", kernel: "", text: NO_PICTURE}
+        try:
+            picture = picture.convert("RGB")  # of a GIF, this is where it is decoded
+        except Exception as error:
+            raise gr.Error(unreadable(error)) from error
         now = views.see(model, processor, picture)
         return {seen: now, classes: now.classes or None} | show(now, stage, block, group, point)
 
@@ -122,7 +141,7 @@ def build(model_id: str) -> gr.Blocks:
         chosen = tuple((index + 0.5) / side for index, side in zip(event.index, shown.size))
         return {point: chosen} | show(now, stage, block, group, chosen)
 
-    with gr.Blocks(title="What involution sees", analytics_enabled=False) as demo:
+    with Demo(title="What involution sees", analytics_enabled=False) as demo:
         seen, point = gr.State(time_to_live=3600), gr.State((0.5, 0.5))
         gr.Markdown(INTRODUCTION.format(model=escape(model_id)))
         with gr.Row():

@@ -1,22 +1,27 @@
 """The app: what it computes, its push as a Space, and the Space in a real browser, where it has no package of ours."""
 
+import asyncio
 import copy
+import io
 import json
 import os
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
 import yaml
 from cases import plain_involution
+from gradio.state_holder import SessionState
 from hub_server import HubServer
 from pictures import coins
 from PIL import Image
@@ -239,6 +244,41 @@ def test_it_opens_with_the_model_of_the_demo(tmp_path, monkeypatch):
     assert app.example_pictures(app.default_model()) == ["outputs/demo/examples/00.png"]
 
 
+def broken_pictures() -> dict[str, tuple[str, bytes]]:
+    """Files by the kind of error that Pillow answers with: their names and contents."""
+
+    def saved(format: str) -> bytes:
+        file = io.BytesIO()
+        Image.effect_noise((40, 30), 50).save(file, format)
+        return file.getvalue()
+
+    return {
+        "UnidentifiedImageError": ("text.png", b"not a picture"),
+        "ValueError": ("header.ppm", b"P6\n40 "),
+        "OSError": ("cut.jpg", saved("JPEG")[:-200]),
+        "OSError of a GIF": ("cut.gif", saved("GIF")[:-400]),
+        "DecompressionBombError": (
+            "bomb.bmp",
+            b"BM" + struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, 54, 40, 10**5, 10**5, 1, 24, 0, 0, 0, 0, 0, 0),
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", broken_pictures())
+def test_whatever_is_wrong_with_a_file_it_is_named(folder, tmp_path, monkeypatch, kind):
+    name, content = broken_pictures()[kind]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Exception) as raised, Image.open(tmp_path / name) as image:
+        image.convert("RGB")
+    assert type(raised.value).__name__ == kind.split()[0]
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    demo = app.build(str(folder))
+    event = next(event for event in demo.fns.values() if event.name == "see")
+    inputs = [{"path": str(tmp_path / name), "orig_name": name, "meta": {"_type": "gradio.FileData"}}, 0, 1, 1, None]
+    with pytest.raises(gr.Error, match="This file cannot be read as a picture: "):
+        asyncio.run(demo.process_api(event, inputs, state=SessionState(demo)))
+
+
 # As a Space
 
 
@@ -399,7 +439,7 @@ def test_driven_in_a_browser(page, address, model, processor, picture, seen, tmp
     (tmp_path / "text.png").write_text("not a picture")
     page.locator("#picture").get_by_label("Remove Image").click()
     page.locator("#picture input[type=file]").set_input_files(tmp_path / "text.png")
-    expect(page.get_by_test_id("toast-body")).to_contain_text("cannot identify image file")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("This file cannot be read as a picture: cannot identify")
 
     page.locator("#picture").get_by_label("Remove Image").click()
     page.locator("#picture input[type=file]").set_input_files(tmp_path / "coins.png")
