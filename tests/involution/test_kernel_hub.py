@@ -37,14 +37,21 @@ def run(code: str, *arguments, **environment: str) -> tuple[str, str]:
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("kernel_hub")
-    output = folder / "involution"
+    output, neighbour = folder / "involution", folder / ".involution.new"
+    (folder / "elsewhere").mkdir()
+    output.symlink_to("elsewhere")  # which is not replaced, as a mount point could not be
+    neighbour.mkdir()
+    (neighbour / "precious").touch()
     command = [sys.executable, "-m", "involution.kernel_hub", str(output)]
     environment = {"CXX": quick_compiler(folder / "compiler"), "TORCH_EXTENSIONS_DIR": str(folder / "cache")}
     result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    assert (neighbour / "precious").exists() and output.is_symlink()
+    names = {"involution", "elsewhere", ".involution.new", "cache", "compiler"}
+    assert {path.name for path in folder.iterdir()} <= names
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 1 and "is not empty" in again.stderr
-    return output
+    return folder / "elsewhere"
 
 
 @pytest.fixture(scope="module")

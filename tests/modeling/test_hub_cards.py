@@ -2,15 +2,16 @@
 
 import copy
 import csv
+import difflib
 import json
 import subprocess
 import sys
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard
 
 from rednet import RedNetConfig
-from rednet.hub_cards import imagenet_card, known_checkpoints, name_repository
+from rednet.hub_cards import add_results, imagenet_card, known_checkpoints, make_card, name_repository
 
 
 # Parameters and MACs as published, and the authors' released top-1 and top-5.
@@ -98,3 +99,21 @@ def test_unknown_names_are_refused(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2 and "rednet-34" in result.stderr and "rednet-152" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_new_results_leave_what_somebody_wrote():
+    def result(value: float) -> EvalResult:
+        return EvalResult("image-classification", "me/things", "things", "accuracy", value, metric_name="Top-1")
+
+    card = make_card(RedNetConfig(num_labels=2), "RedNet", "x", "A test.", "None.", results=[result(0.5)])
+    own = "\n## My notes\n\n| Top-1 on things | 50.00 % | on my pictures |\n"
+    text = str(card).replace("license:", "my_key: 5\nlicense:") + own
+    card = ModelCard(text)
+    add_results(card, [result(0.75)])
+    changed = {line for line in difflib.ndiff(text.splitlines(), str(card).splitlines()) if line[0] in "+-"}
+    assert changed == {
+        "-       value: 0.5",
+        "+       value: 0.75",
+        "- | Top-1 on things | 50.00 % (measured with this repository's weights) |",
+        "+ | Top-1 on things | 75.00 % (measured with this repository's weights) |",
+    }

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 import rednet
@@ -100,8 +101,9 @@ def test_paddle_checkpoint(official, paddle_weights, tmp_path):
     convert(write_pickle(tmp_path / "RedNet26_pretrained.pdparams", paddle_weights), tmp_path / "rednet-26")
     image = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype("float32"))
     with torch.no_grad():
-        logits = AutoModelForImageClassification.from_pretrained(tmp_path / "rednet-26")(image).logits
-    check_logits(logits, official["paddleclas"], 1e-4)
+        model = AutoModelForImageClassification.from_pretrained(tmp_path / "rednet-26").double()
+        logits = model(image.double()).logits
+    check_logits(logits, official["paddleclas"], 1e-4)  # what is expected was computed in float32
     card = ModelCard.load(tmp_path / "rednet-26/README.md")
     assert [result.metric_value for result in card.data.eval_results] == [0.7595, 0.9319]
     assert "PaddleClas" in card.data.eval_results[0].source_name
@@ -119,7 +121,10 @@ def test_writes_a_complete_folder(authors_weights, tmp_path):
     assert config["id2label"]["0"] == "tench" and config["label2id"]["toilet tissue"] == 999
     assert len(set(config["id2label"].values())) == 1000
     processor = AutoImageProcessor.from_pretrained(tmp_path / "rednet-26")
-    assert (processor.size["shortest_edge"], processor.crop_pct, processor.do_convert_rgb) == (224, 0.875, True)
+    assert (processor.size["shortest_edge"], processor.crop_pct) == (224, 0.875)
+    for mode in ("RGB", "L", "LA", "RGBA", "P", "CMYK", "1", "I;16"):  # as pictures come from the web
+        pixel_values = processor(Image.new(mode, (300, 240)), return_tensors="pt")["pixel_values"]
+        assert pixel_values.shape == (1, 3, 224, 224), mode
     card = ModelCard.load(tmp_path / "rednet-26/README.md")
     assert [result.metric_value for result in card.data.eval_results] == [0.7596, 0.9319]
     assert card.data.eval_results[0].source_url == "https://github.com/d-li14/involution"
@@ -138,14 +143,15 @@ def test_detector_with_a_stem_of_seven(authors_weights, tmp_path):
     torch.save(bare, tmp_path / "backbone.pth")
     convert(tmp_path / "backbone.pth", tmp_path / "bare")
 
-    model = AutoModel.from_pretrained(tmp_path / "detector")
+    model = AutoModel.from_pretrained(tmp_path / "detector").double()
     assert model.config.stem_kernel_size == 7 and model.config.architectures == ["RedNetModel"]
-    backbone = RedNetBackbone.from_pretrained(tmp_path / "bare", out_features=["stage4"])
-    image = torch.randn(1, 3, 65, 64)
+    backbone = RedNetBackbone.from_pretrained(tmp_path / "bare", out_features=["stage4"]).double()
+    image = torch.randn(1, 3, 65, 64, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(backbone(image).feature_maps[0], model(image).last_hidden_state)
     torch.testing.assert_close(
-        model.state_dict()["embedder.layers.1.involution.span.weight"], weights["backbone.stem.1.conv2.conv.weight"]
+        model.state_dict()["embedder.layers.1.involution.span.weight"].float(),
+        weights["backbone.stem.1.conv2.conv.weight"],
     )
     card = ModelCard.load(tmp_path / "detector/README.md")
     assert card.data.pipeline_tag == "image-feature-extraction" and not card.data.eval_results
