@@ -234,7 +234,7 @@ def push_hub_folder(
     The repository is created where there is none, and the card's examples load it, there and afterwards in the folder.
     After a failure the same call goes on: weights that were uploaded completely are not uploaded again. Of the files
     that the repository has and the folder has not, the weights of a previous model (`model.safetensors`, its parts and
-    their index, at the root) are removed; all others stay.
+    their index, at the root) are removed; all others stay. Those that both have are replaced, the card as well.
 
     Args:
         folder: what is pushed of it are the files of a model, not logs or checkpoints.
@@ -283,4 +283,11 @@ def _is_weights(name: str) -> bool:
     )
 
 
-__all__ = ["check_hub_folder", "check_token", "push_hub_folder", "replacing", "save_hub_folder"]
+__all__ = [
+    "check_hub_folder",
+    "check_replaceable",
+    "check_token",
+    "push_hub_folder",
+    "replacing",
+    "save_hub_folder",
+]

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rednet.hub import check_replaceable
+
 
 # With these changed, a run still ends with the same weights.
 FREE = {"output_dir", "dataloader_num_workers", "per_device_eval_batch_size", "checkpointing_steps"}
@@ -13,7 +15,15 @@ FREE |= {"checkpoints_total_limit", "report_to", "push_to_hub", "hub_model_id", 
 
 
 def check_options(output_dir: str, options: dict) -> None:
-    """Refuses an `output_dir` that belongs to a run with other options."""
+    """
+    Refuses, before anything is computed, an `output_dir` that belongs to a run with other options, or in which the
+    models of the run cannot be saved at its end.
+    """
+    try:
+        for name in ("best", "last"):
+            check_replaceable(Path(output_dir, name))
+    except OSError as error:
+        raise SystemExit(f"error: {error}") from error
     path = Path(output_dir) / "options.json"
     if path.exists():
         before = json.loads(path.read_text())

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from checkpoints import checkpoints, damage, save_checkpoint
+from run_folder import check_options, write_text
 
 
 @pytest.fixture
@@ -45,3 +46,23 @@ def test_a_checkpoint_of_the_same_step_is_replaced(accelerator, tmp_path):
         save_checkpoint(accelerator, tmp_path, 1, limit=2)
     assert damage(tmp_path / "step_00000001") is None and checkpoints(tmp_path)[0] == tmp_path / "step_00000001"
     assert sorted(path.name for path in tmp_path.rglob("[abc]")) == ["a", "b", "c"]
+
+
+def test_a_folder_that_a_model_could_not_be_saved_in_is_refused_at_the_start(tmp_path):
+    check_options(str(tmp_path / "run"), {})
+    for name in ("best", "last"):
+        (tmp_path / f"run/{name}").mkdir(parents=True)
+        (tmp_path / f"run/{name}/README.md").write_text("mine")
+        with pytest.raises(SystemExit, match=f"run/{name} is not a folder of a saved RedNet, but has README.md"):
+            check_options(str(tmp_path / "run"), {})
+        (tmp_path / f"run/{name}/README.md").unlink()
+
+
+def test_a_text_is_written_past_the_files_of_others(tmp_path):
+    (tmp_path / "results.json.new").write_text("mine")
+    for text in ("{}", "{1}"):
+        write_text(tmp_path / "results.json", text)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "results.json": "{1}",
+        "results.json.new": "mine",
+    }
