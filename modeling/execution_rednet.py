@@ -18,17 +18,21 @@ from .operator_rednet import involution2d, involution2d_fused, operators
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling `module` does what its class `kind` does with ordinary tensors, and nothing else."""
-    return (
-        type(module) is kind
-        and "forward" not in vars(module)
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and not module._backward_hooks
-        and not module._backward_pre_hooks
-        and not _has_any_global_hook()
+    if (
+        type(module) is not kind
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or _has_any_global_hook()
+    ):
+        return False
+    for parameter in module._parameters.values():
         # Quantized and distributed weights are tensors of other types, which may not support every operator.
-        and all(type(t) in (nn.Parameter, Tensor) for t in module._parameters.values() if t is not None)
-    )
+        if parameter is not None and type(parameter) is not nn.Parameter and type(parameter) is not Tensor:
+            return False
+    return True
 
 
 def is_pointwise(convolution: nn.Module) -> bool:
@@ -86,8 +90,8 @@ def convolve_and_normalize(convolution: nn.Module, norm: nn.Module, hidden_state
     """
     `norm(convolution(hidden_state))`; in inference on a CPU, in eager mode, in two ways that are faster there.
 
-    An affine normalization of float32 or float64 goes into the weights where they are fewer than the results. Weights
-    of 16 bits would lose precision.
+    An affine normalization goes into the weights where they are fewer than the results, unless a large scale could
+    exceed the range of float16.
     """
     if not (
         hidden_state.device.type == "cpu"
@@ -101,7 +105,7 @@ def convolve_and_normalize(convolution: nn.Module, norm: nn.Module, hidden_state
         return norm(convolution(hidden_state))
     weight, bias = convolution.weight, convolution.bias
     results = hidden_state.numel() // (hidden_state.shape[1] * math.prod(convolution.stride))
-    if is_affine(norm) and weight.dtype.itemsize >= 4 and math.prod(weight.shape[1:]) < results:
+    if is_affine(norm) and weight.dtype != torch.float16 and math.prod(weight.shape[1:]) < results:
         scale, shift = (t.to(weight.dtype) for t in scale_and_shift(norm))
         bias = shift if bias is None else shift + bias * scale
         return _convolve(hidden_state, weight * scale[:, None, None, None], bias, convolution)
@@ -131,6 +135,33 @@ def _convolve(hidden_state: Tensor, weight: Tensor, bias: Tensor | None, convolu
         convolution.dilation,
         convolution.groups,
     )
+
+
+def may_overwrite(hidden_state: Tensor) -> bool:
+    """Whether a result may be overwritten where nobody else holds it: in inference, in eager mode."""
+    return not torch.is_grad_enabled() and _is_eager(hidden_state)
+
+
+def is_fresh(convolution: nn.Module, norm: nn.Module) -> bool:
+    """Whether nobody else can hold what a convolution and its normalization return."""
+    return is_plain(convolution, nn.Conv2d) and (is_plain(norm, nn.BatchNorm2d) or is_plain(norm, RedNetFoldedNorm))
+
+
+class RedNetFoldedNorm(nn.Module):
+    """
+    Takes the place of a BatchNorm that `fuse()` folded into the operator before it: into the weights of a convolution,
+    or as `scale` and `shift` (C,) into the pass of an involution.
+    """
+
+    def __init__(self, scale: Tensor | None = None, shift: Tensor | None = None):
+        super().__init__()
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        if self.scale is None:
+            return hidden_state
+        return (hidden_state * self.scale[:, None, None] + self.shift[:, None, None]).to(hidden_state.dtype)
 
 
 class _NormalizedInvolution(torch.autograd.Function):

@@ -25,32 +25,18 @@ from transformers.utils import auto_docstring, can_return_tuple
 
 from .configuration_rednet import RedNetConfig
 from .execution_rednet import (
+    RedNetFoldedNorm,
     can_normalize_involution,
     convolve_and_normalize,
     is_affine,
+    is_fresh,
     is_plain,
     is_pointwise,
+    may_overwrite,
     normalize_involution,
     scale_and_shift,
 )
 from .operator_rednet import involution2d, involution2d_fused
-
-
-class RedNetFoldedNorm(nn.Module):
-    """
-    Takes the place of a BatchNorm that `fuse()` folded into the operator before it: into the weights of a convolution,
-    or as `scale` and `shift` (C,) into the pass of an involution.
-    """
-
-    def __init__(self, scale: Tensor | None = None, shift: Tensor | None = None):
-        super().__init__()
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("shift", shift, persistent=False)
-
-    def forward(self, hidden_state: Tensor) -> Tensor:
-        if self.scale is None:
-            return hidden_state
-        return (hidden_state * self.scale[:, None, None] + self.shift[:, None, None]).to(hidden_state.dtype)
 
 
 class RedNetConvLayer(nn.Module):
@@ -72,7 +58,14 @@ class RedNetConvLayer(nn.Module):
         self.activation = ACT2FN[activation] if activation is not None else nn.Identity()
 
     def forward(self, hidden_state: Tensor) -> Tensor:
-        return self.activation(convolve_and_normalize(self.convolution, self.normalization, hidden_state))
+        hidden_state = convolve_and_normalize(self.convolution, self.normalization, hidden_state)
+        if (
+            may_overwrite(hidden_state)
+            and is_plain(self.activation, nn.ReLU)
+            and is_fresh(self.convolution, self.normalization)
+        ):
+            return F.relu_(hidden_state)
+        return self.activation(hidden_state)
 
 
 class RedNetInvolution(nn.Module):
@@ -262,7 +255,20 @@ class RedNetBottleNeckLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         residual = self.shortcut(hidden_state)
-        return self.activation(self.layer(hidden_state) + residual)
+        hidden_state = self.layer(hidden_state)
+        if not may_overwrite(hidden_state):
+            return self.activation(hidden_state + residual)
+        last = self.layer[-1]
+        if (
+            is_plain(self.layer, nn.Sequential)
+            and is_plain(last, RedNetConvLayer)
+            and is_plain(last.activation, nn.Identity)
+            and is_fresh(last.convolution, last.normalization)
+        ):
+            hidden_state += residual
+        else:
+            hidden_state = hidden_state + residual
+        return F.relu_(hidden_state) if is_plain(self.activation, nn.ReLU) else self.activation(hidden_state)
 
 
 class RedNetStage(nn.Module):
