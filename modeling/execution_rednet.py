@@ -76,6 +76,7 @@ def is_affine(norm: nn.Module) -> bool:
     )
 
 
+@torch.no_grad()
 def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """What an affine normalization multiplies by and adds: (C,) each, in float32 at least."""
     mean, variance = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (norm.running_mean, norm.running_var))

@@ -51,6 +51,18 @@ def involution2d_fused(
     return (output.relu() if relu else output).to(input.dtype)
 
 
+def traced_involution2d(input: Tensor, kernel: Tensor, stride, padding, dilation) -> Tensor:
+    """
+    The definition for `torch.jit.trace`, which keeps every size as a constant that is not read by itself, as an element
+    of a shape: (B, C, H, W) and (B, G, Kh, Kw, H', W') -> (B, C, H', W').
+    """
+    batch, groups, height, width = kernel.shape[0], kernel.shape[1], kernel.shape[4], kernel.shape[5]
+    kernel_size = int(kernel.shape[2]), int(kernel.shape[3])
+    columns = F.unfold(input, kernel_size, dilation, padding, stride)
+    columns = columns.view(batch, groups, input.shape[1] // groups, *kernel_size, height, width)
+    return (kernel.unsqueeze(2) * columns).sum((3, 4)).reshape(batch, input.shape[1], height, width)
+
+
 def _whole_tiles(tensor: Tensor, dim: int) -> Tensor:
     """`tensor` with zeros after the pixels of `dim` that lack to a multiple of TILE."""
     size = tensor.shape[dim]

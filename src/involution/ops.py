@@ -28,7 +28,7 @@ from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from . import decomposition, extension, reference
+from . import decomposition, extension, reference, sharding
 from ._ops import add_op_namespace_prefix, ops
 
 
@@ -85,6 +85,10 @@ def involution2d(
     _check(input, kernel, *window)
     if _is_transformed():
         return _call_transformed(partial(_bilinear, "involution2d"), input.device.type, (input, kernel), *window)
+    if _is_traced_for_onnx():
+        return decomposition.traced_involution2d(input, kernel, *window)
+    if type(input) is not Tensor:
+        sharding.prepare(input)
     return ops.involution2d.default(input, kernel, *window)
 
 
@@ -139,6 +143,11 @@ def involution2d_fused(
     if _is_transformed():
         composition = partial(reference.involution2d_fused, involution2d=partial(_bilinear, "involution2d"))
         return _call_transformed(composition, input.device.type, (input, features, weight, bias), *arguments)
+    if _is_traced_for_onnx():
+        composition = partial(reference.involution2d_fused, involution2d=decomposition.traced_involution2d)
+        return composition(input, features, weight, bias, *arguments)
+    if type(input) is not Tensor:
+        sharding.prepare(input)
     return ops.involution2d_fused.default(input, features, weight, bias, *arguments)
 
 
@@ -431,6 +440,11 @@ def _is_transformed() -> bool:
         # `torch.func.functionalize` takes operators, and no autograd function.
         return retrieve_current_functorch_interpreter().key() != TransformType.Functionalize
     return forward_ad._current_level >= 0
+
+
+def _is_traced_for_onnx() -> bool:
+    """Whether the older exporter of ONNX, which knows PyTorch's own operators alone, records a trace."""
+    return torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()
 
 
 def _call_transformed(function: Callable, device_type: str, tensors: tuple[Tensor | None, ...], *arguments) -> Tensor:

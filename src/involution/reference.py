@@ -4,6 +4,7 @@ It also runs wherever nothing could be compiled. Its memory grows with the unfol
 Values of 16 bits are multiplied and summed in float32.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -46,7 +47,9 @@ def involution2d_kernel_grad(
 
 def generated_kernel(features: Tensor, weight: Tensor, bias: Tensor | None, kernel_size) -> Tensor:
     """The last step of the kernel generation (paper, equation 6): (B, R, H', W') -> (B, G, Kh, Kw, H', W')."""
-    return F.conv2d(features, weight, bias).unflatten(1, (-1, *kernel_size))
+    kernel, groups = F.conv2d(features, weight, bias), weight.shape[0] // math.prod(kernel_size)
+    # Not `unflatten`: `torch.jit.trace` would keep the sizes of the picture.
+    return kernel.view(kernel.shape[0], groups, *kernel_size, kernel.shape[2], kernel.shape[3])
 
 
 def involution2d_fused(

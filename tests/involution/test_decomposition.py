@@ -37,18 +37,16 @@ class Pair(torch.nn.Module):
         return involution2d(input, self.kernel(input).unflatten(1, (2, 3, 5)), 2)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: Involution2d(16),
-        lambda: Involution2d(16, (2, 3), stride=(2, 3), dilation=(1, 2)),
-        Pair,
-    ],
-    ids=["paper", "strided", "pair"],
-)
+SHAPES = [(1, 16, 16, 8), (3, 16, 20, 33), (2, 16, 1, 1)]
+LAYERS = {
+    "paper": lambda: Involution2d(16),
+    "strided": lambda: Involution2d(16, (2, 3), stride=(2, 3), dilation=(1, 2)),
+}
+
+
+@pytest.mark.parametrize("make", [*LAYERS.values(), Pair], ids=[*LAYERS, "pair"])
 def test_onnx_export_needs_no_table(make, tmp_path):
     pytest.importorskip("onnxscript")
-    onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     layer, path = make().eval(), tmp_path / "layer.onnx"
     free = {0: "batch", 2: "height", 3: "width"}
@@ -56,8 +54,25 @@ def test_onnx_export_needs_no_table(make, tmp_path):
         layer, (torch.randn(2, 16, 17, 19),), path, input_names=["x"], dynamic_shapes=(free,), dynamo=True,
         external_data=False, verbose=False,
     )  # fmt: skip
+    compare_with_onnxruntime(layer, path, [*SHAPES, (0, 16, 5, 5)])
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_the_older_onnx_exporter_takes_the_operator(make, tmp_path):
+    """It records a trace, which has to follow the size of an input."""
+    torch.manual_seed(0)
+    layer, path = make().eval(), tmp_path / "layer.onnx"
+    free = {"x": {0: "batch", 2: "height", 3: "width"}}
+    example = torch.randn(2, 16, 17, 19)
+    torch.onnx.export(layer, (example,), path, input_names=["x"], dynamic_axes=free, dynamo=False)
+    compare_with_onnxruntime(layer, path, SHAPES)  # its unfold takes no empty batch
+
+
+def compare_with_onnxruntime(layer: torch.nn.Module, path, shapes: list[tuple]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for shape in ((1, 16, 16, 8), (3, 16, 20, 33), (2, 16, 1, 1), (0, 16, 5, 5)):
+    for shape in shapes:
         input = torch.randn(shape)
         result = torch.from_numpy(session.run(None, {"x": input.numpy()})[0])
         with torch.no_grad():

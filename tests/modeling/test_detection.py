@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import onnxruntime
 import pytest
 import torch
 from hub_server import HubServer
@@ -294,6 +295,27 @@ def test_scripts(maker, tmp_path):
         assert len(expected["boxes"]) > 0 and expected.keys() == found.keys()
         assert ((found["boxes"] - expected["boxes"]).abs().amax(1) < 1e-3).double().mean() > 0.9
         assert ((found["scores"] - expected["scores"]).abs() < 1e-5).double().mean() > 0.9
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_exports_by_tracing_as_torchvisions_detectors(tmp_path):
+    """As in `test_scripts`, with a picture of another size than the one that was recorded."""
+    model = small_detector(fasterrcnn_rednet_fpn, "involution", "involution", box_score_thresh=0.0)
+    pictures = pictures_and_targets()[0]
+    normalize_as_trained(model, pictures)
+    axes = {"dynamic_axes": {"picture": {1: "height", 2: "width"}}}
+    path = tmp_path / "detector.onnx"
+    torch.onnx.export(
+        model.eval(), ([pictures[0]],), path, input_names=["picture"], **axes, dynamo=False, opset_version=17
+    )
+    session = onnxruntime.InferenceSession(path)
+    for picture in pictures:
+        boxes, _, scores = session.run(None, {"picture": picture.numpy()})
+        with torch.no_grad():
+            (expected,) = model([picture])
+        assert len(boxes) == len(expected["boxes"]) > 0
+        assert ((torch.from_numpy(boxes) - expected["boxes"]).abs().amax(1) < 0.1).double().mean() > 0.9
+        assert ((torch.from_numpy(scores) - expected["scores"]).abs() < 1e-4).double().mean() > 0.9
 
 
 def test_finds_and_outlines_the_coins_it_was_shown():
