@@ -28,6 +28,8 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         or _has_any_global_hook()
     ):
         return False
+    if torch.compiler.is_compiling():
+        return True  # of stand-ins for the parameters, which torch.export has
     for parameter in module._parameters.values():
         # Quantized and distributed weights are tensors of other types, which may not support every operator.
         if parameter is not None and type(parameter) is not nn.Parameter and type(parameter) is not Tensor:

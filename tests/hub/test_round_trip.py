@@ -320,7 +320,6 @@ except ValueError as error:
 """
 
 
-@pytest.mark.xfail(strict=True, reason="push_to_hub creates the repository before it saves the model")
 def test_a_fused_model_is_refused_before_its_repository_is_created(hub, pushed, place):
     assert "fused for inference" in output(run(hub, place, PUSH_FUSED, pushed))
     assert "user/fused" not in hub.repos

@@ -15,6 +15,7 @@ import involution
 from builds import SOURCE
 from compilers import quick_compiler, recording_compiler
 from rednet import RedNetConfig, RedNetForImageClassification
+from rednet.configuration_rednet import REMOTE_CODE
 
 
 if sys.version_info >= (3, 11):
@@ -228,7 +229,7 @@ def model() -> RedNetForImageClassification:
 def run_remotely(model, root: Path, folder: Path, **environment: str) -> tuple[str, str]:
     """What remote code prints, and its errors, after a comparison of its logits and gradients with the package's."""
     model.save_pretrained(folder)
-    for source in ("configuration_rednet.py", "modeling_rednet.py"):
+    for source in REMOTE_CODE:
         (folder / source).write_text((root / "modeling" / source).read_text())
     images = torch.randn(2, 3, 33, 50, dtype=torch.float64)
     torch.save(images, folder / "tensors.pt")

@@ -21,6 +21,7 @@ from rednet import (
     RedNetBackbone,
     RedNetConfig,
     RedNetForImageClassification,
+    RedNetForSemanticSegmentation,
     RedNetModel,
     count_macs,
     count_parameters,
@@ -54,6 +55,21 @@ def test_counting_leaves_frozen_layers_frozen():
     before = [module.training for module in model.modules()]
     assert count_macs(model, 64, 64) > 0
     assert [module.training for module in model.modules()] == before
+
+
+@pytest.mark.parametrize(
+    "kind", [RedNetModel, RedNetForImageClassification, RedNetForSemanticSegmentation, RedNetBackbone]
+)
+def test_what_takes_the_input_is_the_first_convolution(kind):
+    """Adapters on a frozen, checkpointed model ask for it, and quantizers and noise on embeddings do."""
+    model = kind(small_config(neck_hidden_size=16, decoder_hidden_size=16))
+    embedder = getattr(model, "rednet", model).embedder
+    assert model.get_input_embeddings() is embedder.layers[0].convolution
+    seen = []
+    model.get_input_embeddings().register_forward_hook(lambda module, arguments, output: seen.append(output))
+    model.requires_grad_(False).enable_input_require_grads()
+    model(random_images(2, 3, 48, 48))
+    assert seen[0].requires_grad
 
 
 def test_defaults_are_rednet_50(root):

@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 
 import rednet
 from rednet import RedNetBackbone, RedNetConfig, RedNetForImageClassification
+from rednet.configuration_rednet import REMOTE_CODE
 from rednet.convert_rednet_to_hf import checkpoint_name, convert
 from rednet.hub import check_hub_folder
 
@@ -112,9 +113,8 @@ def test_paddle_checkpoint(official, paddle_weights, tmp_path):
 def test_writes_a_complete_folder(authors_weights, tmp_path):
     torch.save(authors_weights, tmp_path / "rednet26.pth")
     convert(tmp_path / "rednet26.pth", tmp_path / "rednet-26")
-    code = ["configuration_rednet.py", "modeling_rednet.py"]
     names = ["README.md", "config.json", "involution.png", "model.safetensors", "preprocessor_config.json"]
-    assert sorted(os.listdir(tmp_path / "rednet-26")) == sorted(code + names)
+    assert sorted(os.listdir(tmp_path / "rednet-26")) == sorted([*REMOTE_CODE, *names])
     check_hub_folder(tmp_path / "rednet-26")
     config = json.loads((tmp_path / "rednet-26/config.json").read_text())
     assert config["depths"] == [1, 2, 4, 1] and config["stem_kernel_size"] == 3

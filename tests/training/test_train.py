@@ -23,6 +23,7 @@ from data import load_images
 from loop import parameter_groups, schedule
 from options import TrainingConfig
 from processes import Training
+from rednet.configuration_rednet import REMOTE_CODE
 from run_folder import append_log, write_json
 from train import make_model
 
@@ -75,7 +76,7 @@ def test_learns_and_says_how_well(trained):
 def test_leaves_complete_hub_folders(trained, options, which):
     folder = trained / which
     files = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
-    files |= {"configuration_rednet.py", "modeling_rednet.py", "involution.png"}
+    files |= {*REMOTE_CODE, "involution.png"}
     assert {path.name for path in folder.iterdir()} == files
     config = json.loads((folder / "config.json").read_text())
     assert len(config["auto_map"]) == 5 and config["id2label"]["3"] == "number 3"
