@@ -25,6 +25,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
+        or "_conv_forward" in module.__dict__  # which a convolution calls in turn
         or _has_any_global_hook()
     ):
         return False

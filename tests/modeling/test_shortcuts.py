@@ -96,6 +96,8 @@ def adapters(network):
 def replaced_forwards(network):
     for module in find(network, nn.BatchNorm2d)[::2] + find(network, nn.Conv2d)[::3] + find(network, nn.ReLU)[::2]:
         module.forward = lambda input, forward=module.forward: 1.25 * forward(input)
+    for module in find(network, nn.Conv2d)[1::3]:
+        module._conv_forward = lambda *arguments, forward=module._conv_forward: 1.25 * forward(*arguments)
 
 
 def convolutions_with_other_attributes(network):
