@@ -319,8 +319,13 @@ def _cflags() -> list[str]:
 
 
 def _compiler() -> list[str]:
-    command = os.environ.get("CXX") or "c++"
-    return [command] if shutil.which(command) else shlex.split(command)  # a path may have a space in it
+    command = os.environ.get("CXX", "c++")
+    if shutil.which(command):  # a path may have a space in it
+        return [command]
+    try:
+        return shlex.split(command) or [command]
+    except ValueError:  # a quote that does not end; no program has this name
+        return [command]
 
 
 def _version(command: list[str]) -> str | None:

@@ -344,6 +344,8 @@ def test_processors_without_avx(tmp_path):
     [
         ({"PATH": "/nonexistent"}, "no C++ compiler", "Install g++"),
         ({"CXX": "missing-compiler"}, "'missing-compiler' is not on PATH", "set CXX"),
+        ({"CXX": "g++ 'x"}, "no C++ compiler", "set CXX"),
+        ({"CXX": " "}, "no C++ compiler", "set CXX"),
         ({"CXX": "false"}, "compilation failed", "build.log"),
         ({"TORCH_EXTENSIONS_DIR": "/dev/null/cache"}, "cannot be written", "Set TORCH_EXTENSIONS_DIR"),
     ],
