@@ -96,7 +96,7 @@ def load_checkpoint(path: str | Path) -> tuple[str | None, dict[str, Tensor]]:
     # The authors' files have weights and words on their training, and nothing to continue it with.
     published = {*_filled(content)} <= {"meta", "state_dict"} or not _entry(content)
     while entry := _entry(content):
-        content = content[entry]
+        content = content.pop(entry)  # a dict that holds itself ends as well
     if isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
         names = _some(sorted(map(str, content)))
         raise ValueError(f"{path} has no weights: its entries are {names}, expected one of {', '.join(ENTRIES)}")
@@ -115,7 +115,9 @@ def _entry(content) -> str | None:
     """The entry of a checkpoint that has the weights, None where these are the entries themselves."""
     if not isinstance(content, dict):
         return None
-    return next((name for name in ENTRIES if isinstance(content.get(name), dict)), None)
+    # Also dicts that lead to weights; what averages them may have an entry of its options alone.
+    entries = [name for name in ENTRIES if isinstance(content.get(name), dict)]
+    return next((name for name in entries if any(isinstance(v, Tensor | dict) for v in content[name].values())), None)
 
 
 def _unwrap(key: str) -> str:
@@ -150,6 +152,8 @@ def _only(kind: type, content, path: Path) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, expected a dict of weights")
     for key, value in content.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{path} has weights under {key!r}, expected names")
         if not isinstance(value, kind) or (kind is np.ndarray and value.dtype.kind not in "fiu"):
             raise ValueError(f"{path}: {key!r} is {type(value).__name__}, expected {kind.__name__} of numbers")
     return content

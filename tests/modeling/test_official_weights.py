@@ -189,12 +189,13 @@ def trained(layout: str) -> dict:
         "timm": lambda: {"arch": "rednet", "state_dict": other, "state_dict_ema": weights, "metric": 0.5, **beside},
         "Lightning": lambda: {"state_dict": add("model.", weights), "hyper_parameters": {"lr": 0.1}},
         "net": lambda: {"net": weights, "acc": 50.0},
+        "options of averaging": lambda: {"ema": {"decay": 0.99}, "model": weights},
         "mmcls, unfinished": lambda: {"meta": {"epoch": 3}, "state_dict": weights, "optimizer": optimizer},
     }[layout]()  # fmt: skip
 
 
 LAYOUTS = ["DDP", "torch.compile", "DDP of torch.compile", "a compiled part", "averaged by torch", "averaged", "timm"]
-LAYOUTS += ["Lightning", "net", "mmcls, unfinished"]
+LAYOUTS += ["Lightning", "net", "options of averaging", "mmcls, unfinished"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -217,11 +218,17 @@ def test_accuracies_are_not_claimed_of_ones_own_training(authors_weights, tmp_pa
     assert "authors' release" not in card.text and "Beside ResNet" not in card.text
 
 
+HOLDS_ITSELF: dict = {"epoch": 3}
+HOLDS_ITSELF["model"] = HOLDS_ITSELF
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"epoch": 3, "weights": {}}, "has no weights: its entries are 'epoch', 'weights', expected one of"),
         ({"model": {"module.a": torch.zeros(1), "a": torch.zeros(1)}}, "some weights twice"),
+        ({0: torch.zeros(1)}, "has weights under 0, expected names"),
+        (HOLDS_ITSELF, "has no weights: its entries are 'epoch'"),
         ({"model": [1, 2]}, "has no weights: its entries are 'model'"),
         ({"model": {"stem.0.conv.weight": torch.zeros(1), "epoch": 3}}, "'epoch' is int, expected Tensor"),
         (torch.nn.Linear(1, 1), "asks for torch.nn.modules.linear.Linear, and only tensors are read"),
