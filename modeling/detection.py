@@ -293,7 +293,8 @@ def script_detector(detector: nn.Module) -> torch.jit.ScriptModule:
     `import torchvision`.
     """
     scripted = copy.deepcopy(detector).eval()
-    image = torch.zeros(1, 3, 64, 64).to(next(scripted.parameters()))
+    channels = scripted.backbone.body.config.num_channels
+    image = torch.zeros(1, channels, 64, 64).to(next(scripted.parameters()))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # checks of shapes, which hold for all sizes
         # Not strict: the features are a dictionary.

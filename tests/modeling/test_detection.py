@@ -34,13 +34,19 @@ ROWS = [
 ]
 
 
-def small_detector(maker, neck="convolution", head="convolution", **options):
+def small_detector(maker, neck="convolution", head="convolution", num_channels=3, **options):
     torch.manual_seed(0)
     stages = ["stage1", "stage2", "stage3", "stage4"]
     arguments = {"neck": neck, "head": head}
     if maker is retinanet_rednet_fpn:
         del stages[0], arguments["head"]
-    config = RedNetConfig(embedding_size=32, hidden_sizes=[64, 64, 128, 128], depths=[1, 1, 1, 1], out_features=stages)
+    config = RedNetConfig(
+        num_channels=num_channels,
+        embedding_size=32,
+        hidden_sizes=[64, 64, 128, 128],
+        depths=[1, 1, 1, 1],
+        out_features=stages,
+    )
     options = {"min_size": 150, "max_size": 256, "channels": 32, **arguments, **options}
     return maker(RedNetBackbone(config), 2, **options)
 
@@ -295,6 +301,17 @@ def test_scripts(maker, tmp_path):
         assert len(expected["boxes"]) > 0 and expected.keys() == found.keys()
         assert ((found["boxes"] - expected["boxes"]).abs().amax(1) < 1e-3).double().mean() > 0.9
         assert ((found["scores"] - expected["scores"]).abs() < 1e-5).double().mean() > 0.9
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_scripts_a_detector_of_gray_pictures():
+    model = small_detector(retinanet_rednet_fpn, num_channels=1, image_mean=[0.5], image_std=[0.25]).eval()
+    picture = pictures_and_targets()[0][0].mean(0, keepdim=True)
+    with torch.no_grad():
+        _, (found,) = script_detector(model)([picture])
+        (expected,) = model([picture])
+    assert found.keys() == expected.keys()
+    torch.testing.assert_close(found["boxes"], expected["boxes"])
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
