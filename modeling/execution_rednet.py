@@ -45,6 +45,7 @@ def is_pointwise(convolution: nn.Module) -> bool:
         and convolution.weight.shape[2:] == (1, 1)
         and convolution.stride == (1, 1)
         and convolution.padding == (0, 0)
+        and convolution.padding_mode == "zeros"
         and convolution.groups == 1
     )
 
@@ -103,6 +104,7 @@ def convolve_and_normalize(convolution: nn.Module, norm: nn.Module, hidden_state
         and _is_eager(hidden_state)
         and is_plain(convolution, nn.Conv2d)
         and convolution.padding_mode == "zeros"
+        and isinstance(convolution.stride, tuple)  # users may set a number
         and hidden_state.dim() == 4
         and hidden_state.dtype == convolution.weight.dtype
     ):
@@ -143,7 +145,9 @@ def _convolve(hidden_state: Tensor, weight: Tensor, bias: Tensor | None, convolu
 
 def may_overwrite(hidden_state: Tensor) -> bool:
     """Whether a result may be overwritten where nobody else holds it: in inference, in eager mode."""
-    return not torch.is_grad_enabled() and _is_eager(hidden_state)
+    # A mode may keep the result of every operator.
+    modes = torch._C._len_torch_dispatch_stack() + torch._C._len_torch_function_stack()
+    return not torch.is_grad_enabled() and _is_eager(hidden_state) and modes == 0
 
 
 def is_fresh(convolution: nn.Module, norm: nn.Module) -> bool:

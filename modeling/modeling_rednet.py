@@ -131,7 +131,7 @@ class RedNetInvolutionLayer(nn.Module):
     def forward(self, hidden_state: Tensor) -> Tensor:
         involution, norm = self.involution, self.normalization
         if is_plain(involution, RedNetInvolution):
-            if isinstance(norm, RedNetFoldedNorm):
+            if is_plain(norm, RedNetFoldedNorm):
                 return self._forward_in_one_pass(hidden_state, norm.scale, norm.shift)
             if is_affine(norm):
                 return self._forward_in_one_pass(hidden_state, *scale_and_shift(norm))
@@ -264,6 +264,7 @@ class RedNetBottleNeckLayer(GradientCheckpointingLayer):
             and is_plain(last, RedNetConvLayer)
             and is_plain(last.activation, nn.Identity)
             and is_fresh(last.convolution, last.normalization)
+            and (hidden_state.shape, hidden_state.dtype) == (residual.shape, residual.dtype)
         ):
             hidden_state += residual
         else:

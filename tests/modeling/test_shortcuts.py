@@ -9,7 +9,10 @@ from plain_rednet import plain
 from small_models import random_images, small_model
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from rednet.execution_rednet import RedNetFoldedNorm
 from rednet.modeling_rednet import RedNetConvLayer, RedNetInvolution, RedNetInvolutionLayer
 
 
@@ -29,6 +32,11 @@ def model() -> nn.Module:
 
 def images() -> torch.Tensor:
     return random_images(3, 3, 45, 33, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+
+
+class Double(nn.Module):
+    def forward(self, input):
+        return input.double()
 
 
 def find(network: nn.Module, kind: type) -> list[nn.Module]:
@@ -103,6 +111,8 @@ def replaced_forwards(network):
 def convolutions_with_other_attributes(network):
     torch.manual_seed(0)
     layers = find(network, RedNetConvLayer)
+    for layer in layers:
+        layer.convolution.stride = layer.convolution.stride[0]
     layers[0].convolution.padding_mode = "circular"
     layers[1].convolution.padding_mode = "reflect"
     spatial = [layer.convolution for layer in layers if layer.convolution.kernel_size == (3, 3)]
@@ -349,6 +359,37 @@ def test_a_feature_that_a_hook_keeps_is_not_overwritten():
         assert feature.min() < 0, "not rectified yet"
 
 
+@pytest.mark.parametrize("kind", [TorchDispatchMode, TorchFunctionMode])
+def test_a_result_that_a_mode_keeps_is_not_overwritten(kind):
+    network, kept = model().eval(), []
+
+    class Recorder(kind):
+        def __torch_dispatch__(self, function, types, arguments=(), kwargs=None):
+            result = function(*arguments, **(kwargs or {}))
+            if type(result) is torch.Tensor:
+                kept.append((result, result.clone()))
+            return result
+
+        __torch_function__ = __torch_dispatch__
+
+    with torch.no_grad(), Recorder():
+        network(images())
+    assert len(kept) > len(find(network, nn.Conv2d))
+    assert all(torch.equal(result, copied) for result, copied in kept)
+
+
+def test_a_residual_of_another_dtype_decides_the_result():
+    network = model().float().eval()
+    block = network.rednet.encoder.stages[0].layers[0]
+    block.shortcut = nn.Sequential(block.shortcut, Double())
+    input = torch.randn(2, 32, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = plain(block)(input)
+        result = block(input)
+    assert result.dtype == expected.dtype == torch.float64
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_tensor_subclasses_are_given_to_modules():
     """Quantized weights are tensors of another type: the convolution that holds them has to be called."""
     calls = []
@@ -406,3 +447,8 @@ def test_hooks_after_fuse_see_a_model_that_computes_the_same():
         find(network, RedNetInvolution)[0].register_forward_hook(lambda module, arguments, output: None)
         compare([expected], [network(images()).logits], "fused, with a hook")
         compare([expected], [copy.deepcopy(network)(images()).logits], "fused and copied")
+        norms, seen = find(network, RedNetFoldedNorm), []
+        for norm in norms:
+            norm.register_forward_hook(lambda module, arguments, output: seen.append(module))
+        compare([expected], [network(images()).logits], "fused, with hooks of what BatchNorm left")
+    assert set(seen) == set(norms)
