@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -70,7 +70,8 @@ def replacing(folder: Path) -> Iterator[Path]:
     """
     check_replaceable(folder)
     temporary, created = folder / TEMPORARY, not folder.exists()
-    if temporary.exists():  # an earlier call was interrupted
+    interrupted = temporary.exists()  # an earlier call was
+    if interrupted:
         shutil.rmtree(temporary)
     temporary.mkdir(parents=True)
     try:
@@ -81,8 +82,11 @@ def replacing(folder: Path) -> Iterator[Path]:
                 raise FileExistsError(f"{folder / name} is a folder, expected a file or nothing")
     except BaseException:
         shutil.rmtree(temporary)
+        if interrupted:
+            temporary.mkdir()  # what that call left without `config.json` is still to be replaced
         if created:
-            folder.rmdir()
+            with suppress(OSError):  # somebody else has written into it
+                folder.rmdir()
         raise
     (folder / "config.json").unlink(missing_ok=True)
     for path in [path for path in folder.iterdir() if _is_weights(path.name) and path.name not in names]:

@@ -112,6 +112,28 @@ def test_an_error_while_writing_changes_nothing(tmp_path):
     assert contents(tmp_path) == before and not (tmp_path / "new").exists()
 
 
+def test_an_error_after_a_kill_leaves_a_folder_that_the_next_call_completes(tmp_path):
+    folder = tmp_path / "model"
+    save(folder, "old")
+    if (process := os.fork()) == 0:
+        sys.addaudithook(lambda event, _: event == "os.rename" and os._exit(9))
+        save(folder, "renewed")
+    os.waitpid(process, 0)
+    assert not (folder / "config.json").exists()
+    with pytest.raises(OSError, match="no space"), replacing(folder):
+        raise OSError("no space")
+    save(folder, "renewed")
+    assert json.loads((folder / "config.json").read_text())["name"] == "renewed"
+    assert len(contents(folder)) == 3 and not (folder / ".rednet-new").exists()
+
+
+def test_an_error_is_not_hidden_by_files_of_others(tmp_path):
+    with pytest.raises(RuntimeError, match="the reason"), replacing(tmp_path / "model"):
+        (tmp_path / "model/log.txt").write_text("keep")
+        raise RuntimeError("the reason")
+    assert contents(tmp_path) == {"model/log.txt": b"keep"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
