@@ -145,9 +145,12 @@ def _convolve(hidden_state: Tensor, weight: Tensor, bias: Tensor | None, convolu
 
 def may_overwrite(hidden_state: Tensor) -> bool:
     """Whether a result may be overwritten where nobody else holds it: in inference, in eager mode."""
-    # A mode may keep the result of every operator.
-    modes = torch._C._len_torch_dispatch_stack() + torch._C._len_torch_function_stack()
-    return not torch.is_grad_enabled() and _is_eager(hidden_state) and modes == 0
+    return (
+        not torch.is_grad_enabled()
+        and _is_eager(hidden_state)
+        # A mode may keep the result of every operator.
+        and torch._C._len_torch_dispatch_stack() == torch._C._len_torch_function_stack() == 0
+    )
 
 
 def is_fresh(convolution: nn.Module, norm: nn.Module) -> bool:
