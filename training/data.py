@@ -18,6 +18,7 @@ from problems import raise_problems
 
 INTEGERS = [Value(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)] + [Value("bool")]
 CHECKED_PICTURES = 2000
+LABELS_IN_A_BATCH = 100_000
 
 
 def load_images(config: TrainingConfig) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
@@ -74,12 +75,10 @@ def read_source(config: DataOptions) -> dict[str, Dataset | IterableDataset]:
 
 def check_linked_folders(folder: str) -> None:
     """`datasets` does not look into folders that are links: a class that is one would go unnoticed."""
-    links = [
-        path
-        for root, names, _ in os.walk(folder)
-        for name in sorted(names)
-        if os.path.islink(path := os.path.join(root, name)) and name[0] != "."
-    ]
+    links = []
+    for root, names, _ in os.walk(folder):
+        names[:] = sorted(name for name in names if name[0] != ".")  # `datasets` skips what is hidden
+        links += [path for name in names if os.path.islink(path := os.path.join(root, name))]
     cure = "give folders of classes as --train_dir and --validation_dir"
     raise_problems(
         (f"{path} is a link to a folder, which `datasets` does not follow: {cure}" for path in links), folder
@@ -148,8 +147,7 @@ def cure_of(features: Features, label: str) -> str:
 
 def check_classes(train: Dataset, validation: Dataset, config: DataOptions) -> None:
     """Classes that are never trained are a mistake: of the folders, the files or the splits."""
-    labels = {split: set(images.unique("label")) for split, images in (("train", train), ("validation", validation))}
-    strange = sorted(n for n in labels["validation"] - labels["train"] if n is not None and n >= 0)
+    strange = sorted(n for n in distinct_labels(validation) - distinct_labels(train) if n is not None and n >= 0)
     problems = label_problems(train, config.train_split) + label_problems(validation, config.validation_split)
     if strange:
         names = class_names(validation) or range(max(strange) + 1)
@@ -159,9 +157,15 @@ def check_classes(train: Dataset, validation: Dataset, config: DataOptions) -> N
     raise_problems(problems, source(config))
 
 
+def distinct_labels(images: Dataset) -> set:
+    """All labels. `Dataset.unique` would copy the pictures of a part of a data set to the disk before it reads them."""
+    labels = images.select_columns("label").with_format("arrow")
+    return set().union(*(batch["label"].unique().to_pylist() for batch in labels.iter(LABELS_IN_A_BATCH)))
+
+
 def label_problems(images: Dataset, split: str, num_labels: int | None = None) -> list[str]:
     """What is wrong with the labels: missing, negative, or no class of a model with `num_labels`."""
-    labels = set(images.unique("label"))
+    labels = distinct_labels(images)
     hidden = [label for label in (None, -1) if label in labels]
     negative = sorted(label for label in labels - {None, -1} if label < 0)
     problems = [f"{split} has images without a label ({label})" for label in hidden]

@@ -10,6 +10,7 @@ the newest checkpoints. Interrupted, the same command goes on from the last one;
 """
 
 import json
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -38,7 +39,7 @@ import rednet
 from arguments import check_data_options, clear_errors, nearest, parse_options, read_config
 from augmentation import make_mixing, normalize
 from batches import EvaluationBatches, TrainingBatches
-from data import check_images, class_names, load_images
+from data import check_images, class_names, distinct_labels, load_images
 from evaluation import image_size, load_metric
 from hub_folder import accuracies, check_push, push, trained_card
 from loop import check_batch_norm, check_processes, is_one_pixel, parameter_groups, set_threads
@@ -316,7 +317,7 @@ def finetune(config: FinetuneConfig, options: dict, hub_folder: Path) -> None:
 
 def label_names(images: Dataset) -> list[str]:
     """What the classes are called: their numbers where the data set has no names."""
-    return class_names(images) or [str(label) for label in range(max(images.unique("label")) + 1)]
+    return class_names(images) or [str(label) for label in range(max(distinct_labels(images)) + 1)]
 
 
 def load_model(
@@ -401,8 +402,10 @@ def make_trainer(
 
 
 def newest_checkpoint(folder: Path) -> str | None:
-    """The newest that is complete: Trainer writes its state last."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    """The newest that is complete: Trainer writes its state last. Folders of other names, such as copies, are no
+    checkpoints of this run."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    found.sort(key=lambda path: int(path.name.split("-")[1]))
     for checkpoint in reversed(found):
         try:
             json.loads((checkpoint / "trainer_state.json").read_text())

@@ -530,3 +530,15 @@ def test_metric_agrees_with_scikit_learn(root):
     values = metric.compute()
     assert values["accuracy"] == pytest.approx(top_k_accuracy_score(labels, scores, k=1))
     assert values["top_5_accuracy"] == pytest.approx(top_k_accuracy_score(labels, scores, k=5))
+
+
+def test_labels_of_a_selection_are_read_without_its_pictures(tmp_path):
+    """A part of a data set is stored as a list of rows: its pictures are not written to the disk to read its labels."""
+    values = {"image": [b"picture" * 1000] * 50, "label": [3, None, 1, 3, -1] * 10}
+    features = Features({"image": Value("binary"), "label": Value("int64")})
+    Dataset.from_dict(values, features).save_to_disk(tmp_path / "stored")
+    images = Dataset.load_from_disk(tmp_path / "stored").select([0, 1, 5, 9, 14])
+    before = sorted((tmp_path / "stored").iterdir())
+    assert data.distinct_labels(images) == {3, None, -1}
+    assert data.distinct_labels(images.select([])) == set()
+    assert sorted((tmp_path / "stored").iterdir()) == before

@@ -197,6 +197,7 @@ def test_half_written_checkpoints_are_passed_over(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if state is not None:
             (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-10 (copy)").mkdir()
     assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
     assert newest_checkpoint(tmp_path / "checkpoint-9") is None
 
