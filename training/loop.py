@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast, get_int_from_env, send_to_device
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType, LoggerType, broadcast, get_int_from_env, send_to_device
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -80,6 +81,7 @@ class Run:
 
 def make_accelerator(config: LoopOptions) -> Accelerator:
     """Without accumulation of its own: it divides by the number of batches even where an epoch ends with fewer."""
+    check_trackers(config.report_to)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         log_with=config.report_to.split(",") if config.report_to else None,
@@ -122,6 +124,19 @@ def is_one_pixel(model: torch.nn.Module, size: tuple[int, int]) -> bool:
     last = model.eval().rednet(parameter.new_zeros(1, 3, *size)).last_hidden_state
     model.train(training)
     return tuple(last.shape[2:]) == (1, 1)
+
+
+def check_trackers(report_to: str | None) -> None:
+    """Accelerate would leave out trackers that are not installed without a word."""
+    known = [str(name) for name in LoggerType]
+    installed = ["all", *(str(name) for name in get_available_trackers())]
+    for name in report_to.split(",") if report_to else []:
+        if name not in known:
+            raise SystemExit(
+                f"error: --report_to names {name!r}, expected names of {', '.join(known)}, separated by commas"
+            )
+        if name not in installed:
+            raise SystemExit(f"error: --report_to names {name!r}, which is not installed: install its package")
 
 
 def check_precision(config: ComputeOptions) -> None:

@@ -234,6 +234,19 @@ def test_trackers(root, options, tmp_path):
     assert [event.value for event in events.Scalars("loss")] == pytest.approx(logged)
 
 
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        ("tensorbord", "'tensorbord', expected names of .*tensorboard"),
+        ("tensorboard,aim", "'aim', which is not installed"),
+    ],
+)
+def test_trackers_that_would_not_report_are_refused(names, words, options, tmp_path):
+    with pytest.raises(SystemExit, match=words):
+        train.main(["--config", str(options[0]), "--output_dir", str(tmp_path / "run"), "--report_to", names])
+    assert not (tmp_path / "run").exists()
+
+
 def test_groups_without_weight_decay(options):
     """Off as in the paper: everything decays. On: neither BatchNorm nor biases."""
     model = make_model(TrainingConfig(**options[1]), None)
