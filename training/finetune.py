@@ -212,6 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     check_processes(config.world_size)
     folder, options = Path(config.output_dir), told(config)
     check_options(config.output_dir, options)
+    check_checkpoints(folder, config.save_total_limit)
     # Trainer would push every checkpoint, with a card of its own.
     push_to_hub, config.push_to_hub = config.push_to_hub, False
     if push_to_hub and config.process_index == 0:
@@ -401,11 +402,25 @@ def make_trainer(
     )
 
 
+def check_checkpoints(folder: Path, limit: int | None) -> None:
+    """Refuses folders of others among the checkpoints: Trainer keeps `limit` of all that are named checkpoint-..., and
+    deletes the rest with all that is in them."""
+    other = [str(path) for path in sorted(folder.glob("checkpoint-*")) if path.is_dir() and not is_checkpoint(path)]
+    if other and limit is not None:
+        raise SystemExit(
+            f"error: {', '.join(other)}: Trainer would take each for an old checkpoint, and delete it. Give it a name "
+            "that does not begin with checkpoint-"
+        )
+
+
+def is_checkpoint(path: Path) -> bool:
+    return re.fullmatch(r"checkpoint-\d+", path.name) is not None
+
+
 def newest_checkpoint(folder: Path) -> str | None:
     """The newest that is complete: Trainer writes its state last. Folders of other names, such as copies, are no
     checkpoints of this run."""
-    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    found.sort(key=lambda path: int(path.name.split("-")[1]))
+    found = sorted(filter(is_checkpoint, folder.glob("checkpoint-*")), key=lambda path: int(path.name.split("-")[1]))
     for checkpoint in reversed(found):
         try:
             json.loads((checkpoint / "trainer_state.json").read_text())

@@ -322,6 +322,14 @@ def test_links_that_datasets_does_not_follow_are_named(folders, tmp_path):
         data.load_images(TrainingConfig(dataset_name=str(folders)))
 
 
+def test_links_in_hidden_folders_are_not_looked_at(folders):
+    (folders / "val").rename(folders / "validation")
+    (folders / ".venv/lib").mkdir(parents=True)
+    (folders / ".venv/lib64").symlink_to(folders / ".venv/lib")
+    train_images, _ = data.load_images(TrainingConfig(dataset_name=str(folders)))
+    assert len(train_images) == 16
+
+
 @pytest.mark.parametrize("damaged", [b"no picture", b"\x89PNG\r\n\x1a\n", "I;16"])
 def test_files_that_cannot_be_read_are_named_before_the_first_step(damaged, folders, options, tmp_path):
     for name in ("cat/3", "dog/0"):
@@ -348,6 +356,19 @@ def test_a_part_of_the_training_images_for_validation(folders):
     assert {np.array(image).max() for image in again["image"]} == shades[1]
     with pytest.raises(ValueError, match="'validation': leave out --train_val_split"):
         data.load_images(TrainingConfig(**values, validation_dir=str(folders / "val")))
+
+
+def test_labels_are_read_without_a_copy_of_the_pictures(tmp_path):
+    """Those of a part of a data set: with `unique`, all its pictures would be written to the disk again."""
+    features = Features({"image": Image(), "label": Value("int64")})
+    pictures = [np.random.default_rng(n).integers(0, 256, (64, 64, 3), np.uint8) for n in range(20)]
+    rows = {"image": pictures, "label": [0, 1] * 10}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    whole = load_dataset("parquet", data_files=str(tmp_path / "train.parquet"), cache_dir=tmp_path, split="train")
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    data.check_images({"train": whole.select(range(0, 20, 2))}, 2, TrainingConfig(dataset_name="pictures"))
+    assert data.distinct_labels(whole.select(range(1, 20, 2))) == {1}
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_classes_that_are_not_trained_are_named(tmp_path):
@@ -530,15 +551,3 @@ def test_metric_agrees_with_scikit_learn(root):
     values = metric.compute()
     assert values["accuracy"] == pytest.approx(top_k_accuracy_score(labels, scores, k=1))
     assert values["top_5_accuracy"] == pytest.approx(top_k_accuracy_score(labels, scores, k=5))
-
-
-def test_labels_of_a_selection_are_read_without_its_pictures(tmp_path):
-    """A part of a data set is stored as a list of rows: its pictures are not written to the disk to read its labels."""
-    values = {"image": [b"picture" * 1000] * 50, "label": [3, None, 1, 3, -1] * 10}
-    features = Features({"image": Value("binary"), "label": Value("int64")})
-    Dataset.from_dict(values, features).save_to_disk(tmp_path / "stored")
-    images = Dataset.load_from_disk(tmp_path / "stored").select([0, 1, 5, 9, 14])
-    before = sorted((tmp_path / "stored").iterdir())
-    assert data.distinct_labels(images) == {3, None, -1}
-    assert data.distinct_labels(images.select([])) == set()
-    assert sorted((tmp_path / "stored").iterdir()) == before

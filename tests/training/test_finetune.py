@@ -202,6 +202,16 @@ def test_half_written_checkpoints_are_passed_over(tmp_path):
     assert newest_checkpoint(tmp_path / "checkpoint-9") is None
 
 
+def test_folders_of_others_are_no_checkpoints(recipe, tmp_path):
+    """Trainer would delete them as old checkpoints."""
+    for name in ("checkpoint-9", "checkpoint-9-copy", "checkpoint-best"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text("{}")
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+    with pytest.raises(SystemExit, match=r"checkpoint-9-copy, .*checkpoint-best: .* delete it"):
+        main([*recipe, "--output_dir", str(tmp_path)])
+
+
 def test_a_finished_run_is_pushed_by_its_command(root, recipe, finetuned, tmp_path):
     """In one commit with our card, not by Trainer; nothing is trained again."""
     before = (finetuned / "best/model.safetensors").read_bytes()
