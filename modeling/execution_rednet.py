@@ -80,15 +80,16 @@ def is_affine(norm: nn.Module) -> bool:
     )
 
 
-@torch.no_grad()
 def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """What an affine normalization multiplies by and adds: (C,) each, in float32 at least."""
-    mean, variance = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (norm.running_mean, norm.running_var))
+    mean, variance, weight, bias = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    if mean.dtype.itemsize < 4:
+        mean, variance = mean.float(), variance.float()
     scale = torch.rsqrt(variance + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    shift = -mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias
+    if weight is not None:
+        scale = scale * weight
+    shift = mean * scale
+    return scale, -shift if bias is None else bias - shift
 
 
 def convolve_and_normalize(convolution: nn.Module, norm: nn.Module, hidden_state: Tensor) -> Tensor:

@@ -342,6 +342,7 @@ class RedNetPreTrainedModel(PreTrainedModel):
         """The stem's first convolution, where adapters and quantizers look for what takes the input."""
         return getattr(self, self.base_model_prefix, self).embedder.layers[0].convolution
 
+    @torch.no_grad()
     def fuse(self) -> "RedNetPreTrainedModel":
         """
         Folds every BatchNorm into the convolution or involution before it, in place, for inference. The model can
