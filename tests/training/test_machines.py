@@ -52,7 +52,7 @@ def start(root: Path, host: str, folder: Path, arguments: list[str]) -> subproce
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
     torchrun += ["--max_restarts", "3", "--rdzv_backend", "c10d", "--rdzv_id", "test", "--local_addr", HOSTS[host]]
     torchrun += ["--rdzv_endpoint", f"{HOSTS['rednet-a']}:29511", "--rdzv_conf", f"is_host={int(host == 'rednet-a')}"]
-    environment = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "cable", "OMP_NUM_THREADS": "1"}
+    environment = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "cable"}
     # Else a machine that was not there from the start waits in vain for the address of the first process.
     environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with open(folder / f"{host}.txt", "a") as output:
