@@ -12,10 +12,12 @@ ROOT = Path(__file__).parent.parent
 # tests that are about threads ask for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Inductor of torch 2.15 finds a compiled graph again without asking for which instructions it was made.
-if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
-    folder = Path(tempfile.gettempdir(), f"torchinductor_{os.getuid()}_{capability}")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+# Inductor of torch 2.15 takes a compiled graph from its cache without asking for which instructions and how many threads
+# it was made: with others it computes wrong values, or crashes.
+made_for = f"{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}_{os.environ['OMP_NUM_THREADS']}"
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), f"torchinductor_{os.getuid()}_{made_for}"))
+)
 
 # Tests fetch nothing.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
