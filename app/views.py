@@ -19,8 +19,6 @@ from transformers import (
     PreTrainedModel,
 )
 
-from involution_kernels import by_stage, involution_kernels, seen_picture
-
 
 HEAT = colormaps["viridis"]
 SIGNED = colormaps["RdBu_r"]  # blue below zero, white at zero, red above
@@ -81,14 +79,20 @@ class Seen:
 @torch.no_grad()
 def see(model: PreTrainedModel, processor: BaseImageProcessor, picture: Image.Image) -> Seen:
     pixel_values = processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"]
-    kernels = involution_kernels(model, pixel_values)
-    stages = by_stage(kernels).items()
+    kernels = model.involution_kernels(pixel_values)
+    stages = [(stage, kernels[name]) for stage, name in enumerate(model.config.stage_names)]
     return Seen(
-        seen_picture(pixel_values[0], processor),
+        denormalize(pixel_values[0], processor),
         top_classes(model(pixel_values).logits[0], model.config.id2label) if hasattr(model, "classifier") else {},
-        {stage: [kernels[name][0] for name in names] for stage, names in stages},
-        {stage: [model.get_submodule(name).stride for name in names] for stage, names in stages},
+        {stage: [kernel[0] for kernel in of_stage.values()] for stage, of_stage in stages},
+        {stage: [model.get_submodule(name).stride for name in of_stage] for stage, of_stage in stages},
     )
+
+
+def denormalize(pixel_values: Tensor, processor: BaseImageProcessor) -> np.ndarray:
+    """The picture as the model sees it, (H, W, 3) from 0 to 1, of pixel values (3, H, W)."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    return (pixel_values * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
 def top_classes(logits: Tensor, labels: dict[int, str], count: int = 5) -> dict[str, float]:

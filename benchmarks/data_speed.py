@@ -8,7 +8,6 @@ A photograph in the sizes of data sets, on one thread. Beside `RandomResizedCrop
 import io
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,18 +15,14 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from matplotlib import cbook
 from PIL import Image
+from rednet import RedNetConfig
+from rednet.training.data.batches import TrainingOrder
+from rednet.training.data.segmentation import PairReader, PairTransform
+from rednet.training.data.transforms import TrainingTransform, open_image
+from rednet.training.options.groups import SegmentationConfig, TrainingConfig
 from torchvision.transforms import v2
 
 from measure import arguments, report, seconds
-
-
-sys.path.append(str(Path(__file__).parent.parent / "training"))
-
-from augmentation import TrainingTransform, open_image
-from batches import TrainingOrder
-from options import SegmentationConfig, TrainingConfig
-from rednet import RedNetConfig
-from segmentation_data import PairReader, PairTransform
 
 
 PICTURES = 20  # of one measurement

@@ -14,13 +14,13 @@ from pathlib import Path
 import onnxruntime
 import openvino
 import torch
+from rednet import RedNetConfig, RedNetForImageClassification
+from rednet.export import export_model
 from torch import nn
 from tqdm import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from measure import arguments, report, seconds
-from rednet import RedNetConfig, RedNetForImageClassification
-from rednet.export import export_model
 
 
 EAGER = "PyTorch, eager"

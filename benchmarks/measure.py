@@ -14,11 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-
-
-sys.path.append(str(Path(__file__).parent.parent / "training"))
-
-from cpus import available_cpus
+from rednet.training.utils.cpus import available_cpus
 
 
 # Tells glibc to keep what is freed. By default every large tensor is mapped and unmapped anew, and page faults, whose

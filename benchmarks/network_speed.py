@@ -12,6 +12,9 @@ import types
 import timm
 import torch
 import torch.nn.functional as F
+from rednet import RedNetConfig, RedNetForImageClassification
+from rednet.modeling_rednet import RedNetInvolution
+from rednet.profile import peak_bytes
 from torch import nn
 from torch._inductor import config as inductor_config
 from torch.fx.experimental import optimization
@@ -21,9 +24,6 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from involution import reference
 from measure import arguments, report, seconds
-from rednet import RedNetConfig, RedNetForImageClassification
-from rednet.modeling_rednet import RedNetInvolution
-from rednet.profile import peak_bytes
 
 
 OURS, PEERS, UNFOLD = "RedNet-50", ("ResNet-50 of transformers", "ResNet-50 of timm"), "RedNet-50 by unfold"

@@ -10,12 +10,12 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from rednet import RedNetConfig, RedNetForImageClassification, execution_rednet, modeling_rednet
+from rednet.profile import peak_bytes
 from tqdm import tqdm
 
 from measure import arguments, report, seconds
 from network_speed import infer, train
-from rednet import RedNetConfig, RedNetForImageClassification, execution_rednet, modeling_rednet
-from rednet.profile import peak_bytes
 
 
 ALL = "all shortcuts"

@@ -23,7 +23,7 @@ from transformers import ConvNextImageProcessor
 
 from .configuration_rednet import RedNetConfig
 from .hub import check_replaceable, check_token, push_hub_folder, save_hub_folder
-from .hub_cards import imagenet_card
+from .hub.cards import imagenet_card
 from .modeling_rednet import RedNetForImageClassification, RedNetModel
 
 

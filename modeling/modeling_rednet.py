@@ -92,15 +92,21 @@ class RedNetInvolution(nn.Module):
             self.reduce = RedNetConvLayer(channels, hidden_channels, kernel_size=size, activation=config.hidden_act)
         self.span = nn.Conv2d(hidden_channels, kernel_size**2 * self.groups, kernel_size=1)
 
+    def generate_kernel(self, hidden_state: Tensor) -> Tensor:
+        """The kernel of every output pixel: (B, C, H, W) to (B, G, K, K, H', W'), for G groups of channels."""
+        kernel = self.span(self.reduce(self.pooler(hidden_state)))
+        # Not `unflatten`, of which `torch.jit.trace` keeps the size of the image as a constant.
+        batch, height, width = kernel.shape[0], kernel.shape[2], kernel.shape[3]
+        return kernel.view(batch, self.groups, self.kernel_size, self.kernel_size, height, width)
+
     def forward(
         self, hidden_state: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, relu: bool = False
     ) -> Tensor:
         """`scale` and `shift` (C,), and a ReLU, are applied to the output in the same pass."""
-        features = self.reduce(self.pooler(hidden_state))
         if involution2d_fused is not None and is_pointwise(self.span):
             return involution2d_fused(
                 hidden_state,
-                features,
+                self.reduce(self.pooler(hidden_state)),
                 self.span.weight,
                 self.span.bias,
                 self.kernel_size,
@@ -109,10 +115,7 @@ class RedNetInvolution(nn.Module):
                 shift=shift,
                 relu=relu,
             )
-        kernel = self.span(features)
-        # Not `unflatten`, of which `torch.jit.trace` keeps the size of the image as a constant.
-        batch, height, width = kernel.shape[0], kernel.shape[2], kernel.shape[3]
-        kernel = kernel.view(batch, self.groups, self.kernel_size, self.kernel_size, height, width)
+        kernel = self.generate_kernel(hidden_state)
         output = involution2d(hidden_state, kernel, self.stride, self.kernel_size // 2)
         if scale is not None:
             output = (output * scale[:, None, None] + shift[:, None, None]).to(output.dtype)
@@ -376,6 +379,49 @@ class RedNetPreTrainedModel(PreTrainedModel):
                 layer.convolution = fuse_conv_bn_eval(layer.convolution, norm)
                 layer.normalization = RedNetFoldedNorm()
         return self
+
+    @torch.no_grad()
+    def involution_kernels(self, pixel_values: Tensor) -> dict[str, dict[str, Tensor]]:
+        """
+        Runs the model once, in evaluation mode, and returns the kernel that every involution generates.
+
+        Args:
+            pixel_values: (B, num_channels, H, W), as the image processor returns them.
+
+        Returns:
+            For each part of the model (`stem`, `stage1`, ..., `neck`), a dictionary from the names of its involutions
+            in `named_modules()` to their kernels (B, G, K, K, H', W'): G groups of channels, K x K taps, H' x W' the
+            size of the involution's output.
+
+        Raises:
+            ValueError: the model is in training mode, or has no involutions.
+        """
+        if self.training:  # the BatchNorms would see the batch twice
+            raise ValueError("involution_kernels() is for inference: call model.eval() first")
+        base = getattr(self, self.base_model_prefix, self)
+        parts = dict(zip(self.config.stage_names, [base.embedder, *base.encoder.stages]))
+        if hasattr(self, "neck"):
+            parts["neck"] = self.neck
+        names = {module: name for name, module in self.named_modules()}
+        kernels, hooks = {part: {} for part in parts}, []
+
+        def record(involution: RedNetInvolution, inputs: tuple[Tensor], part: str) -> None:
+            kernels[part][names[involution]] = involution.generate_kernel(inputs[0])
+
+        for part, root in parts.items():
+            for module in root.modules():
+                if isinstance(module, RedNetInvolution):
+                    hooks.append(module.register_forward_pre_hook(partial(record, part=part)))
+        if not hooks:
+            raise ValueError(
+                f"{type(self).__name__} has no involutions: operator_type is {self.config.operator_type!r}"
+            )
+        try:
+            self(pixel_values)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return kernels
 
     def _is_fused(self) -> bool:
         return any(isinstance(module, RedNetFoldedNorm) for module in self.modules())

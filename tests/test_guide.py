@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from remote import WITHOUT_PACKAGES
-from small_models import random_images, small_config, small_model
+from rednet import RedNetBackbone, RedNetForImageClassification
 from transformers import AutoModelForImageClassification, UperNetConfig, UperNetForSemanticSegmentation
 
-from rednet import RedNetBackbone, RedNetForImageClassification
+from remote import WITHOUT_PACKAGES
+from small_models import random_images, small_config, small_model
 
 
 @pytest.fixture(scope="module")

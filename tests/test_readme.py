@@ -6,9 +6,8 @@ import re
 
 import pytest
 import torch
-
 from rednet import RedNetConfig, RedNetForImageClassification, count_macs, count_parameters
-from rednet.hub_cards import known_checkpoints
+from rednet.hub.cards import known_checkpoints
 
 
 RECORDS = ["network-cpu-2-cores-avx512-2026-11-23", "network-cpu-2-cores-avx512-2026-11-23-second-run"]
@@ -98,7 +97,7 @@ def words(path) -> str:
 
 
 def test_demo(root):
-    results = json.loads((root / "training/results/fashion_mnist_demo/results.json").read_text())
+    results = json.loads((root / "benchmarks/results/fashion_mnist_demo/results.json").read_text())
     accuracy, seconds = 100 * results["eval_accuracy"], results["train_seconds"]
     reached = f"{accuracy:.2f} % top-1 on Fashion-MNIST in {results['epochs']} epochs and {seconds:.0f} s"
     assert reached in words(root / "README.md")

@@ -17,17 +17,16 @@ from pathlib import Path
 
 import torch
 import yaml
+from rednet import RedNetConfig, RedNetForImageClassification, count_macs, count_parameters
+from rednet.training.figures.study import BASE, draw, inference_seconds, shown, summarize, table, write_csv
+from rednet.training.figures.style import save
+from rednet.training.options.groups import Count, Seeds, option
+from rednet.training.options.parser import check_channels, nearest, parse_options
+from rednet.training.train import parse_config
+from rednet.training.utils.cpus import available_cpus
+from rednet.training.utils.files import write_json, write_text
 from tqdm.auto import tqdm
 from transformers import AutoConfig
-
-from arguments import check_channels, nearest, parse_options
-from cpus import available_cpus
-from drawing import save
-from options import Count, Seeds, option
-from rednet import RedNetConfig, RedNetForImageClassification, count_macs, count_parameters
-from run_folder import write_json, write_text
-from study_results import BASE, draw, inference_seconds, shown, summarize, table, write_csv
-from train import parse_config
 
 
 TRAIN = Path(__file__).with_name("train.py")

@@ -9,16 +9,15 @@ import argparse
 import json
 from pathlib import Path
 
+import rednet  # noqa: F401  registers RedNet with the Auto classes
 import torch
 from matplotlib.figure import Figure
+from rednet.training.data.sources import load_images
+from rednet.training.figures.__main__ import read_log
+from rednet.training.figures.style import look, save
+from rednet.training.options.groups import TrainingConfig
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 from transformers.utils.logging import disable_progress_bar
-
-import rednet  # noqa: F401  registers RedNet with the Auto classes
-from data import load_images
-from drawing import look, save
-from figures import read_log
-from options import TrainingConfig
 
 
 PRINTED, DRAWN = 5, 24

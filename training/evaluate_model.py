@@ -21,30 +21,36 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import rednet
 import torch
 import torch.nn.functional as F
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub import ModelCard
+from rednet.hub.cards import add_results
+from rednet.profile import peak_bytes
+from rednet.training.data.batches import evaluation_loader
+from rednet.training.data.problems import check_on_main_process
+from rednet.training.data.sources import check_images, class_names, load_validation_images
+from rednet.training.engine.hub_folder import accuracies, measured
+from rednet.training.engine.loop import check_precision, check_processes, set_threads
+from rednet.training.figures.style import draw_confusion_matrix, save
+from rednet.training.metrics.classification import image_size, load_metric, predict
+from rednet.training.options.groups import ComputeOptions, DataOptions, option
+from rednet.training.options.parser import (
+    check_channels,
+    check_folders,
+    check_model_name,
+    clear_errors,
+    nearest,
+    parse_options,
+)
+from rednet.training.utils.files import write_json, write_text
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
-
-import rednet
-from arguments import check_channels, check_folders, check_model_name, clear_errors, nearest, parse_options
-from batches import evaluation_loader
-from data import check_images, class_names, load_validation_images, source
-from drawing import draw_confusion_matrix, save
-from evaluation import image_size, load_metric, predict
-from hub_folder import accuracies, measured
-from loop import check_precision, check_processes, set_threads
-from options import ComputeOptions, DataOptions, option
-from problems import check_on_main_process
-from rednet.hub_cards import add_results
-from rednet.profile import peak_bytes
-from run_folder import write_json, write_text
 
 
 MAX_DRAWN_CLASSES = 100
@@ -139,13 +145,13 @@ def match_labels(labels: list[str] | None, names: list[str], config: EvaluationC
     """
     model, numbered = config.model_name_or_path, config.labels_by_number or labels is None
     if labels is not None and len(labels) != len(names) and numbered:
-        raise ValueError(f"{source(config)} has {len(labels)} class(es), {model} has {len(names)}")
+        raise ValueError(f"{config.source} has {len(labels)} class(es), {model} has {len(names)}")
     if numbered or labels == names:
         return list(range(len(names)))
     hint = "; --labels_by_number takes them in their order"
     for (one, here), (other, there) in (
-        ((source(config), labels), (model, names)),
-        ((model, names), (source(config), labels)),
+        ((config.source, labels), (model, names)),
+        ((model, names), (config.source, labels)),
     ):
         for label in here:
             if label not in there:
@@ -211,7 +217,7 @@ def circumstances(config: EvaluationConfig, device: torch.device) -> dict:
     cpu = f"cpu, {torch.backends.cpu.get_cpu_capability()}"
     return {
         "model": config.model_name_or_path,
-        "dataset": source(config),
+        "dataset": config.source,
         "split": config.validation_split,
         "mixed_precision": config.mixed_precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,

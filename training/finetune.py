@@ -14,11 +14,37 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import rednet
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import broadcast
 from datasets import Dataset, Image
+from rednet.hub import save_hub_folder
+from rednet.training.data.batches import EvaluationBatches, TrainingBatches
+from rednet.training.data.problems import check_on_main_process
+from rednet.training.data.sources import check_images, class_names, distinct_labels, load_images
+from rednet.training.data.transforms import make_mixing, normalize
+from rednet.training.engine.hub_folder import accuracies, check_push, push, trained_card
+from rednet.training.engine.loop import check_batch_norm, check_processes, is_one_pixel, parameter_groups, set_threads
+from rednet.training.engine.run_folder import check_options
+from rednet.training.metrics.classification import image_size, load_metric
+from rednet.training.options.groups import (
+    WORKERS,
+    AugmentationOptions,
+    BelowOne,
+    Count,
+    Natural,
+    NotNegative,
+    PictureOptions,
+    Positive,
+    Scale,
+    Seed,
+    TrainingDataOptions,
+    option,
+)
+from rednet.training.options.parser import check_data_options, clear_errors, nearest, parse_options, read_config
+from rednet.training.utils.files import to_json, write_json, write_text
 from torch import nn
 from torch.utils.data import default_convert
 from torchvision.transforms import v2
@@ -34,32 +60,6 @@ from transformers import (
     set_seed,
 )
 from transformers.utils.logging import disable_progress_bar
-
-import rednet
-from arguments import check_data_options, clear_errors, nearest, parse_options, read_config
-from augmentation import make_mixing, normalize
-from batches import EvaluationBatches, TrainingBatches
-from data import check_images, class_names, distinct_labels, load_images
-from evaluation import image_size, load_metric
-from hub_folder import accuracies, check_push, push, trained_card
-from loop import check_batch_norm, check_processes, is_one_pixel, parameter_groups, set_threads
-from options import (
-    WORKERS,
-    AugmentationOptions,
-    BelowOne,
-    Count,
-    Natural,
-    NotNegative,
-    PictureOptions,
-    Positive,
-    Scale,
-    Seed,
-    TrainingDataOptions,
-    option,
-)
-from problems import check_on_main_process
-from rednet.hub import save_hub_folder
-from run_folder import check_options, to_json, write_json, write_text
 
 
 @dataclass

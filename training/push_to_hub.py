@@ -12,7 +12,6 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, SpaceCard
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
 from rednet.hub import check_token, push_hub_folder
 
 

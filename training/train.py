@@ -11,24 +11,30 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import rednet
 import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
+from rednet.training.data.batches import evaluation_loader, training_loader
+from rednet.training.data.problems import check_on_main_process
+from rednet.training.data.sources import check_images, class_names, load_images
+from rednet.training.data.transforms import make_mixing, normalize
+from rednet.training.engine.hub_folder import check_push, push, save_classifier_folder
+from rednet.training.engine.loop import Task, check_batch_norm, make_accelerator, prepare, train
+from rednet.training.engine.run_folder import check_options
+from rednet.training.metrics.classification import evaluate_model
+from rednet.training.options.groups import TrainingConfig
+from rednet.training.options.parser import (
+    MODELS,
+    REPLACED,
+    check_data_options,
+    clear_errors,
+    parse_options,
+    read_config,
+)
 from torchvision.transforms import v2
 from transformers import AutoModelForImageClassification, ConvNextImageProcessor
 from transformers.utils.logging import disable_progress_bar
-
-import rednet
-from arguments import MODELS, REPLACED, check_data_options, clear_errors, parse_options, read_config
-from augmentation import make_mixing, normalize
-from batches import evaluation_loader, training_loader
-from data import check_images, class_names, load_images
-from evaluation import evaluate_model
-from hub_folder import check_push, push, save_classifier_folder
-from loop import Task, check_batch_norm, make_accelerator, prepare, train
-from options import TrainingConfig
-from problems import check_on_main_process
-from run_folder import check_options
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,11 +14,9 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import DistributedType, set_seed
-from transformers.utils.logging import disable_progress_bar
-
-from arguments import MODELS, REPLACED, check_model_name, clear_errors, parse_options, read_config
-from average_precision import evaluate_detection
-from detection_data import (
+from rednet import RedNetBackbone, RedNetConfig
+from rednet.detection import DETECTORS, STAGES, read_detector_config, read_detector_weights, save_detector
+from rednet.training.data.detection import (
     categories_of,
     check_annotations,
     check_pictures,
@@ -26,12 +24,13 @@ from detection_data import (
     load_annotations,
     make_index,
 )
-from loop import Task, make_accelerator, prepare, train
-from options import DetectionConfig
-from problems import check_on_main_process
-from rednet import RedNetBackbone, RedNetConfig
-from rednet.detection import DETECTORS, STAGES, read_detector_config, read_detector_weights, save_detector
-from run_folder import check_options
+from rednet.training.data.problems import check_on_main_process
+from rednet.training.engine.loop import Task, make_accelerator, prepare, train
+from rednet.training.engine.run_folder import check_options
+from rednet.training.metrics.detection import evaluate_detection
+from rednet.training.options.groups import DetectionConfig
+from rednet.training.options.parser import MODELS, REPLACED, check_model_name, clear_errors, parse_options, read_config
+from transformers.utils.logging import disable_progress_bar
 
 
 def main(arguments: list[str] | None = None) -> None:

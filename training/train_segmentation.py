@@ -12,22 +12,21 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import rednet
 import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
+from rednet.training.data.problems import check_on_main_process
+from rednet.training.data.segmentation import check_pairs, load_pairs, segmentation_loaders
+from rednet.training.data.transforms import normalize
+from rednet.training.engine.hub_folder import check_push, push, save_segmentation_folder
+from rednet.training.engine.loop import Task, check_batch_norm, make_accelerator, prepare, train
+from rednet.training.engine.run_folder import check_options
+from rednet.training.metrics.segmentation import evaluate_segmentation
+from rednet.training.options.groups import SegmentationConfig
+from rednet.training.options.parser import check_data_options, clear_errors, parse_options, read_config
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 from transformers.utils.logging import disable_progress_bar
-
-import rednet
-from arguments import check_data_options, clear_errors, parse_options, read_config
-from augmentation import normalize
-from hub_folder import check_push, push, save_segmentation_folder
-from loop import Task, check_batch_norm, make_accelerator, prepare, train
-from mean_iou import evaluate_segmentation
-from options import SegmentationConfig
-from problems import check_on_main_process
-from run_folder import check_options
-from segmentation_data import check_pairs, load_pairs, segmentation_loaders
 
 
 # What of a configuration is not stem and stages.

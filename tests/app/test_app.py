@@ -20,23 +20,22 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from cases import plain_involution
 from gradio.state_holder import SessionState
-from hub_server import HubServer
-from pictures import coins
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
-from remote import WITHOUT_PACKAGES
+from rednet import RedNetConfig, RedNetForImageClassification, RedNetModel
+from rednet.hub import save_hub_folder
+from rednet.hub.cards import make_card
+from rednet.modeling_rednet import RedNetInvolution
+from rednet.training import push_to_hub
 from transformers import ConvNextImageProcessor
 
 import app
-import push_to_hub
 import views
-from involution_kernels import by_stage
-from rednet import RedNetConfig, RedNetForImageClassification, RedNetModel
-from rednet.hub import save_hub_folder
-from rednet.hub_cards import make_card
-from rednet.modeling_rednet import RedNetInvolution
+from cases import plain_involution
+from hub_server import HubServer
+from pictures import coins
+from remote import WITHOUT_PACKAGES
 
 
 LABELS = ["cat", "dog", "red", "crane", "coin", "sky", "crane"]
@@ -112,6 +111,15 @@ def defined_kernels(involution: RedNetInvolution, hidden_state: torch.Tensor, ro
     x = (x - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
     x = involution.span.weight.flatten(1) @ x.clamp(min=0) + involution.span.bias
     return x.view(-1, involution.kernel_size, involution.kernel_size)
+
+
+def by_stage(names) -> dict[int, list[str]]:
+    """The names of the involutions of each stage; 0 is the stem."""
+    stages: dict[int, list[str]] = {}
+    for name in names:
+        found = re.search(r"stages\.(\d+)\.", name)
+        stages.setdefault(int(found[1]) + 1 if found else 0, []).append(name)
+    return stages
 
 
 # What is computed
@@ -313,11 +321,11 @@ def hub(pushed):
 def test_a_space_is_pushed_in_one_commit_with_its_model(hub, root):
     commits = hub.commits(f"spaces/{SPACE}")
     assert len(commits) == 3  # the first is that of its creation
-    names = {"README.md", "app.py", "views.py", "involution_kernels.py", "requirements.txt", ".gitattributes"}
+    names = {"README.md", "app.py", "views.py", "requirements.txt", ".gitattributes"}
     assert set(commits[1].tree) == names | {"examples/old.png"}
     assert set(commits[2].tree) == names | {"examples/old.png", "examples/red.png"}  # a push removes nothing
     files = hub.files(f"spaces/{SPACE}")
-    assert files["involution_kernels.py"] == (root / "training/involution_kernels.py").read_bytes()
+    assert files["views.py"] == (root / "app/views.py").read_bytes()
     metadata = yaml.safe_load(files["README.md"].decode().split("---")[1])
     assert metadata["models"] == [MODEL] and metadata["sdk"] == "gradio" and metadata["app_file"] in files
 

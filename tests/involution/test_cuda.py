@@ -8,12 +8,12 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DTYPES, Case, cases, check_fused, check_operators, plain_involution
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils import cpp_extension
 
 import involution
+from cases import DTYPES, Case, cases, check_fused, check_operators, plain_involution
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import cases, check_fused, check_operators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._inductor import config as inductor_config
 from torch._inductor import lowering
 from torch._inductor.utils import run_and_get_code
 
+from cases import cases, check_fused, check_operators
 from involution import Involution2d, decomposition, involution2d
 
 

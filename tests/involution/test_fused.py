@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DTYPES, TOLERANCE, Case, cases, check_fused, num_threads
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from cases import DTYPES, TOLERANCE, Case, cases, check_fused, num_threads
 from involution import Involution2d, extension, involution2d, involution2d_fused, reference
 
 

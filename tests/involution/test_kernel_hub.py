@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from packaging.requirements import Requirement
-from remote import WITHOUT_PACKAGES
+from rednet import RedNetConfig, RedNetForImageClassification
+from rednet.configuration_rednet import REMOTE_CODE
 
 import involution
 from builds import SOURCE
 from compilers import quick_compiler, recording_compiler
-from rednet import RedNetConfig, RedNetForImageClassification
-from rednet.configuration_rednet import REMOTE_CODE
+from remote import WITHOUT_PACKAGES
 
 
 if sys.version_info >= (3, 11):

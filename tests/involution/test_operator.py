@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import DTYPES, TOLERANCE, Case, cases, check_operators, num_threads, plain_involution
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from cases import DTYPES, TOLERANCE, Case, cases, check_operators, num_threads, plain_involution
 from involution import extension, involution2d, reference, show_config
 
 

@@ -7,11 +7,11 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import TOLERANCE, plain_involution
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from cases import TOLERANCE, plain_involution
 from involution import Involution2d, involution2d, involution2d_fused
 
 

@@ -4,8 +4,9 @@ import os
 import subprocess
 import sys
 
-from small_models import small_model
 from transformers import ConvNextImageProcessor
+
+from small_models import small_model
 
 
 WITHOUT_TORCHVISION = """

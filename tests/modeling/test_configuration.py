@@ -8,9 +8,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from transformers.activations import ACT2FN
-
 from rednet import RedNetBackbone, RedNetConfig, RedNetForImageClassification, RedNetForSemanticSegmentation
+from transformers.activations import ACT2FN
 
 
 SMALL = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "group_channels": 4, "num_labels": 2}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rednet import RedNetBackbone, RedNetConfig, count_macs
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     DetrConfig,
@@ -13,8 +14,6 @@ from transformers import (
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
-
-from rednet import RedNetBackbone, RedNetConfig, count_macs
 
 
 # Two images: of one alone UPerNet's 1 x 1 pooling has no batch statistics.

@@ -7,14 +7,6 @@ import sys
 import onnxruntime
 import pytest
 import torch
-from hub_server import HubServer
-from pictures import coins
-from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops import box_iou, masks_to_boxes
-
-from involution import Involution2d
 from rednet import RedNetBackbone, RedNetConfig, RedNetForImageClassification, count_macs, count_parameters
 from rednet.detection import (
     fasterrcnn_rednet_fpn,
@@ -24,6 +16,14 @@ from rednet.detection import (
     save_detector,
     script_detector,
 )
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import box_iou, masks_to_boxes
+
+from hub_server import HubServer
+from involution import Involution2d
+from pictures import coins
 
 
 ROWS = [

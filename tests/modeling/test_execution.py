@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from small_models import random_images, small_config, small_model
+from rednet import RedNetBackbone, RedNetConfig, RedNetForImageClassification
+from rednet.modeling_rednet import RedNetInvolutionLayer
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, PreTrainedModel, ResNetConfig, ResNetForImageClassification
 
-from rednet import RedNetBackbone, RedNetConfig, RedNetForImageClassification
-from rednet.modeling_rednet import RedNetInvolutionLayer
+from small_models import random_images, small_config, small_model
 
 
 def enable_checkpointing(model, use_reentrant: bool) -> None:

@@ -1,7 +1,6 @@
 """What is hooked to an involution, or put in its place, sees the same whether gradients are on or off."""
 
 import torch
-
 from rednet import RedNetConfig, RedNetModel
 from rednet.modeling_rednet import RedNetInvolution
 

@@ -6,7 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import random_images, small_config, small_model
+from rednet import (
+    RedNetBackbone,
+    RedNetConfig,
+    RedNetForImageClassification,
+    RedNetForSemanticSegmentation,
+    RedNetModel,
+    count_macs,
+    count_parameters,
+)
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -17,15 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from rednet import (
-    RedNetBackbone,
-    RedNetConfig,
-    RedNetForImageClassification,
-    RedNetForSemanticSegmentation,
-    RedNetModel,
-    count_macs,
-    count_parameters,
-)
+from small_models import random_images, small_config, small_model
 
 
 # The paper's table: depth -> parameters, 10^9 multiply-accumulates at 224 x 224.

@@ -13,16 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rednet
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
-
-import rednet
 from rednet import RedNetBackbone, RedNetConfig, RedNetForImageClassification
 from rednet.configuration_rednet import REMOTE_CODE
 from rednet.convert_rednet_to_hf import checkpoint_name, convert
 from rednet.hub import check_hub_folder
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ import sys
 
 import torch
 from PIL import Image
-from remote import WITHOUT_PACKAGES
-from transformers import ConvNextImageProcessor, SegformerImageProcessor
-
 from rednet import RedNetConfig, RedNetForImageClassification, RedNetForSemanticSegmentation
 from rednet.configuration_rednet import REMOTE_CODE
 from rednet.hub import check_hub_folder
-from rednet.hub_cards import imagenet_card
+from rednet.hub.cards import imagenet_card
+from transformers import ConvNextImageProcessor, SegformerImageProcessor
+
+from remote import WITHOUT_PACKAGES
 
 
 AUTO_MAP = {

@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pictures import COIN, coins, flower_and_sky
 from PIL import Image
-from small_models import random_images, randomize_norms
-from torch.optim.lr_scheduler import OneCycleLR
-from torchvision.ops import FeaturePyramidNetwork
-from transformers import AutoConfig, AutoModelForSemanticSegmentation, SegformerImageProcessor, pipeline
-
-from involution import Involution2d
 from rednet import (
     RedNetConfig,
     RedNetForImageClassification,
     RedNetForSemanticSegmentation,
 )
 from rednet.modeling_rednet import RedNetFoldedNorm
+from torch.optim.lr_scheduler import OneCycleLR
+from torchvision.ops import FeaturePyramidNetwork
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, SegformerImageProcessor, pipeline
+
+from involution import Involution2d
+from pictures import COIN, coins, flower_and_sky
+from small_models import random_images, randomize_norms
 
 
 def small_model(**changes) -> RedNetForSemanticSegmentation:

@@ -5,15 +5,15 @@ import copy
 
 import pytest
 import torch
-from plain_rednet import plain
-from small_models import random_images, small_model
+from rednet.execution_rednet import RedNetFoldedNorm
+from rednet.modeling_rednet import RedNetConvLayer, RedNetInvolution, RedNetInvolutionLayer
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rednet.execution_rednet import RedNetFoldedNorm
-from rednet.modeling_rednet import RedNetConvLayer, RedNetInvolution, RedNetInvolutionLayer
+from plain_rednet import plain
+from small_models import random_images, small_model
 
 
 def model() -> nn.Module:

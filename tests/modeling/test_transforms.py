@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from small_models import random_images, randomize_norms, small_model
+from rednet import RedNetConfig, RedNetForImageClassification
 from torch import nn
 from torch.autograd import forward_ad
 
-from rednet import RedNetConfig, RedNetForImageClassification
+from small_models import random_images, randomize_norms, small_model
 
 
 def tiny_model(seed: int = 0) -> RedNetForImageClassification:

@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-
 from rednet import RedNetConfig, RedNetForImageClassification, count_parameters
 from rednet.modeling_rednet import RedNetInvolution, RedNetInvolutionLayer
 

@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-
-from batches import training_loader
-from data import class_names, load_images
-from loop import make_accelerator, parameter_groups, train_step
-from options import TrainingConfig
-from train import compute_loss, make_model
+from rednet.training.data.batches import training_loader
+from rednet.training.data.sources import class_names, load_images
+from rednet.training.engine.loop import make_accelerator, parameter_groups, train_step
+from rednet.training.options.groups import TrainingConfig
+from rednet.training.train import compute_loss, make_model
 
 
 class InFloat64(torch.nn.Module):

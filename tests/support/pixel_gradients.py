@@ -3,12 +3,12 @@
 from functools import partial
 
 import torch
-from small_models import randomize_norms
-
-from loop import make_accelerator, train_step
-from options import SegmentationConfig
 from rednet import RedNetConfig, RedNetForSemanticSegmentation
-from train_segmentation import compute_loss, count_labeled
+from rednet.training.engine.loop import make_accelerator, train_step
+from rednet.training.options.groups import SegmentationConfig
+from rednet.training.train_segmentation import compute_loss, count_labeled
+
+from small_models import randomize_norms
 
 
 IGNORED = 255

@@ -4,8 +4,6 @@ import copy
 import types
 
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from rednet.modeling_rednet import (
     RedNetBottleNeckLayer,
     RedNetConvLayer,
@@ -13,6 +11,7 @@ from rednet.modeling_rednet import (
     RedNetInvolutionLayer,
     RedNetShortCut,
 )
+from torch import Tensor, nn
 
 
 def involution(self: RedNetInvolution, input: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ from pathlib import Path
 class Training:
     """`main(arguments)` of a module in a process group of its own, with its output in a file."""
 
-    def __init__(self, root: Path, output: Path, arguments: list[str], module: str = "train", **environment: str):
+    def __init__(
+        self, root: Path, output: Path, arguments: list[str], module: str = "rednet.training.train", **environment: str
+    ):
         self.output = output
         self.process = _server().Process(target=_run, args=(str(root), str(output), module, arguments, environment))
         self.process.start()
@@ -48,7 +50,7 @@ class Training:
 
 def _server():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train"])
+    context.set_forkserver_preload(["rednet.training.train"])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the server does not get sys.path by itself
     multiprocessing.forkserver.ensure_running()
@@ -56,7 +58,9 @@ def _server():
     return context
 
 
-def together(root: Path, output: Path, arguments: list[str], module: str = "train", processes: int = 2) -> str:
+def together(
+    root: Path, output: Path, arguments: list[str], module: str = "rednet.training.train", processes: int = 2
+) -> str:
     """Runs several processes as torchrun would start them on one machine; returns what the first one printed."""
     started = start_together(root, output, arguments, module, processes, ACCELERATE_USE_CPU="true")
     for training in started:
@@ -65,7 +69,12 @@ def together(root: Path, output: Path, arguments: list[str], module: str = "trai
 
 
 def start_together(
-    root: Path, output: Path, arguments: list[str], module: str = "train", processes: int = 2, **environment: str
+    root: Path,
+    output: Path,
+    arguments: list[str],
+    module: str = "rednet.training.train",
+    processes: int = 2,
+    **environment: str,
 ) -> list[Training]:
     with socket.socket() as free:
         free.bind(("localhost", 0))

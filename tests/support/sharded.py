@@ -2,8 +2,7 @@
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-
-import train
+from rednet.training import train
 
 
 def main(arguments: list[str]) -> None:

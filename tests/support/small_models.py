@@ -1,7 +1,6 @@
 """Small RedNets and images for them."""
 
 import torch
-
 from rednet import RedNetConfig, RedNetForImageClassification
 
 

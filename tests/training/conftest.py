@@ -4,13 +4,12 @@ import tarfile
 
 import numpy as np
 import pytest
+import rednet
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 from transformers import ConvNextImageProcessor
-
-import rednet
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,9 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageClassification
-
-import ablate
 from rednet import RedNetConfig, RedNetForImageClassification, count_macs, count_parameters
+from rednet.training import ablate
+from transformers import AutoModelForImageClassification
 
 
 @pytest.fixture
@@ -138,7 +137,7 @@ def test_mistakes_are_named_before_anything_runs(study, tmp_path, capsys, values
 
 
 def test_the_documented_study_is_what_was_recorded(root):
-    folder = root / "training/results/fashion_mnist_ablation"
+    folder = root / "benchmarks/results/fashion_mnist_ablation"
     runs, summary = read(folder / "runs.csv"), read(folder / "summary.csv")
     for row in summary:
         mine = [float(run["top_1"]) for run in runs if (run["axis"], run["value"]) == (row["axis"], row["value"])]

@@ -11,20 +11,14 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
 from PIL import Image as PILImage
+from rednet.training import ablate, evaluate_model, finetune, train, train_detection, train_segmentation
+from rednet.training.data import fashion_mnist
+from rednet.training.data import sources as data
+from rednet.training.data.batches import EvaluationBatches, TrainingBatches
+from rednet.training.data.transforms import normalize
+from rednet.training.options.groups import TrainingConfig
+from rednet.training.train import make_model, make_processor, parse_config
 from sklearn.metrics import top_k_accuracy_score
-
-import ablate
-import data
-import evaluate_model
-import fashion_mnist
-import finetune
-import train
-import train_detection
-import train_segmentation
-from augmentation import normalize
-from batches import EvaluationBatches, TrainingBatches
-from options import TrainingConfig
-from train import make_model, make_processor, parse_config
 
 
 REQUIRED = ["--config_name", "model.json", "--dataset_name", "pictures"]

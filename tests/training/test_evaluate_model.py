@@ -6,11 +6,17 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+import rednet
 import torch
-from card_metadata import check, metadata
 from datasets import load_dataset
 from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
+from rednet.hub import check_hub_folder, save_hub_folder
+from rednet.hub.cards import add_results, imagenet_card, make_card
+from rednet.training.evaluate_model import EvaluationConfig, confused_pairs, main, match_labels
+from rednet.training.figures import __main__ as figures
+from rednet.training.metrics.classification import load_metric
+from rednet.training.options.parser import check_model_name
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, log_loss, recall_score, top_k_accuracy_score
@@ -22,14 +28,8 @@ from transformers import (
     ResNetForImageClassification,
 )
 
-import figures
-import rednet
-from arguments import check_model_name
-from evaluate_model import EvaluationConfig, confused_pairs, main, match_labels
-from evaluation import load_metric
+from card_metadata import check, metadata
 from processes import together
-from rednet.hub import check_hub_folder, save_hub_folder
-from rednet.hub_cards import add_results, imagenet_card, make_card
 
 
 NAMES = [f"number {n}" for n in range(10)]
@@ -219,7 +219,7 @@ def test_two_processes_find_the_same(root, digits, folder, tmp_path):
     arguments = [*options(digits, folder, tmp_path / "run"), "--per_device_eval_batch_size", "30"]
     arguments += ["--max_eval_samples", "100"]
     main([*arguments[:-5], str(tmp_path / "alone"), *arguments[-4:]])
-    text = together(root, tmp_path / "output.txt", arguments, "evaluate_model")
+    text = together(root, tmp_path / "output.txt", arguments, "rednet.training.evaluate_model")
     alone, both = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("alone", "run"))
     names = [name for name in alone if name.startswith("eval_")]
     assert alone["eval_samples"] == 100 and len(names) == 5

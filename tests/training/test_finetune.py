@@ -7,8 +7,12 @@ import sys
 
 import pytest
 import torch
-from hub_server import HubServer
 from huggingface_hub import ModelCard
+from rednet.hub import check_hub_folder
+from rednet.training.data.sources import load_images
+from rednet.training.figures import __main__ as figures
+from rednet.training.finetune import FinetuneConfig, freeze, layer_groups, load_model, main, newest_checkpoint, parse
+from rednet.training.options.groups import TrainingConfig
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 from transformers import (
@@ -18,12 +22,8 @@ from transformers import (
     ResNetForImageClassification,
 )
 
-import figures
-from data import load_images
-from finetune import FinetuneConfig, freeze, layer_groups, load_model, main, newest_checkpoint, parse
-from options import TrainingConfig
+from hub_server import HubServer
 from processes import Training
-from rednet.hub import check_hub_folder
 
 
 RATE, DECAY = 5e-3, 0.5
@@ -163,7 +163,9 @@ def test_killed_and_resumed_is_as_if_it_had_not_been(root, recipe, tmp_path):
     more += ["--save_strategy", "steps", "--save_steps", "4", "--eval_strategy", "steps", "--eval_steps", "4"]
     more += ["--rand_augment_magnitude", "5", "--mixup_alpha", "0.2", "--cutmix_alpha", "1", "--logging_steps", "1"]
     folder = tmp_path / "run"
-    training = Training(root, tmp_path / "output.txt", [*recipe, *more, "--output_dir", str(folder)], "finetune")
+    training = Training(
+        root, tmp_path / "output.txt", [*recipe, *more, "--output_dir", str(folder)], "rednet.training.finetune"
+    )
     training.kill_when((folder / "checkpoint-8/trainer_state.json").exists)
     assert not (folder / "results.json").exists()
     for run in (folder, tmp_path / "other"):

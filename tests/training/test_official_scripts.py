@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from rednet.training.data.sources import load_images
+from rednet.training.options.groups import TrainingConfig
 from sklearn.metrics import accuracy_score
 from torchvision import transforms
 from transformers import (
@@ -20,9 +22,6 @@ from transformers import (
     TrainingArguments,
     get_scheduler,
 )
-
-from data import load_images
-from options import TrainingConfig
 
 
 @pytest.fixture

@@ -8,24 +8,25 @@ import sys
 from pathlib import Path
 
 import pytest
+import rednet
 import torch
-from hub_server import ALWAYS, HubServer
 from huggingface_hub import ModelCard
 from PIL import Image
+from rednet.configuration_rednet import REMOTE_CODE
+from rednet.training import train
+from rednet.training.data.sources import load_images
+from rednet.training.engine.loop import parameter_groups, schedule
+from rednet.training.engine.run_folder import append_log
+from rednet.training.options.groups import TrainingConfig
+from rednet.training.train import make_model
+from rednet.training.utils.files import write_json
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-import rednet
-import train
-from data import load_images
-from loop import parameter_groups, schedule
-from options import TrainingConfig
+from hub_server import ALWAYS, HubServer
 from processes import Training
-from rednet.configuration_rednet import REMOTE_CODE
-from run_folder import append_log, write_json
-from train import make_model
 
 
 LAUNCH = [

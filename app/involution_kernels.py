@@ -1,1 +1,0 @@
-../training/involution_kernels.py

@@ -1,0 +1,1 @@
+"""Architectures, recipes and studies: data that `rednet.training` finds by name."""

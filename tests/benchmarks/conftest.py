@@ -1,0 +1,6 @@
+import sys
+from pathlib import Path
+
+
+# As `python benchmarks/dense_costs.py` does.
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

@@ -1,0 +1,225 @@
+"""Order, randomness and pixels of the batches."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
+from rednet.training.data.batches import EvaluationOrder, TrainingOrder, evaluation_loader, training_loader
+from rednet.training.data.sources import load_images
+from rednet.training.data.transforms import TrainingTransform, make_mixing, normalize, open_image
+from rednet.training.options.groups import TrainingConfig
+from rednet.training.train import make_processor
+from rednet.training.utils.randomness import seeded
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms import v2
+
+
+def epoch_of(options: dict, processes: int, epoch: int = 1, position: int = 0) -> dict[str, torch.Tensor]:
+    """All images of an epoch in their order, from loaders for every process."""
+    config = TrainingConfig(**options)
+    images, _ = load_images(config)
+    loaders = [training_loader(images, config, 10, n, processes) for n in range(processes)]
+    for loader in loaders:
+        loader.batch_sampler.begin(epoch, position)
+    batches = [batch for batches in zip(*loaders, strict=True) for batch in batches]
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def same(one: dict, other: dict) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_images_depend_on_seed_epoch_and_position_alone(options):
+    """Not on workers, processes or where an epoch was taken up again."""
+    values = {**options[1], "max_train_samples": 130, "color_jitter": 0.3, "rand_augment_magnitude": 9}
+    expected = epoch_of(values, 1)
+    assert len(expected["labels"]) == 120
+    assert same(expected, epoch_of({**values, "dataloader_num_workers": 2}, 1))
+    assert same(expected, epoch_of({**values, "per_device_train_batch_size": 10}, 2))
+    resumed = epoch_of({**values, "per_device_train_batch_size": 10}, 2, position=40)
+    assert same({name: value[40:] for name, value in expected.items()}, resumed)
+    assert not same(expected, epoch_of(values, 1, epoch=2)) and not same(expected, epoch_of({**values, "seed": 1}, 1))
+
+
+def test_a_stream_gives_every_image_once(digit_archives, options):
+    """Shuffled by epoch; on one process or two, which deal with whole archives each."""
+    values = {**options[1], "dataset_name": str(digit_archives), "streaming": True, "max_train_samples": 240}
+    values |= {"image_column_name": "png", "label_column_name": "cls", "shuffle_buffer_size": 50}
+    values |= {"random_crop_min_scale": None, "random_flip": 0}
+    _, plain = load_images(TrainingConfig(**values))
+    assert len(list(plain)) == 60
+
+    def pixels(epoch):
+        return sorted(image.numpy().tobytes() for image in epoch["pixel_values"])
+
+    one, other = epoch_of(values, 1), epoch_of(values, 1, epoch=2)
+    two = epoch_of({**values, "dataloader_num_workers": 1}, 2)
+    assert pixels(one) == pixels(other) == pixels(two) and len(set(pixels(one))) > 230
+    assert not same(one, other)
+    assert same({name: value[80:] for name, value in one.items()}, epoch_of(values, 1, position=80))
+
+
+def test_a_stream_deals_out_the_files_themselves(digit_archives, options):
+    """Neither decoded nor compressed again on their way to the workers."""
+    values = {**options[1], "dataset_name": str(digit_archives), "streaming": True, "max_train_samples": 240}
+    config = TrainingConfig(**{**values, "image_column_name": "png", "label_column_name": "cls"})
+    rows = [
+        row for batch in training_loader(load_images(config)[0], config, 10, 0, 1).batch_sampler for _, row in batch
+    ]
+    stored = []
+    for path in digit_archives.glob("train-*.tar"):
+        with tarfile.open(path) as archive:
+            stored += [archive.extractfile(entry).read() for entry in archive if entry.name.endswith(".png")]
+    assert sorted(row["image"]["bytes"] for row in rows) == sorted(stored)
+
+
+def test_a_stream_that_is_too_short(digit_archives, options):
+    values = {**options[1], "dataset_name": str(digit_archives), "streaming": True, "shuffle_buffer_size": 50}
+    values |= {"image_column_name": "png", "label_column_name": "cls"}
+    with pytest.raises(ValueError, match="--max_train_samples"):
+        epoch_of(values, 1)
+    with pytest.raises(ValueError, match="the stream ended after 240 images, expected 300"):
+        epoch_of({**values, "max_train_samples": 300}, 1)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("samples", [1, 12, 13, 24])
+def test_evaluation_counts_every_image_once(streamed, processes, samples):
+    images = Dataset.from_dict({"label": range(samples)})
+    images = images.to_iterable_dataset() if streamed else images
+    orders = [list(EvaluationOrder(images, 4, n, processes)) for n in range(processes)]
+    assert len({len(batches) for batches in orders}) == 1
+    rounds = [row for batches in zip(*orders) for batch in batches for row in batch]
+    assert {len(batch) for batches in orders for batch in batches} == {4}
+    counted = [row["label"] if streamed else row for counts, row in rounds if counts]
+    assert counted == list(range(samples))
+
+
+def jpeg(size: tuple[int, int]) -> bytes:
+    """A picture with something in it: smooth waves of several lengths, in colour."""
+    x, y = np.meshgrid(np.linspace(0, 8, size[0]), np.linspace(0, 6, size[1]))
+    pixels = np.stack([np.sin(x * y), np.cos(3 * x + y), np.sin(2 * y - x)], axis=-1)
+    content = io.BytesIO()
+    PILImage.fromarray((127 + 120 * pixels).astype(np.uint8)).save(content, "JPEG", quality=95)
+    return content.getvalue()
+
+
+def png(picture: PILImage.Image) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
+
+
+def broken_png() -> bytes:
+    """Pillow calls it a SyntaxError: the second part of the pixels has lost its name."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    first, second, *others = png(PILImage.fromarray(noise)).split(b"IDAT")
+    return first + b"IDAT" + second + b"\0\0\0\0" + b"IDAT".join(others)
+
+
+@pytest.mark.parametrize("size", [(1600, 1200), (180, 240)])
+def test_crops_are_those_of_torchvision(size):
+    """torchvision crops the picture that is decoded in full, with the same random numbers."""
+    config = TrainingConfig(image_size=112, random_crop_min_scale=0.3, random_flip=1.0)
+    stored = {"bytes": jpeg(size), "path": None}
+    for key in range(5):
+        image = open_image(stored)
+        ours = TrainingTransform(config)(image, (key,))
+        with seeded(key):
+            crop = v2.RandomResizedCrop(112, scale=(0.3, 1))
+            expected = crop(PILImage.open(io.BytesIO(stored["bytes"])).convert("RGB"))
+        difference = np.abs(ours.astype(int) - np.array(expected)[:, ::-1].astype(int))
+        assert difference.mean() < 2.5 and ours.std() > 40
+        assert (image.size[0] < size[0]) == (size[0] > 1000), "large ones are decoded at a fraction"
+
+
+def test_pictures_are_upright(tmp_path):
+    """A photograph taken with the camera on its side, from a file."""
+    exif = PILImage.Exif()
+    exif[0x0112] = 6
+    PILImage.open(io.BytesIO(jpeg((60, 40)))).save(tmp_path / "photo.jpg", exif=exif)
+    assert open_image({"bytes": None, "path": str(tmp_path / "photo.jpg")}).size == (40, 60)
+
+
+def test_mixing_keeps_the_average_and_follows_its_key():
+    mixing = make_mixing(TrainingConfig(mixup_alpha=0.4, cutmix_alpha=1.0), num_labels=10)
+    images, labels = torch.rand(6, 3, 8, 8), torch.arange(6)
+    kinds = set()
+    for key in range(20):
+        with seeded(key):
+            mixed, probabilities = mixing(images, labels)
+        with seeded(key):
+            again = mixing(images, labels)
+        assert torch.equal(mixed, again[0]) and torch.equal(probabilities, again[1])
+        assert torch.allclose(probabilities.sum(1), torch.ones(6))
+        own = probabilities[0, 0]
+        is_mixup = torch.allclose(mixed, own * images + (1 - own) * images.roll(1, 0), atol=1e-5)
+        pasted = (mixed == images.roll(1, 0)).float().mean()
+        assert is_mixup or torch.isclose(pasted, 1 - own, atol=1e-5)
+        kinds.add(is_mixup)
+    assert kinds == {True, False}
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"image": {"bytes": b"no picture", "path": "broken.png"}, "label": 0}, ["broken.png", "cannot be read"]),
+        ({"image": {"bytes": jpeg((50, 50))[:700], "path": "cut.jpg"}, "label": 0}, ["cut.jpg", "cannot be read"]),
+        ({"image": {"bytes": b"P6\n8 x8 255\n" + bytes(192), "path": "x.ppm"}, "label": 0}, ["x.ppm", "ValueError"]),
+        ({"image": None, "label": 0}, ["a row has no image"]),
+        (
+            {"image": {"bytes": png(PILImage.new("I;16", (9, 9))), "path": "x-ray.png"}, "label": 0},
+            ["x-ray.png", "I;16"],
+        ),
+        ({"image": {"bytes": broken_png(), "path": "broken.png"}, "label": 0}, ["broken.png", "broken PNG"]),
+        ({"image": {"bytes": jpeg((50, 50)), "path": None}, "label": 10}, ["10", "10 classes"]),
+        ({"image": {"bytes": jpeg((50, 50)), "path": None}, "label": -1}, ["-1", "10 classes"]),
+    ],
+)
+def test_bad_rows_are_named(row, words):
+    images = Dataset.from_list([row], features=Features({"image": Image(), "label": Value("int64")}))
+    config = TrainingConfig(image_size=8, per_device_train_batch_size=1, dataloader_num_workers=0)
+    loaders = [training_loader(images, config, 10, 0, 1)]
+    loaders += [evaluation_loader(images, config, make_processor(config), 10, 0, 1)]
+    for loader in loaders:
+        with pytest.raises(ValueError) as raised:
+            list(loader)
+        assert all(word in str(raised.value) for word in words)
+
+
+def test_the_length_of_an_evaluation_is_known(options):
+    """What a progress bar shows; of a stream nobody knows it."""
+    images = load_images(TrainingConfig(**options[1]))[1]
+    for process in range(2):
+        order = EvaluationOrder(images, 64, process, 2)
+        assert len(order) == len(list(order)) == 4  # 397 images
+    with pytest.raises(TypeError):
+        len(EvaluationOrder(images.to_iterable_dataset(), 64, 0, 1))
+
+
+def test_mean_and_standard_deviation_are_made_once():
+    """Each time they would wait for a GPU: after the first step there is no new tensor from a list."""
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(function.__name__)
+            return function(*args, **(kwargs or {}))
+
+    config, images = TrainingConfig(image_mean=[0.1, 0.2, 0.3]), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    expected = -torch.tensor(config.image_mean) / torch.tensor(config.image_std)
+    assert torch.allclose(normalize(images, config)[0, :, 1, 0], expected)
+    names = []
+    with Names():
+        normalize(images, config)
+    assert names and not any("lift" in name or "_to_copy" in name for name in names), names
+
+
+def test_too_few_images_for_a_batch(options):
+    config = TrainingConfig(**{**options[1], "max_train_samples": 30})
+    with pytest.raises(ValueError, match="is 20 on 2 processes, but there are only 30 images"):
+        TrainingOrder(load_images(config)[0], config, 0, 2)

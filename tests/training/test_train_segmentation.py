@@ -1,0 +1,517 @@
+"""training/train_segmentation.py on real pictures: coins, a flower and sky."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset, Features
+from datasets import Image as ImageColumn
+from huggingface_hub import ModelCard
+from PIL import ExifTags, Image
+from rednet import RedNetConfig, RedNetForImageClassification, count_parameters
+from rednet.training import train_segmentation
+from rednet.training.data.problems import read_header
+from rednet.training.data.segmentation import PairReader, PairTransform, check_pairs, load_pairs, segmentation_loaders
+from rednet.training.data.transforms import open_image
+from rednet.training.metrics.segmentation import count_pixels, summarize
+from rednet.training.options.groups import SegmentationConfig
+from sklearn.metrics import confusion_matrix, jaccard_score
+from torchvision import tv_tensors
+from transformers import AutoConfig, AutoImageProcessor, pipeline
+
+from pictures import COIN, coins, flower_and_sky
+from pixel_gradients import InFloat64, crops
+from processes import Training, together
+from runs import assert_same
+
+
+NAMES = ["background", "coin", "flower", "sky"]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    """Six pictures of about 100 x 80 in the layout that is read; a border of each is not labeled."""
+    folder = tmp_path_factory.mktemp("pairs")
+    pictures, classes = flower_and_sky()
+    picture, numbers = coins()
+    for name in ("images", "annotations"):
+        (folder / name).mkdir()
+    for n, (picture, kind) in enumerate(zip([*pictures, picture], [*classes, COIN * (numbers > 0)])):
+        height, width = kind.shape
+        for side, part in (("left", slice(None, width // 2)), ("right", slice(width // 2, None))):
+            size = (height // 4, width // 8)
+            pixels = F.interpolate(picture[None, :, :, part], size, mode="bilinear", antialias=True)[0]
+            mask = F.interpolate(kind[None, None, :, part].float(), size, mode="nearest")[0, 0].byte()
+            mask[:2] = 255
+            pixels = (pixels.permute(1, 2, 0) * 255).byte().numpy()
+            Image.fromarray(pixels).save(folder / f"images/{n}-{side}.jpg", quality=95)
+            Image.fromarray(mask.numpy()).save(folder / f"annotations/{n}-{side}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(pairs, tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("options")
+    model = {"model_type": "rednet", "embedding_size": 32, "hidden_sizes": [64, 64, 128, 128], "depths": [1] * 4}
+    model |= {"stem_stride": 2, "neck_hidden_size": 32, "decoder_hidden_size": 32, "neck_type": "involution"}
+    model |= {"id2label": dict(enumerate(NAMES)), "label2id": {name: n for n, name in enumerate(NAMES)}}
+    (folder / "model.json").write_text(json.dumps(model))
+    return {
+        "config_name": str(folder / "model.json"),
+        "train_dir": str(pairs),
+        "validation_dir": str(pairs),
+        "dataloader_num_workers": 0,
+        "random_scale": [0.8, 1.25],
+        "crop_size": [64, 64],
+        "per_device_train_batch_size": 3,
+        "learning_rate": 0.1,
+        "num_warmup_steps": 5,
+        "max_grad_norm": 1.0,
+        "num_train_epochs": 30,
+        "eval_epochs": 14,
+        "checkpointing_steps": "9",
+        "logging_steps": 10,
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(root, options, tmp_path_factory) -> tuple[list[str], Path]:
+    """Arguments of a training, and the folder of one that ran to its end."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "options.yaml").write_text(json.dumps(options))
+    arguments = ["--config", str(folder / "options.yaml"), "--output_dir"]
+    training = Training(
+        root, folder / "run.txt", [*arguments, str(folder / "run")], "rednet.training.train_segmentation"
+    )
+    assert training.wait() == 0, training.text()
+    return arguments, folder / "run"
+
+
+def test_learns_and_the_pipeline_reaches_what_was_reported(trained, pairs):
+    """The pipeline, given the files, and scikit-learn find the same intersection over union."""
+    results = json.loads((trained[1] / "results.json").read_text())
+    assert results["eval_mean_iou"] > 0.45 and results["steps"] == 60 and results["eval_samples"] == 6
+    log = [json.loads(line) for line in (trained[1] / "log.jsonl").read_text().splitlines()]
+    assert [entry["epoch"] for entry in log if "epoch" in entry] == [14, 28, 30]
+
+    segment = pipeline("image-segmentation", model=str(trained[1] / "last"))
+    true, found = [], []
+    for path in sorted((pairs / "images").iterdir()):
+        mask = np.array(Image.open(pairs / f"annotations/{path.stem}.png"))
+        prediction = np.zeros_like(mask)
+        for part in segment(str(path)):
+            prediction[np.array(part["mask"]) > 0] = NAMES.index(part["label"])
+        true.append(mask[mask != 255])
+        found.append(prediction[mask != 255])
+    true, found = np.concatenate(true), np.concatenate(found)
+    assert abs(jaccard_score(true, found, average="macro") - results["eval_mean_iou"]) < 1e-3
+    assert abs((true == found).mean() - results["eval_overall_accuracy"]) < 1e-3
+    of_coins = jaccard_score(true == COIN, found == COIN)
+    assert abs(of_coins - results["eval_per_category_iou"]["coin"]) < 1e-3
+
+
+def test_leaves_a_hub_folder_with_a_card(trained):
+    card, results = ModelCard.load(trained[1] / "last/README.md"), (trained[1] / "results.json").read_text()
+    config = AutoConfig.from_pretrained(trained[1] / "last")
+    assert config.architectures == ["RedNetForSemanticSegmentation"] and config.id2label[1] == "coin"
+    assert card.data.pipeline_tag == "image-segmentation" and card.data.metrics == ["accuracy", "mean_iou"]
+    mean_iou = json.loads(results)["eval_mean_iou"]
+    assert card.data.eval_results[0].metric_value == mean_iou and f"| {100 * mean_iou:.2f} %" in card.text
+    assert 'pipeline("image-segmentation"' in card.text and "ImageClassification" not in card.text
+    assert "{{" not in card.text and "Multiply-accumulates at 64 x 64" in card.text
+
+
+def test_killed_in_an_epoch_and_resumed(root, trained, tmp_path):
+    """Dropout, scales, crops and distortions are those of the run that was not killed, with loader workers as well."""
+    arguments, expected = trained
+    folder = tmp_path / "run"
+    arguments = [*arguments, str(folder)]
+    killed = Training(root, tmp_path / "run.txt", arguments, "rednet.training.train_segmentation")
+    killed.kill_when(lambda: (folder / "checkpoints/step_00000027").exists())
+    assert not (folder / "last").exists()
+    training = Training(
+        root, tmp_path / "run.txt", [*arguments, "--dataloader_num_workers", "1"], "rednet.training.train_segmentation"
+    )
+    assert training.wait() == 0, training.text()
+    assert "Going on from step" in training.text()
+    assert_same(folder, expected)
+
+
+def test_mean_iou_is_that_of_scikit_learn():
+    """Class 3 is neither there nor predicted, class 2 is only predicted; of two pictures together, not on average."""
+    random = np.random.default_rng(0)
+    labels = [random.choice([0, 1, 4, 255], (40, 30), p=[0.6, 0.2, 0.1, 0.1]), random.choice([0, 1, 4], (7, 9))]
+    predictions = [random.choice([0, 1, 2, 4], part.shape) for part in labels]
+    matrix = sum(
+        count_pixels(torch.from_numpy(found), torch.from_numpy(true), 5) for found, true in zip(predictions, labels)
+    )
+    true, found = (np.concatenate([part.ravel() for part in parts]) for parts in (labels, predictions))
+    true, found = true[true != 255], found[true != 255]
+    assert np.array_equal(matrix, confusion_matrix(true, found, labels=range(5)))
+    results = summarize(matrix, dict(enumerate("abcde")))
+    expected = jaccard_score(true, found, labels=[0, 1, 2, 4], average=None)
+    assert list(results["per_category_iou"]) == ["a", "b", "c", "e"]
+    assert np.allclose(list(results["per_category_iou"].values()), expected, atol=1e-12)
+    assert np.isclose(results["mean_iou"], expected.mean())
+    assert np.isclose(results["overall_accuracy"], (true == found).mean())
+    recalls = [(found[true == n] == n).mean() for n in (0, 1, 4)]
+    assert np.isclose(results["mean_accuracy"], np.mean(recalls))
+
+
+def test_picture_and_mask_change_alike():
+    """A picture whose grey value says the class: away from edges it still does, and what was added has no label."""
+    mask = torch.arange(8).repeat_interleave(12)[None, :].expand(80, 96) + 8 * (torch.arange(80) // 20)[:, None]
+    image = tv_tensors.Image((7 * mask).byte().expand(3, -1, -1))
+    config = SegmentationConfig(crop_size=[64, 100], photometric_distortion=False, image_mean=[1.0, 1.0, 1.0])
+    transform, sizes, mirrored = PairTransform(config, 255), set(), set()
+    for key in range(20):
+        changed, classes = transform(image, tv_tensors.Mask(mask.byte()), (key,))
+        again = transform(image, tv_tensors.Mask(mask.byte()), (key,))
+        assert torch.equal(changed, again[0]) and torch.equal(classes, again[1])
+        assert changed.shape == (3, 64, 100) and classes.shape == (64, 100)
+        labeled = classes != 255
+        assert (changed[0][~labeled] == 255).all()
+        off = (changed[0].int() - 7 * classes.int()).abs()[labeled]
+        assert (off <= 3).float().mean() > 0.75
+        sizes.add(int(labeled.sum()))
+        row = classes[labeled.any(1)][0]
+        mirrored.add(bool((row[row != 255].int().diff() < 0).any()))
+    assert len(sizes) > 3 and mirrored == {True, False}
+
+
+def test_folders_and_columns_are_the_same_data(pairs, options, tmp_path):
+    """As files, and as parquet whose masks are in a column `label`; and no order but that of the key."""
+    files = {name: sorted(str(path) for path in (pairs / name).iterdir()) for name in ("images", "annotations")}
+    columns = {"image": files["images"], "label": files["annotations"]}
+    dataset = Dataset.from_dict(columns, Features(dict.fromkeys(columns, ImageColumn())))
+    dataset.to_parquet(tmp_path / "train.parquet")
+    dataset.select([0]).to_parquet(tmp_path / "validation.parquet")
+    other = {"train_dir": None, "validation_dir": None, "dataset_name": str(tmp_path), "label_column_name": "label"}
+    batches = []
+    for values in (options, {**options, **other}):
+        config = SegmentationConfig(**values)
+        model_config = AutoConfig.from_pretrained(config.config_name)
+        processor = train_segmentation.make_processor(config)
+        loader, _ = segmentation_loaders(*load_pairs(config), config, processor, model_config, 0, 1)
+        batches.append(list(loader))
+    for one, two in zip(*batches, strict=True):
+        assert torch.equal(one["pixel_values"], two["pixel_values"]) and torch.equal(one["labels"], two["labels"])
+    assert one["pixel_values"].shape == (3, 3, 64, 64) and one["labels"].shape == (3, 64, 64)
+
+
+def test_masks_that_count_from_one():
+    """ADE20K: 0 is not labeled."""
+    picture, mask = (Image.new(mode, (2, 2)) for mode in ("RGB", "L"))
+    mask.putdata([0, 1, 4, 255])
+    row = {"image": stored(picture), "label": stored(mask)}
+    config = RedNetConfig(num_labels=4)
+    _, classes = PairReader(config, SegmentationConfig(do_reduce_labels=True))(row)
+    assert classes.flatten().tolist() == [255, 0, 3, 255]
+
+
+def test_masks_of_one_bit_are_padded_with_what_is_not_labeled():
+    config = SegmentationConfig(crop_size=[8, 8], random_scale=[1, 1], random_flip=0)
+    row = {"image": stored(Image.new("RGB", (4, 4))), "label": stored(Image.new("1", (4, 4), 1))}
+    image, mask = PairReader(RedNetConfig(num_labels=2), config)(row)
+    _, padded = PairTransform(config, 255)(image, mask, (0,))
+    assert padded.shape == (8, 8) and (padded == 1).sum() == 16 and (padded == 255).sum() == 48
+
+
+def stored(picture: Image.Image, name: str = "some.png") -> dict:
+    content = io.BytesIO()
+    picture.save(content, "TIFF" if picture.mode == "F" else "PNG")
+    return {"bytes": content.getvalue(), "path": name}
+
+
+@pytest.mark.parametrize(
+    "mask, words",
+    [
+        (Image.new("L", (8, 6), 4), ["mask.png", "[4]", "4 classes"]),
+        (Image.new("L", (6, 8)), ["mask.png", "(8, 6)", "(6, 8)"]),
+        (Image.new("RGB", (8, 6)), ["mask.png", "(6, 8, 3)"]),
+        (Image.new("LA", (8, 6)), ["mask.png", "(6, 8, 2)"]),
+        (Image.new("F", (8, 6)), ["mask.png", "float32", "expected one integer"]),
+    ],
+)
+def test_bad_masks_are_named(mask, words):
+    read = PairReader(RedNetConfig(num_labels=4), SegmentationConfig())
+    with pytest.raises(ValueError) as raised:
+        read({"image": stored(Image.new("RGB", (8, 6))), "label": stored(mask, "mask.png")})
+    assert all(word in str(raised.value) for word in words)
+
+
+def test_bad_folders_are_named(pairs, tmp_path):
+    with pytest.raises(ValueError, match="images: there is no such folder"):
+        load_pairs(SegmentationConfig(train_dir=str(tmp_path)))
+    for name in ("images/lonely.jpg", "images/twice.jpg", "images/twice.png", "annotations/twice.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "annotations/aachen").mkdir()
+    (tmp_path / "annotations/maskless.png").touch()
+    with pytest.raises(ValueError) as raised:
+        load_pairs(SegmentationConfig(train_dir=str(tmp_path)))
+    assert str(raised.value).splitlines() == [
+        "the data set has 4 problems:",
+        f"- {tmp_path}/images/twice.png has the name of {tmp_path}/images/twice.jpg: expected one file of each name",
+        f"- {tmp_path}/annotations/aachen is a folder, expected files alone in {tmp_path}/annotations",
+        f"- {tmp_path}/images/lonely.jpg has no mask lonely in annotations",
+        f"- {tmp_path}/annotations/maskless.png has no picture maskless in images",
+    ]
+
+
+CLASSES = [[0, 1, 2, 255], [1, 0, 2, 2], [2, 1, 0, 0]]  # of three pictures of 2 x 2
+
+
+def small_pairs(folder: Path, masks: list, size: tuple[int, int] = (2, 2), **saved) -> SegmentationConfig:
+    """The options of a data set of small pictures, for training and validation, with these masks."""
+    for name in ("images", "annotations"):
+        (folder / name).mkdir()
+    for number, mask in enumerate(masks):
+        Image.new("RGB", size).save(folder / f"images/{number}.png", **saved)
+        if not isinstance(mask, Image.Image):
+            mask = Image.fromarray(np.array(mask).reshape(2, 2).astype(np.uint8))
+        mask.save(folder / f"annotations/{number}.{'tif' if mask.mode == 'F' else 'png'}")
+    return SegmentationConfig(train_dir=str(folder), validation_dir=str(folder))
+
+
+def check(config: SegmentationConfig, num_labels: int = 3, **more) -> None:
+    check_pairs(*load_pairs(config), config, RedNetConfig(num_labels=num_labels, **more))
+
+
+def problems_of(config: SegmentationConfig, num_labels: int = 3, **more) -> list[str]:
+    with pytest.raises(ValueError) as raised:
+        check(config, num_labels, **more)
+    first, *lines = str(raised.value).splitlines()
+    assert first == f"the data set has {len(lines)} problem{'s' * (len(lines) > 1)}:"
+    return lines
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16"])
+def test_masks_of_integers_are_good(tmp_path, caplog, mode):
+    """Of a palette the numbers count, not the colors."""
+    masks = [
+        Image.fromarray(np.array(values, np.uint16 if "I" in mode else np.uint8).reshape(2, 2)) for values in CLASSES
+    ]
+    if mode == "P":
+        for mask in masks:
+            mask.putpalette([9, 9, 9] * 256)
+    check(small_pairs(tmp_path, masks))
+    assert not caplog.records
+
+
+def test_masks_of_one_bit_are_good(tmp_path):
+    check(small_pairs(tmp_path, [Image.fromarray(np.array([[True, False]] * 2))]), num_labels=2)
+
+
+def test_two_classes_saved_as_0_and_255(tmp_path):
+    """Whoever trains on these reaches 100 % of class 0."""
+    training, validation = problems_of(small_pairs(tmp_path, [[0, 255, 0, 255], [0, 0, 0, 255]]), num_labels=2)
+    assert "split train: of 8 pixels in 2 masks, 3 (37.5%) are not labeled (stored as 255)" in training
+    assert "all others are of class 0 (LABEL_0): no pixel is of class 1 (LABEL_1)" in training
+    assert "expected the values 0 to 1 in masks" in training and "split validation" in validation
+
+
+@pytest.mark.parametrize(
+    "masks, options, words",
+    [
+        ([[255] * 4] * 2, {}, "8 (100.0%) are not labeled (stored as 255): none has a class"),
+        ([[0, 1, 1, 0]] * 2, {}, "0 (0.0%) are not labeled (stored as 255), and none is of class 2 (LABEL_2)"),
+        ([[0, 1, 2, 0]] * 2, {"do_reduce_labels": True}, "none is of class 2 (LABEL_2); expected the values 1 to 3"),
+        ([[1, 2, 3, 255]] * 2, {}, "holds [3], but the model has 3 classes, which are [0, 2] in masks (255: not"),
+        ([[0, 1, 2, 4]] * 2, {"do_reduce_labels": True}, "holds [4], but the model has 3 classes, which are [1, 3]"),
+        ([Image.new("RGB", (2, 2))] * 2, {}, "is of the mode RGB, expected one integer for each pixel, its class"),
+        ([Image.new("RGBA", (2, 2))], {}, "is of the mode RGBA"),
+        ([Image.new("LA", (2, 2))], {}, "is of the mode LA"),
+        ([Image.new("F", (2, 2))], {}, "is of the mode F"),
+        ([Image.new("L", (2, 3))], {}, "is 2 x 3, expected the size of the picture, which is 2 x 2"),
+    ],
+)
+def test_masks_that_cannot_be_trained_on_are_named(tmp_path, masks, options, words):
+    config = small_pairs(tmp_path, masks)
+    for name, value in options.items():
+        setattr(config, name, value)
+    assert words in problems_of(config)[0]
+
+
+def test_files_that_cannot_be_trained_on_are_named(tmp_path):
+    """All of them, from their headers; in a JPEG file even a mask of few values gets others at its edges."""
+    config = small_pairs(tmp_path, CLASSES)
+    mask = Image.fromarray(np.array(CLASSES[0], np.uint8).reshape(2, 2))
+    (tmp_path / "annotations/0.png").unlink()
+    mask.save(tmp_path / "annotations/0.jpg")
+    (tmp_path / "annotations/1.png").write_text("no picture")
+    Image.new("I;16", (2, 2)).save(tmp_path / "images/2.png")
+    lines = problems_of(config)
+    assert len(lines) == 6 and "annotations/0.jpg of " in lines[0] and "is a JPEG file" in lines[0]
+    assert "the mask " in lines[1] and "annotations/1.png cannot be used: it cannot be read" in lines[1]
+    assert "images/2.png cannot be used: its pixels are of the mode I;16" in lines[2]
+
+
+def test_masks_and_pictures_that_are_turned(tmp_path, caplog):
+    """A mask that was drawn on the stored pixels of a turned picture has another size, unless both are squares."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for name in ("wide", "square"):
+        (tmp_path / name).mkdir()
+    wide = small_pairs(tmp_path / "wide", [Image.new("L", (3, 2))], (3, 2), exif=exif)
+    line = problems_of(wide)[0]
+    assert "is 3 x 2, expected the size of the picture, which is 2 x 3 (stored as 3 x 2, and turned" in line
+    assert "its EXIF orientation 6)" in line and "remove the EXIF orientation" in line
+    check(small_pairs(tmp_path / "square", CLASSES, exif=exif))
+    assert "3 pictures have an EXIF orientation that does not show" in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "TIFF", "WEBP", "MPO"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_headers_have_the_size_of_what_is_read(suffix, orientation):
+    exif, content = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", (30, 20)).save(content, suffix, exif=exif)
+    picture = {"bytes": content.getvalue(), "path": None}
+    header = read_header(picture)
+    assert header.size == open_image(picture).size and header.stored_size == (30, 20)
+    assert header.turned_unseen is (orientation in (2, 3, 4))
+
+
+def test_rare_classes_are_no_error_in_a_sample(tmp_path, caplog):
+    """Nor where only some of the pictures are trained on; a mask without labels is one among others."""
+    config = small_pairs(tmp_path, [[0, 1, 0, 1], [255] * 4, [1, 1, 0, 0]])
+    config.max_train_samples = 3
+    check(config)
+    messages = [record.getMessage() for record in caplog.records]
+    assert "none is of class 2 (LABEL_2)" in messages[0] and "1 of 3 masks have no labeled pixel" in messages[1]
+    (tmp_path / "background").mkdir()
+    background = small_pairs(tmp_path / "background", [[0] * 4] * 301)
+    check(background, num_labels=2)  # one mask was not looked at
+    assert "301" not in (message := caplog.records[-1].getMessage()) and "none is of class 1 (LABEL_1)" in message
+    config.max_train_samples = None
+    assert "none is of class 2 (LABEL_2)" in problems_of(config)[0]
+
+
+def test_classes_that_cannot_be_learned(tmp_path, caplog):
+    (tmp_path / "empty").mkdir()
+    assert "split train has no pictures" in problems_of(small_pairs(tmp_path / "empty", []))[0]
+    config = small_pairs(tmp_path, [[0] * 4])
+    assert "the model has 1 class, expected at least 2" in problems_of(config, num_labels=1)[0]
+    (tmp_path / "on purpose").mkdir()
+    check(small_pairs(tmp_path / "on purpose", [[0, 1, 2, 2]]), semantic_loss_ignore_index=0)
+    assert "class 0 (LABEL_0) is semantic_loss_ignore_index" in caplog.records[0].getMessage()
+
+
+def test_bytes_and_streams_are_looked_at(tmp_path):
+    """Masks in parquet files; a stream is read in its order."""
+    rows = [{"image": stored(Image.new("RGB", (2, 2))), "label": stored(Image.new("L", (2, 2), 7), "seven.png")}]
+    features = Features(dict.fromkeys(("image", "label"), ImageColumn()))
+    Dataset.from_list(rows * 2, features).to_parquet(tmp_path / "train.parquet")
+    for streaming in (False, True):
+        config = SegmentationConfig(
+            dataset_name=str(tmp_path), validation_split="train", label_column_name="label", streaming=streaming
+        )
+        lines = problems_of(config)
+        assert len(lines) == 4 and all("the mask seven.png of some.png holds [7]" in line for line in lines)
+
+
+def test_the_script_checks_before_the_first_step(root, options, tmp_path, capsys):
+    config = small_pairs(tmp_path, CLASSES)
+    values = {**options, "train_dir": config.train_dir, "validation_dir": config.train_dir}
+    (tmp_path / "options.yaml").write_text(json.dumps(values))
+    with pytest.raises(SystemExit, match=r"none is of class 3 \(sky\)"):
+        train_segmentation.main(["--config", str(tmp_path / "options.yaml"), "--output_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16", "F"])
+def test_the_saved_processor_takes_pictures_of_all_modes(tmp_path, mode):
+    """As Pillow converts them to RGB."""
+    train_segmentation.make_processor(SegmentationConfig()).save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    random = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    if mode == "I;16":
+        picture = Image.fromarray(random[..., 0].astype(np.uint16))
+    else:
+        picture = Image.fromarray(random).convert("P" if mode == "PA" else mode).convert(mode)
+    found = processor(picture, return_tensors="pt")["pixel_values"][0].double()
+    expected = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).double() / 255
+    mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    assert torch.allclose(found, (expected - mean) / std, atol=1e-6)
+
+
+def test_other_numbers_of_channels_are_refused(options, tmp_path):
+    model = json.loads(Path(options["config_name"]).read_text())
+    (tmp_path / "gray.json").write_text(json.dumps({**model, "num_channels": 1}))
+    with pytest.raises(ValueError, match="gray.json has num_channels 1, expected 3"):
+        train_segmentation.make_model(SegmentationConfig(config_name=str(tmp_path / "gray.json")))
+
+
+@pytest.mark.parametrize("size, processes", [(6, 1), (1, 1), (2, 1), (1, 2), (3, 2)])
+def test_every_labeled_pixel_counts_as_much(root, tmp_path, size, processes):
+    """In batches and on processes with other numbers of them; against the loss of all crops together."""
+    together(root, tmp_path / "output", [str(size), str(tmp_path / "found.pt")], "pixel_gradients", processes)
+    found = torch.load(tmp_path / "found.pt")
+    model, data = InFloat64(), crops()
+    config = SegmentationConfig()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.image_mean, config.image_std))
+    logits = model((data["pixel_values"] / 255 - mean) / std).logits
+    upsampled = F.interpolate(logits, size=(32, 48), mode="bilinear")
+    loss = F.cross_entropy(upsampled, data["labels"], ignore_index=255)
+    loss.backward()
+    assert torch.allclose(found["loss"], loss, rtol=1e-6)
+    for name, parameter in model.named_parameters():
+        change = parameter.detach() - found["after"][name]
+        assert torch.allclose(change, parameter.grad, rtol=1e-6, atol=1e-7), name
+
+
+def test_starts_from_a_classifier(options, tmp_path):
+    """Its stem and stages, and neck, head and classes of the configuration."""
+    torch.manual_seed(0)
+    small = {"embedding_size": 32, "hidden_sizes": [64, 128], "depths": [1, 2], "num_labels": 10}
+    classifier = RedNetForImageClassification(RedNetConfig(**small))
+    classifier.save_pretrained(tmp_path)
+    config = SegmentationConfig(config_name=options["config_name"], model_name_or_path=str(tmp_path))
+    model = train_segmentation.make_model(config)
+    for name, value in classifier.rednet.state_dict().items():
+        assert torch.equal(model.rednet.state_dict()[name], value), name
+    assert model.config.depths == [1, 2] and model.config.neck_type == "involution"
+    assert model.config.id2label == dict(enumerate(NAMES)) and model.decode_head.classifier.out_channels == 4
+    with pytest.raises(ValueError, match="does not segment .*RedNetForImageClassification"):
+        train_segmentation.make_model(SegmentationConfig(model_name_or_path=str(tmp_path)))
+
+
+def test_upernet_is_not_what_it_trains(root):
+    config = SegmentationConfig(config_name=str(root / "configs/models/upernet-rednet-50-cityscapes.json"))
+    with pytest.raises(ValueError, match="type 'upernet', expected 'rednet'"):
+        train_segmentation.make_model(config)
+
+
+@pytest.mark.parametrize("suffix, neck", [("", "convolution"), ("_involution", "involution")])
+def test_recipes_build_the_rows_of_the_table(root, pairs, monkeypatch, suffix, neck):
+    monkeypatch.chdir(root)
+    recipe = f"configs/training/cityscapes_rednet50_fpn{suffix}.yaml"
+    arguments = ["--config", recipe, "--train_dir", str(pairs), "--validation_dir", str(pairs)]
+    config = train_segmentation.parse_config(arguments)
+    assert (config.crop_size, config.max_train_steps, config.sync_batch_norm) == ([512, 1024], 80_000, True)
+    config.model_name_or_path = None
+    with torch.device("meta"):
+        model = train_segmentation.make_model(config)
+    row = f"| Semantic FPN | {neck} | convolution | {count_parameters(model) / 1e6:.3f} |"
+    assert row in (root / "benchmarks/results/dense-costs.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--crop_size", "64"], "--crop_size is [64], expected a height and a width"),
+        (["--random_scale", "2", "1"], "--random_scale is [2.0, 1.0]"),
+        (["--train_dir", "nowhere"], "--train_dir nowhere: there is no such folder"),
+        (["--eval_epochs", "0"], "--eval_epochs is 0, expected at least 1"),
+        (["--lr_scheduler_type", "poly"], "'polynomial'"),
+    ],
+)
+def test_bad_options_are_named(trained, tmp_path, capsys, more, words):
+    with pytest.raises(SystemExit):
+        train_segmentation.parse_config([*trained[0], str(tmp_path), *more])
+    assert words in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""Scripts that train, fine-tune, evaluate and compare RedNets, and what they share."""

@@ -1,0 +1,129 @@
+"""Pictures in one folder per class: listed with links followed, and nothing left out without a word."""
+
+import logging
+import os
+from collections.abc import Iterator
+
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
+from rednet.training.data.problems import raise_problems
+from tqdm.auto import tqdm
+
+
+SUFFIXES = {suffix for suffix, kind in PILImage.registered_extensions().items() if kind in PILImage.OPEN}
+NAMED = 5  # of the files that a warning is about
+logger = logging.getLogger(__name__)
+
+
+def main_process() -> bool:
+    """Whether this is the process that speaks for all, as torchrun and `accelerate launch` number them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class ClassFolders:
+    """
+    Everything below `folder`: each folder in it is a class, with the pictures in it and in the folders below.
+
+    Attributes:
+        pictures: the paths, by class, in the order of their names.
+        problems: what is a mistake: broken links, links to a folder above, empty files, pictures without a class.
+        unused: files that are no pictures, and what is hidden.
+    """
+
+    def __init__(self, folder: str):
+        self.folder = folder
+        self.pictures: dict[str, list[str]] = {}
+        self.problems: list[str] = []
+        self.unused: list[str] = []
+        entries = tqdm(self._entries(folder), desc=folder, leave=False, delay=2, disable=not main_process())
+        above = (os.path.realpath(folder),)
+        for entry in entries:
+            if entry.name[0] == ".":
+                self.unused.append(entry.path)
+            elif _is_folder(entry):
+                self.pictures[entry.name] = list(self._below(entry.path, above))
+            elif self._is_picture(entry):
+                self.problems.append(f"{entry.path} is not in a folder, expected it in that of its class")
+
+    def _below(self, folder: str, above: tuple[str, ...]) -> Iterator[str]:
+        real = os.path.realpath(folder)
+        if real in above:
+            self.problems.append(f"{folder} is a link to {real}, which contains it")
+            return
+        for entry in self._entries(folder):
+            if entry.name[0] == ".":
+                self.unused.append(entry.path)
+            elif _is_folder(entry):
+                yield from self._below(entry.path, (*above, real))
+            elif self._is_picture(entry):
+                yield entry.path
+
+    def _entries(self, folder: str) -> list[os.DirEntry]:
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            self.problems.append(f"{folder} cannot be read: {error.strerror}")
+            return []
+
+    def _is_picture(self, entry: os.DirEntry) -> bool:
+        """By the name; notes what is something else, and what cannot be a picture in spite of its name."""
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            self.problems.append(f"{entry.path} is a broken link to {os.readlink(entry.path)}")
+            return False
+        if os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
+            self.unused.append(entry.path)
+            return False
+        if main_process() and entry.stat().st_size == 0:  # one asks the disk for all
+            self.problems.append(f"{entry.path} is empty, expected a picture")
+        return True
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
+
+
+def read_class_folders(folders: dict[str, str]) -> dict[str, Dataset]:
+    """
+    The splits, by name, with the columns `image` and `label`.
+
+    Args:
+        folders: the folder of each split. The classes are the folders in the first one.
+
+    Raises:
+        ValueError: a class has no pictures or is not in the first folder, or a file is not what its place says; the
+            message names up to 20 of them.
+    """
+    found = {split: ClassFolders(folder) for split, folder in folders.items()}
+    first = next(iter(found.values()))
+    problems = [problem for split in found.values() for problem in split.problems]
+    if not first.pictures:
+        problems.append(f"{first.folder} has no folders, expected one for each class")
+    problems += [f"{first.folder}/{name} has no pictures" for name, paths in first.pictures.items() if not paths]
+    for split in found.values():
+        if unknown := sorted(split.pictures.keys() - first.pictures.keys()):
+            problems.append(f"{split.folder} has classes {unknown}, {first.folder} {sorted(first.pictures)}")
+    raise_problems(problems, " and ".join(dict.fromkeys(folders.values())))
+    if main_process():
+        for split in found.values():
+            _warn(split, first)
+    names = list(first.pictures)
+    features = Features({"image": Image(), "label": ClassLabel(names=names)})
+    tables = {}
+    for name, split in found.items():
+        rows = [(path, label) for label, of in enumerate(names) for path in split.pictures.get(of, [])]
+        columns = {"image": [path for path, _ in rows], "label": [label for _, label in rows]}
+        tables[name] = Dataset.from_dict(columns, features)
+    return tables
+
+
+def _warn(split: ClassFolders, first: ClassFolders) -> None:
+    notes = []
+    if split.unused:
+        more = " ..." if len(split.unused) > NAMED else ""
+        notes.append(f"{len(split.unused)} are no pictures and are not used: {', '.join(split.unused[:NAMED])}{more}")
+    if missing := [name for name in first.pictures if not split.pictures.get(name)]:
+        more = " ..." if len(missing) > NAMED else ""
+        notes.append(f"{len(missing)} classes have no pictures to evaluate on: {', '.join(missing[:NAMED])}{more}")
+    if notes:
+        logger.warning(f"{split.folder}: {'; '.join(notes)}")

@@ -1,0 +1,1 @@
+"""What all training scripts share: the loop, checkpoints, the run folder."""

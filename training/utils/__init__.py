@@ -1,0 +1,1 @@
+"""What the rooms share: files, random numbers, CPUs."""
