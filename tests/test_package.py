@@ -33,7 +33,11 @@ def test_the_wheel_has_every_file_that_is_used(root, installed):
         ("hub_cards", "rednet/hub_cards"),
     ):
         files = {path.relative_to(root / source) for path in (root / source).rglob("*") if path.is_file()}
-        wanted = {path for path in files if "__pycache__" not in path.parts and (path.suffix not in (".md", ".csv") or source == "hub_cards")}
+        wanted = {
+            path
+            for path in files
+            if "__pycache__" not in path.parts and (path.suffix not in (".md", ".csv") or source == "hub_cards")
+        }
         assert len(wanted) > 5 and all((installed / package / path).is_file() for path in wanted)
 
 

@@ -21,7 +21,13 @@ from rednet import RedNetConfig, RedNetForImageClassification, count_macs, count
 from rednet.training.figures.study import BASE, draw, inference_seconds, shown, summarize, table, write_csv
 from rednet.training.figures.style import save
 from rednet.training.options.groups import Count, Seeds, option
-from rednet.training.options.parser import check_channels, nearest, parse_options
+from rednet.training.options.parser import (
+    check_channels,
+    find_architecture,
+    find_recipe,
+    nearest,
+    parse_options,
+)
 from rednet.training.train import parse_config
 from rednet.training.utils.cpus import available_cpus
 from rednet.training.utils.files import write_json, write_text
@@ -67,13 +73,15 @@ class Variant:
 
 def main(arguments: list[str] | None = None) -> None:
     study, parser = parse_options(Study, arguments, __doc__)
-    if not Path(study.training).is_file():
-        parser.error(f"training is {study.training!r}, expected the YAML file of a recipe for train.py")
+    if not find_recipe(study.training).is_file():
+        parser.error(f"training is {study.training!r}, expected a recipe of train.py: a YAML file or a packaged name")
     recipe = parse_config(train_options(study))
     if recipe.config_name is None:
         parser.error(f"{study.training} starts from weights: a study needs a config_name, the architecture to change")
     try:
-        variants = make_variants(AutoConfig.from_pretrained(recipe.config_name).to_diff_dict(), read_axes(study.axes))
+        variants = make_variants(
+            AutoConfig.from_pretrained(find_architecture(recipe.config_name)).to_diff_dict(), read_axes(study.axes)
+        )
     except ValueError as error:
         parser.error(str(error))
     check_study(study)
@@ -136,7 +144,7 @@ def make_variants(base: dict, axes: dict[str, list]) -> list[Variant]:
 def check_study(study: Study) -> None:
     """Refuses an `output_dir` with runs of another recipe; new axes and seeds are welcome."""
     path = Path(study.output_dir) / "study.json"
-    options = {"training": Path(study.training).read_text(), "options": study.options}
+    options = {"training": find_recipe(study.training).read_text(), "options": study.options}
     if path.exists() and json.loads(path.read_text()) != options:
         sys.exit(
             f"error: {study.output_dir} holds a study with another recipe: give another --output_dir, or remove it"

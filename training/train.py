@@ -29,6 +29,7 @@ from rednet.training.options.parser import (
     REPLACED,
     check_data_options,
     clear_errors,
+    find_architecture,
     parse_options,
     read_config,
 )
@@ -111,7 +112,7 @@ def make_model(config: TrainingConfig, labels: list[str] | None) -> rednet.RedNe
         return AutoModelForImageClassification.from_pretrained(
             config.model_name_or_path, ignore_mismatched_sizes=config.ignore_mismatched_sizes, **names
         )
-    return AutoModelForImageClassification.from_config(read_config(config.config_name, **names))
+    return AutoModelForImageClassification.from_config(read_config(find_architecture(config.config_name), **names))
 
 
 def compute_loss(

@@ -29,7 +29,15 @@ from rednet.training.engine.loop import Task, make_accelerator, prepare, train
 from rednet.training.engine.run_folder import check_options
 from rednet.training.metrics.detection import evaluate_detection
 from rednet.training.options.groups import DetectionConfig
-from rednet.training.options.parser import MODELS, REPLACED, check_model_name, clear_errors, parse_options, read_config
+from rednet.training.options.parser import (
+    MODELS,
+    REPLACED,
+    check_model_name,
+    clear_errors,
+    find_architecture,
+    parse_options,
+    read_config,
+)
 from transformers.utils.logging import disable_progress_bar
 
 
@@ -106,7 +114,7 @@ def make_model(config: DetectionConfig, options: dict, categories: list[dict]) -
     """
     stages = STAGES[1:] if config.detector == "retinanet" else STAGES
     if config.config_name is not None:
-        backbone = RedNetBackbone(read_config(config.config_name, out_features=stages))
+        backbone = RedNetBackbone(read_config(find_architecture(config.config_name), out_features=stages))
         return DETECTORS[config.detector](backbone, **options)
     check_model_name(config.model_name_or_path)
     saved = read_detector_config(config.model_name_or_path)

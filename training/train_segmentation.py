@@ -24,7 +24,13 @@ from rednet.training.engine.loop import Task, check_batch_norm, make_accelerator
 from rednet.training.engine.run_folder import check_options
 from rednet.training.metrics.segmentation import evaluate_segmentation
 from rednet.training.options.groups import SegmentationConfig
-from rednet.training.options.parser import check_data_options, clear_errors, parse_options, read_config
+from rednet.training.options.parser import (
+    check_data_options,
+    clear_errors,
+    find_architecture,
+    parse_options,
+    read_config,
+)
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
@@ -86,7 +92,8 @@ def make_model(config: SegmentationConfig) -> rednet.RedNetForSemanticSegmentati
     Raises:
         ValueError: nothing says what the classes are, or it is no RedNet.
     """
-    names = [name for name in (config.model_name_or_path, config.config_name) if name is not None]
+    names = [] if config.model_name_or_path is None else [config.model_name_or_path]
+    names += [] if config.config_name is None else [find_architecture(config.config_name)]
     configs = [read_config(name) for name in names]
     architecture, given = configs[0], configs[-1]
     if config.config_name is None and given.architectures != ["RedNetForSemanticSegmentation"]:

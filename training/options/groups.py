@@ -64,7 +64,9 @@ def option(default, help: str, **kwargs) -> Any:
 @dataclass
 class ModelOptions:
     model_name_or_path: str | None = option(None, "Weights to start from: a folder or the id of a Hub repository.")
-    config_name: str | None = option(None, "Architecture to start from scratch: a config.json, or a folder or id.")
+    config_name: str | None = option(
+        None, "Architecture to start from scratch: a packaged name (rednet-50), a config.json, a folder or a Hub id."
+    )
     ignore_mismatched_sizes: bool = option(
         False, "Take weights of a model for other classes; a classifier of another size starts from scratch."
     )

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from importlib.resources import files
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -20,6 +21,9 @@ from transformers import AutoConfig, HfArgumentParser, PreTrainedConfig
 
 
 Options = TypeVar("Options")
+
+
+CONFIGS = Path(str(files("rednet.configs")))
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -45,7 +49,7 @@ def parse_options(
     description: str | None,
     replaced: dict[str, list[str]] = REPLACED,
 ) -> tuple[Options, argparse.ArgumentParser]:
-    """Reads `--config FILE.yaml` and the command line into the dataclass `kind`; the parser is there for its `error`.
+    """Reads `--config RECIPE` and the command line into the dataclass `kind`; the parser is there for its `error`.
 
     Args:
         replaced: for an option, those of the file that it replaces when it is on the command line.
@@ -55,15 +59,15 @@ def parse_options(
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path)
+    first.add_argument("--config")
     file, rest = first.parse_known_args(arguments)
-    usage = "%(prog)s [--config FILE.yaml] [--option value ...]"  # the whole list would hide what an error says
+    usage = "%(prog)s [--config RECIPE] [--option value ...]"  # the whole list would hide what an error says
     parser = HfArgumentParser(
         kind, description=description, usage=usage, allow_abbrev=False, formatter_class=HelpFormatter
     )
-    parser.add_argument("--config", help="YAML file with any of these options.")
+    parser.add_argument("--config", help="YAML file with any of these options, or the name of a packaged recipe.")
     if file.config is not None:
-        values = _read(file.config, kind, parser)
+        values = _read(find_recipe(file.config), kind, parser)
         gone = {other for name in _given(rest) for other in replaced.get(name, [])}
         if not values.get("dataset_name"):  # then splits and columns are not those of a data set of the Hub
             gone -= set(OF_DATASETS)
@@ -126,6 +130,20 @@ def check_folders(config: DataOptions, parser: argparse.ArgumentParser) -> None:
             parser.error(f"--{name} {getattr(config, name)}: there is no such folder")
 
 
+def find_recipe(name: str) -> Path:
+    """The path of a recipe: `name` itself, or the packaged recipe or study of that name (`imagenet_rednet50`)."""
+    for folder in ("training", "ablations"):
+        if (packaged := CONFIGS / folder / f"{name}.yaml").is_file() and not Path(name).is_file():
+            return packaged
+    return Path(name)
+
+
+def find_architecture(name: str) -> str:
+    """The path of the packaged architecture `name` (`rednet-50`), or else `name` itself: a path or a Hub id."""
+    packaged = CONFIGS / "models" / f"{name}.json"
+    return str(packaged) if packaged.is_file() else name
+
+
 def check_model_name(name: str) -> None:
     """Raises ValueError where `name` is not there and cannot be an id; without this the Hub is asked for it."""
     path = Path(name)
@@ -176,7 +194,13 @@ def nearest(name: str, choices: list[str]) -> str:
 
 def _read(path: Path, config_kind: type, parser: argparse.ArgumentParser) -> dict:
     if not path.is_file():
-        parser.error(f"--config {path}: there is no such file")
+        known = sorted(
+            recipe.stem for folder in ("training", "ablations") for recipe in (CONFIGS / folder).glob("*.yaml")
+        )
+        parser.error(
+            f"--config {path}: there is no such file or packaged recipe{nearest(str(path), known)}; the packaged recipes "
+            f"are {', '.join(known)}"
+        )
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:

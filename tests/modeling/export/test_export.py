@@ -17,6 +17,7 @@ from rednet import (
     RedNetForSemanticSegmentation,
     export,
 )
+from rednet.export import __main__ as export_command
 
 
 SMALL = {"depths": [1, 1], "hidden_sizes": [64, 128], "embedding_size": 32, "num_labels": 10}
@@ -62,7 +63,7 @@ def rednet(root, tmp_path_factory) -> tuple[RedNetForImageClassification, Path]:
     model.save_pretrained(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["export", str(folder), str(folder / "rednet.onnx"), "--format", "onnx"])
-        export.main()
+        export_command.main()
     return model, folder / "rednet.onnx"
 
 
@@ -196,7 +197,7 @@ def test_wrong_input_is_refused(config, arguments, words, tmp_path, monkeypatch,
     monkeypatch.setattr(sys, "argv", ["export", str(folder), *arguments])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        export.main()
+        export_command.main()
     assert words in f"{stopped.value} {capsys.readouterr().err}"
     assert not list(tmp_path.glob("m.*"))
 
