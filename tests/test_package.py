@@ -1,69 +1,175 @@
-"""What `pip install` brings: a wheel made of the sources, used from where it was unpacked."""
+"""What `pip install` brings: an sdist, the wheel made of it, and both used where the repository is not."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
-import zipfile
+import sysconfig
+import tarfile
+import venv
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+
+SOURCES = {
+    "src/involution": "involution",
+    "modeling": "rednet",
+    "training": "rednet/training",
+    "configs": "rednet/configs",
+    "hub_cards": "rednet/hub_cards",
+}
+SCRIPTS = ["train", "train_segmentation", "train_detection", "finetune", "evaluate_model", "ablate", "demo"]
+
+
+def files_in(folder: Path) -> set[Path]:
+    """What belongs to the project: no caches, no builds, nothing hidden."""
+    paths = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    return {path for path in paths if not any(part[0] == "." or part == "__pycache__" for part in path.parts)}
 
 
 @pytest.fixture(scope="module")
-def installed(root, tmp_path_factory):
-    """The files of the wheel, in a folder outside of the repository."""
-    folder = tmp_path_factory.mktemp("wheel")
-    for name in ("src", "modeling", "training", "configs", "hub_cards"):
-        shutil.copytree(root / name, folder / "sources" / name, ignore=shutil.ignore_patterns("*.egg-info"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(root / name, folder / "sources")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
-    subprocess.run([*command, "--wheel-dir", folder, folder / "sources"], check=True)
-    (wheel,) = folder.glob("rednet-*.whl")
-    zipfile.ZipFile(wheel).extractall(folder / "installed")
-    return folder / "installed"
+def unpacked(root, tmp_path_factory) -> Path:
+    """The files of the sdist."""
+    folder = tmp_path_factory.mktemp("sdist")
+    unwanted = shutil.ignore_patterns(".*", "outputs", "build", "dist", "*.egg-info", "__pycache__")
+    shutil.copytree(root, folder / "clone", ignore=unwanted)
+    build = f"import setuptools.build_meta as backend; backend.build_sdist({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=folder / "clone", check=True, capture_output=True)
+    (archive,) = folder.glob("rednet-*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+@pytest.fixture(scope="module")
+def environment(unpacked, tmp_path_factory) -> Path:
+    """A virtual environment with the wheel of the sdist, which finds the other packages where this process has them."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    # Of a path in such a file, Python does not read the .pth files: the editable installation stays out of sight.
+    (packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python", "--disable-pip-version-check", "--quiet"]
+    command = [*pip, "install", "--no-index", "--no-deps", "--no-build-isolation", "--force-reinstall", unpacked]
+    subprocess.run(command, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(environment) -> Path:
+    (packages,) = environment.glob("lib/python*/site-packages")
+    return packages
+
+
+def run(environment: Path, folder: Path, *arguments: str) -> str:
+    """What Python prints in the environment, started in `folder`."""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(environment / "bin/python"), *arguments]
+    result = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_the_sdist_has_what_the_repository_has(root, unpacked):
+    for name in (
+        "app",
+        "benchmarks",
+        "configs",
+        "docs",
+        "hub_cards",
+        "modeling",
+        "src/involution",
+        "tests",
+        "training",
+    ):
+        assert files_in(root / name) <= files_in(unpacked / name), name
+    for name in ("Makefile", "constraints.txt", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"):
+        assert (unpacked / name).read_bytes() == (root / name).read_bytes()
 
 
 def test_the_wheel_has_every_file_that_is_used(root, installed):
-    for source, package in (
-        ("src/involution", "involution"),
-        ("modeling", "rednet"),
-        ("training", "rednet/training"),
-        ("configs", "rednet/configs"),
-        ("hub_cards", "rednet/hub_cards"),
-    ):
-        files = {path.relative_to(root / source) for path in (root / source).rglob("*") if path.is_file()}
-        wanted = {
-            path
-            for path in files
-            if "__pycache__" not in path.parts and (path.suffix not in (".md", ".csv") or source == "hub_cards")
-        }
-        assert len(wanted) > 5 and all((installed / package / path).is_file() for path in wanted)
+    for source, package in SOURCES.items():
+        wanted = files_in(root / source)
+        assert len(wanted) > 5 and wanted <= files_in(installed / package), wanted - files_in(installed / package)
 
 
-def test_the_wheel_works_outside_of_the_repository(installed, tmp_path):
+def test_the_extras_are_complete(environment, tmp_path):
+    """Everything that `pip install 'rednet[training]'` asks for is what the tests run with."""
+    for extra in ("training", "hub", "export", "app"):
+        command = ["-m", "pip", "--python", str(environment / "bin/python"), "install", "--no-index", "--dry-run"]
+        result = subprocess.run([sys.executable, *command, f"rednet[{extra}]"], capture_output=True, text=True)
+        assert result.returncode == 0 and "Would install" not in result.stdout, result.stdout + result.stderr
+
+
+def test_the_installed_model_computes(environment, installed, tmp_path):
     code = """
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 import involution, rednet
 from transformers import AutoConfig, AutoModelForImageClassification
 from rednet.hub.cards import known_checkpoints
+from rednet.training.options.parser import find_architecture
 
-for module in (involution, rednet):
+for module in (involution, rednet, rednet.training):
     assert Path(module.__file__).is_relative_to(sys.argv[1]), module.__file__
-config = AutoConfig.from_pretrained(str(files("rednet") / "configs/models/rednet-fashion-mnist.json"))
+config = AutoConfig.from_pretrained(find_architecture("rednet-fashion-mnist"))
 with torch.no_grad():
     logits = AutoModelForImageClassification.from_config(config).eval()(torch.randn(2, 3, 28, 28)).logits
 assert logits.shape == (2, 10) and len(known_checkpoints()) == 5
 assert "cpu: compiled (" in involution.show_config(), involution.show_config()
 """
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
-    command = [sys.executable, "-c", code, str(installed)]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    run(environment, tmp_path, "-c", code, str(installed))
+
+
+def test_the_installed_scripts_train(environment, tmp_path):
+    """Three steps of a packaged recipe, as `accelerate launch -m` starts them where no clone is."""
+    images, labels = load_digits(return_X_y=True)
+    for number, (image, label) in enumerate(zip(images[:40], labels)):
+        (tmp_path / f"digits/{label}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image.reshape(8, 8) * 15).astype(np.uint8)).save(tmp_path / f"digits/{label}/{number}.png")
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "rednet.training.train"]
+    options = ["--train_dir", "digits", "--train_val_split", "0.25", "--max_train_steps", "3", "--output_dir", "run"]
+    options += ["--per_device_train_batch_size", "8", "--ignore_mismatched_sizes", "true"]
+    run(environment, tmp_path, *launch, "--config", "fashion_mnist", *options)
+    run(environment, tmp_path, "-m", "rednet.training.evaluate_model", "--model_name_or_path", "run/last",
+        "--validation_dir", "digits", "--output_dir", "evaluation")  # fmt: skip
+    assert (tmp_path / "run/last/model.safetensors").is_file() and (tmp_path / "evaluation/results.json").is_file()
+
+
+def test_every_script_is_a_module_and_a_file(environment, root, tmp_path, capsys, monkeypatch):
+    """`python -m rednet.training.train` where it is installed, `python training/train.py` in a clone: the same help."""
+    assert {f"{name}.py" for name in SCRIPTS} == {path.name for path in (root / "training").glob("[!_]*.py")}
+    code = """
+import runpy, sys
+for module in sys.argv[1:]:
+    try:
+        sys.argv = [module, "--help"]
+        runpy.run_module(f"rednet.training.{module}", run_name="__main__", alter_sys=True)
+    except SystemExit as error:
+        assert error.code == 0, module
+"""
+    text = run(environment, tmp_path, "-c", code, *SCRIPTS)
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in SCRIPTS:
+        monkeypatch.setattr(sys, "argv", [str(root / f"training/{name}.py"), "--help"])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(root / f"training/{name}.py"), run_name="__main__")
+        assert stop.value.code == 0
+        assert capsys.readouterr().out.split()[2:] and f"usage: {name}" in text
+
+
+def test_imports_run_one_way(environment, installed, root, tmp_path):
+    """The contracts of pyproject.toml, over the files that are installed: there the packages are where their names say."""
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    run(environment, tmp_path, "-c", code, str(root / "pyproject.toml"), "--no-cache")
 
 
 TYPED = """
@@ -108,8 +214,8 @@ def test_type_checkers_know_what_users_call(installed, tmp_path):
         (tmp_path / f"{name}.py").write_text(text)
     options = ["--strict", "--ignore-missing-imports", "--follow-imports=silent", f"--cache-dir={tmp_path}"]
     command = [sys.executable, "-m", "mypy", *options, "right.py", "wrong.py"]
-    environment = {**os.environ, "MYPYPATH": str(installed)}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    variables = {**os.environ, "MYPYPATH": str(installed)}
+    result = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
     errors = [line for line in result.stdout.splitlines() if ": error: " in line]
     lines = [int(line.split(":")[1]) for line in errors]
     first = TYPED.count("\n") + 1
