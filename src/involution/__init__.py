@@ -1,6 +1,6 @@
-"""Involution, the operator that inverts convolution (Li et al., CVPR 2021, arXiv 2103.06255).
+"""Involution, an operator that inverts the principles of convolution (Li et al., CVPR 2021, arXiv 2103.06255).
 
-`operators` holds what the functions call: `torch.ops.involution`, or its like in a kernel from the Hub.
+`operators` is the namespace of the registered operators: `torch.ops.involution`, or that of a Kernel Hub kernel.
 """
 
 from ._ops import ops as operators
@@ -9,4 +9,10 @@ from .module import Involution2d
 from .ops import involution2d, involution2d_fused
 
 
-__all__ = ["Involution2d", "involution2d", "involution2d_fused", "operators", "show_config"]
+__all__ = [
+    "Involution2d",
+    "involution2d",
+    "involution2d_fused",
+    "operators",
+    "show_config",
+]

@@ -1,7 +1,7 @@
-"""The namespace that the operators are registered in, with the names that kernel-builder gives this module.
+"""The namespace that the operators are registered in.
 
-In a kernel from the Hub another file is in its place, with a namespace of that kernel alone: a process may hold this
-package and any number of such kernels.
+The names in this file are those that kernel-builder expects. In a Kernel Hub kernel, another file replaces it, with a
+namespace of that kernel alone: one process can load this package and any number of such kernels.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """Compiles the operator ahead of time, for images and clusters: `python -m involution.build [cpu] [cuda]`.
 
-Without arguments it builds for the CPU, and for CUDA where there is a GPU or `TORCH_CUDA_ARCH_LIST` names the
-architectures. The library for the CPU is made for the machine at hand, and serves others whose CPUs have the same
-instructions. Exits with 1, and the reason, where something cannot be built.
+Without arguments, it builds for the CPU, and also for CUDA if there is a GPU or `TORCH_CUDA_ARCH_LIST` is set. The
+library for the CPU runs on this machine and on others whose CPUs have the same instructions. If a build fails, the
+command prints the reason and exits with status 1.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from . import extension
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m involution.build", description=__doc__.splitlines()[0])
-    parser.add_argument("devices", nargs="*", metavar="DEVICE", help="cpu, cuda (default: what this machine has)")
+    parser.add_argument("devices", nargs="*", metavar="DEVICE", help="cpu or cuda (default: those of this machine)")
     devices = parser.parse_args().devices
     if unknown := set(devices) - {"cpu", "cuda"}:
         parser.error(f"DEVICE is {', '.join(sorted(unknown))}, expected cpu or cuda")

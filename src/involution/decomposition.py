@@ -1,11 +1,12 @@
-"""Involution as operators that PyTorch has itself, for exporters of models (`torch.onnx.export`).
+"""Involution as a composition of PyTorch's own operators, for model exporters (`torch.onnx.export`).
 
-The definition, unfold or a sum of Kh * Kw shifted pictures, passes over memory a hundred times. Here a matrix product
-does the work. Of every output row, TILE neighboring pixels look at the same window of `(TILE - 1) * stride + Kw`
-columns and Kh rows. With the taps of a pixel at the places of the window that it looks at, and zeros elsewhere, the
-kernels of a tile are a banded matrix (TILE, window), and their product with the window (window, C / G) is the output.
+The definition, unfold or a sum of Kh * Kw shifted images, passes over memory a hundred times. Here a matrix product
+does the work. Each output row is divided into tiles of TILE neighboring pixels, which share a window of the input of
+`(TILE - 1) * stride + Kw` columns and Kh rows. If each pixel's taps are placed at the positions of the window that they
+apply to, with zeros elsewhere, the kernels of a tile are a banded matrix (TILE, window). The product of this matrix and
+the window (window, C / G) is the output.
 
-Sizes may be symbols: no step depends on more of them than that they are positive.
+Sizes may be symbolic. The steps assume only that they are positive.
 """
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from .reference import accumulation_dtype
 
 
-# Output pixels of a row that share a window. More of them make larger products, of which more is multiplied by zero.
+# The number of output pixels that share a window. A larger number gives larger products with a larger share of zeros.
 TILE = 8
 
 
@@ -52,9 +53,9 @@ def involution2d_fused(
 
 
 def traced_involution2d(input: Tensor, kernel: Tensor, stride, padding, dilation) -> Tensor:
-    """
-    The definition for `torch.jit.trace`, which keeps every size as a constant that is not read by itself, as an element
-    of a shape: (B, C, H, W) and (B, G, Kh, Kw, H', W') -> (B, C, H', W').
+    """The definition for `torch.jit.trace`: (B, C, H, W) and (B, G, Kh, Kw, H', W') -> (B, C, H', W').
+
+    It reads each size as an element of a shape, because the tracer records all other sizes as constants.
     """
     batch, groups, height, width = kernel.shape[0], kernel.shape[1], kernel.shape[4], kernel.shape[5]
     kernel_size = int(kernel.shape[2]), int(kernel.shape[3])
@@ -64,16 +65,14 @@ def traced_involution2d(input: Tensor, kernel: Tensor, stride, padding, dilation
 
 
 def _whole_tiles(tensor: Tensor, dim: int) -> Tensor:
-    """`tensor` with zeros after the pixels of `dim` that lack to a multiple of TILE."""
+    """Pads `dim` at its end with zeros to a multiple of TILE."""
     size = tensor.shape[dim]
     tensor = F.pad(tensor, [0, 0] * (tensor.dim() - dim - 1) + [0, TILE - 1])
     return tensor.narrow(dim, 0, (size + TILE - 1) // TILE * TILE)
 
 
 def _involution(input: Tensor, taps: Tensor, width: int, stride, padding, dilation) -> Tensor:
-    """
-    (B, C, H, W) and (B, G, H', tiles * TILE, Kw, Kh) -> (B, C, H', W'), in the dtype that sums are taken in.
-    """
+    """(B, C, H, W) and (B, G, H', tiles * TILE, Kw, Kh) -> (B, C, H', W'), in the accumulation dtype."""
     batch, groups, height, _, columns, rows = taps.shape
     span = (TILE - 1) * stride[1] + columns * dilation[1]
     bands = _bands(taps, span, stride[1], dilation[1])
@@ -87,27 +86,27 @@ def _involution(input: Tensor, taps: Tensor, width: int, stride, padding, dilati
 
 
 def _bands(taps: Tensor, span: int, stride: int, dilation: int) -> Tensor:
-    """(B, G, H', tiles * TILE, Kw, Kh) -> (B * G * H' * tiles, TILE, span * Kh)."""
+    """The banded matrices: (B, G, H', tiles * TILE, Kw, Kh) -> (B * G * H' * tiles, TILE, span * Kh)."""
     columns, rows = taps.shape[4:]
     tiles = taps.shape[:3].numel() * (taps.shape[3] // TILE)
     if dilation > 1:
         taps = F.pad(taps.unsqueeze(5), (0, 0, 0, dilation - 1)).flatten(4, 5)
-    # Pixel n of a tile has its taps n * stride columns further on. So rows of taps that are followed by zeros, read as
-    # one sequence, become the band when it is cut into rows that are one stride shorter.
+    # The taps of pixel n of a tile are shifted by n * stride columns. Therefore each pixel's taps are padded with zeros,
+    # and the sequence of all of them is divided into rows that are one stride shorter: these are the band.
     window, step = span * rows, stride * rows
     taps = F.pad(taps.flatten(4), (0, window + step - columns * dilation * rows))
     return taps.reshape(tiles, TILE * (window + step)).narrow(1, 0, TILE * window).reshape(tiles, TILE, window)
 
 
 def _windows(input: Tensor, groups: int, rows: int, span: int, height, tiles, stride, padding, dilation) -> Tensor:
-    """What every tile looks at: (B, C, H, W) -> (B * G * H' * tiles, span * Kh, C / G)."""
+    """The windows of all tiles: (B, C, H, W) -> (B * G * H' * tiles, span * Kh, C / G)."""
     batch, channels, _, _ = input.shape
     input = input.reshape(batch * groups, channels // groups, *input.shape[2:]).permute(0, 2, 3, 1)
-    # The last tile may reach further right than the output does.
+    # The last tile may extend beyond the output.
     right = padding[1] + (TILE - 1) * stride[1] + dilation[1] - 1
     input = F.pad(input, (0, 0, padding[1], right, padding[0], padding[0]))
     wide = input.shape[2]
-    # One gather from the pixels in their order: a tile's first pixel, and from there the pixels of the window.
+    # One gather by linear pixel index: the first pixel of a tile, plus the offsets of the pixels in its window.
     row, tile, column, tap = (torch.arange(n, device=input.device) for n in (height, tiles, span, rows))
     row = row[:, None, None, None] * stride[0] + tap * dilation[0]
     column = tile[:, None, None] * (TILE * stride[1]) + column[:, None]

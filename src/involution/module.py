@@ -10,18 +10,19 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules.module import _has_any_global_hook
 
-from .ops import _pair, involution2d, involution2d_fused
+from .arguments import pair
+from .ops import involution2d, involution2d_fused
 
 
-# Parameters are fakes while a model is traced.
+# While a model is traced, its parameters are fake tensors.
 _PLAIN_TENSORS = (Tensor, nn.Parameter, FakeTensor, FunctionalTensor)
 
 
 def _is_plain(convolution: nn.Module) -> bool:
-    """Whether a call of `convolution` is no more than a 1x1 convolution with its weight and bias.
+    """Whether calling `convolution` computes a 1x1 convolution with its weight and bias, and does nothing else.
 
-    Whatever users change (hooks of its own and of all modules, adapters, parametrizations, attributes, parameters of
-    a tensor subclass) needs the call.
+    If a user changes anything (hooks of this or of all modules, adapters, parametrizations, attributes, parameters of
+    a tensor subclass), the module has to be called.
     """
     hooks = (
         convolution._forward_hooks,
@@ -45,23 +46,24 @@ def _is_plain(convolution: nn.Module) -> bool:
 
 
 class Involution2d(nn.Module):
-    """Involution with the kernel generated from the pixel that it is centred on (arXiv 2103.06255, section 3).
+    """Involution whose kernel is generated from the pixel at its center (arXiv 2103.06255, section 3).
 
-    The kernel generation is average pooling by the stride (if any) -> 1x1 convolution to `channels /
-    reduction_ratio` without bias -> BatchNorm -> ReLU -> 1x1 convolution to `Kh * Kw * groups` with bias; no softmax.
-    The defaults are the paper's. A drop-in replacement for a convolution of equal numbers of input and output
-    channels and "same" padding: the output is `ceil(H / stride) x ceil(W / stride)` for every size of input.
+    The kernel generation is average pooling by the stride (if it is not 1) -> 1x1 convolution to
+    `channels / reduction_ratio` channels without bias -> BatchNorm -> ReLU -> 1x1 convolution to `Kh * Kw * groups`
+    channels with bias. There is no softmax. The defaults are those of the paper. The layer is a drop-in replacement
+    for a convolution with "same" padding and as many output as input channels: the output measures
+    `ceil(H / stride) x ceil(W / stride)` for every input size.
 
     Args:
-        channels: channels of input and output, divisible by `group_channels` and `reduction_ratio`.
-        kernel_size: one number or (Kh, Kw), odd or even. An even kernel reaches one pixel further right and down.
-        stride: one number or (vertical, horizontal).
-        dilation: one number or a pair.
-        group_channels: channels that share a kernel.
-        reduction_ratio: channels over hidden channels of the kernel generation.
+        channels: number of input and output channels, divisible by `group_channels` and `reduction_ratio`.
+        kernel_size: an int or a pair (Kh, Kw), odd or even. An even kernel reaches one pixel further right and down.
+        stride: an int or a pair (vertical, horizontal).
+        dilation: an int or a pair.
+        group_channels: number of channels that share a kernel.
+        reduction_ratio: number of channels divided by the number of hidden channels of the kernel generation.
 
     Raises:
-        ValueError: an argument is none of these; the message names it and what was expected.
+        ValueError: an argument is invalid. The message names the argument, the given value and the expected one.
 
     Shape:
         input (B, channels, H, W) -> output (B, channels, ceil(H / stride), ceil(W / stride)).
@@ -83,9 +85,9 @@ class Involution2d(nn.Module):
             if divisor < 1 or channels % divisor != 0:
                 raise ValueError(f"Involution2d: {name} is {divisor}, expected a divisor of channels = {channels}")
         self.channels = channels
-        self.kernel_size = tuple(_pair("kernel_size", kernel_size, 1))
-        self.stride = tuple(_pair("stride", stride, 1))
-        self.dilation = tuple(_pair("dilation", dilation, 1))
+        self.kernel_size = tuple(pair("Involution2d", "kernel_size", kernel_size, 1))
+        self.stride = tuple(pair("Involution2d", "stride", stride, 1))
+        self.dilation = tuple(pair("Involution2d", "dilation", dilation, 1))
         self.group_channels = group_channels
         self.reduction_ratio = reduction_ratio
         self.groups = channels // group_channels
@@ -110,8 +112,8 @@ class Involution2d(nn.Module):
         return involution2d(input, self.span(features).unflatten(1, (self.groups, *self.kernel_size)), *window)
 
     def _pool(self, input: Tensor) -> Tensor:
-        # ceil_mode: the last window of an odd size averages the pixels that exist, so that there is a kernel for
-        # every output pixel; where the stride divides the size it changes nothing.
+        # ceil_mode generates a kernel for every output pixel: at odd sizes, the last window averages the pixels that
+        # exist. If the stride divides the size, it changes nothing.
         return input if self.stride == (1, 1) else F.avg_pool2d(input, self.stride, ceil_mode=True)
 
     def extra_repr(self) -> str:

@@ -1,11 +1,11 @@
 """Involution in plain PyTorch: the definition that the compiled kernels are tested against.
 
-It also runs wherever nothing could be compiled. Its memory grows with the unfolded input, `Kh * Kw` times the input.
+It also runs on devices without compiled kernels. It needs memory for the unfolded input, `Kh * Kw` times the input.
 Values of 16 bits are multiplied and summed in float32.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums are accumulated in: float64 for float64, float32 for all others."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -24,14 +25,14 @@ def _unfold(input: Tensor, groups: int, kernel_size, output_size, stride, paddin
 
 
 def involution2d(input: Tensor, kernel: Tensor, stride, padding, dilation) -> Tensor:
-    """Sums kernel * unfolded input over the window (paper, equation 4): (B, C, H', W')."""
+    """Sums kernel * unfolded input over the window (arXiv 2103.06255, equation 4): (B, C, H', W')."""
     groups, kernel_size, output_size = kernel.shape[1], kernel.shape[2:4], kernel.shape[4:]
     columns = _unfold(input, groups, kernel_size, output_size, stride, padding, dilation)
     return (kernel.unsqueeze(2) * columns).sum((3, 4)).flatten(1, 2).to(input.dtype)
 
 
 def involution2d_input_grad(grad_output: Tensor, kernel: Tensor, input_size, stride, padding, dilation) -> Tensor:
-    """The adjoint of `involution2d` in its input: (B, C, H, W) with `input_size` = (H, W)."""
+    """The gradient of the input: (B, C, H, W) with `input_size` = (H, W)."""
     grad = grad_output.to(accumulation_dtype(grad_output.dtype)).unflatten(1, (kernel.shape[1], -1))
     columns = (kernel.unsqueeze(2) * grad[:, :, :, None, None]).flatten(5).flatten(1, 4)
     return F.fold(columns, input_size, kernel.shape[2:4], dilation, padding, stride).to(grad_output.dtype)
@@ -40,16 +41,27 @@ def involution2d_input_grad(grad_output: Tensor, kernel: Tensor, input_size, str
 def involution2d_kernel_grad(
     grad_output: Tensor, input: Tensor, groups: int, kernel_size, stride, padding, dilation
 ) -> Tensor:
-    """The adjoint of `involution2d` in its kernel: (B, G, Kh, Kw, H', W')."""
+    """The gradient of the kernel: (B, G, Kh, Kw, H', W')."""
     columns = _unfold(input, groups, kernel_size, grad_output.shape[2:], stride, padding, dilation)
     return (grad_output.unflatten(1, (groups, -1))[:, :, :, None, None] * columns).sum(2).to(input.dtype)
 
 
 def generated_kernel(features: Tensor, weight: Tensor, bias: Tensor | None, kernel_size) -> Tensor:
-    """The last step of the kernel generation (paper, equation 6): (B, R, H', W') -> (B, G, Kh, Kw, H', W')."""
+    """The last step of the kernel generation (equation 6): (B, R, H', W') -> (B, G, Kh, Kw, H', W')."""
     kernel, groups = F.conv2d(features, weight, bias), weight.shape[0] // math.prod(kernel_size)
-    # Not `unflatten`: `torch.jit.trace` would keep the sizes of the picture.
+    # Not `unflatten`, because `torch.jit.trace` would record the image size as a constant.
     return kernel.view(kernel.shape[0], groups, *kernel_size, kernel.shape[2], kernel.shape[3])
+
+
+def generated_kernel_gradients(
+    grad_kernel: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool]
+) -> Sequence[Tensor | None]:
+    """The gradients of features, weight and bias, each None unless `needs` asks for it."""
+    grad = grad_kernel.reshape(features.shape[0], weight.shape[0], *features.shape[2:])
+    bias_size = None if bias is None else [weight.shape[0]]
+    return torch.ops.aten.convolution_backward(
+        grad, features, weight, bias_size, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, list(needs)
+    )
 
 
 def involution2d_fused(
@@ -66,7 +78,7 @@ def involution2d_fused(
     dilation,
     involution2d: Callable[..., Tensor] = involution2d,
 ) -> Tensor:
-    """`involution2d` with a generated kernel, and what follows it: (B, C, H', W')."""
+    """`involution2d` with a generated kernel, followed by scale, shift and ReLU: (B, C, H', W')."""
     output = involution2d(input, generated_kernel(features, weight, bias, kernel_size), stride, padding, dilation)
     if scale is not None:
         output = output * scale[:, None, None] + shift[:, None, None]

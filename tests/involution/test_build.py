@@ -14,7 +14,7 @@ import torch
 
 from builds import SOURCE, Load
 from compilers import compilations, quick_compiler, recording_compiler
-from involution import extension
+from involution import extension, libraries
 
 
 # Adds up an involution whose kernel and input are all ones: every output is the number of taps inside of the image.
@@ -211,8 +211,8 @@ def test_users_without_an_account(tmp_path):
     (sources / "involution2d_cpu.cpp").write_text(SOURCE)
     code = f"""
 from pathlib import Path
-from involution import extension
-extension._CSRC = Path({str(sources)!r})
+from involution import extension, libraries
+libraries.CSRC = Path({str(sources)!r})
 print(extension.show_config())
 print(extension.load("cpu"))
 """
@@ -280,8 +280,8 @@ def test_a_library_in_a_read_only_cache_is_loaded(tmp_path):
     code = f"""
 import os
 from pathlib import Path
-from involution import extension
-extension._CSRC = Path({str(tmp_path / "sources")!r})
+from involution import extension, libraries
+libraries.CSRC = Path({str(tmp_path / "sources")!r})
 assert extension.load("cpu") and extension._loaded["cpu"] == Path({str(library)!r}), extension.show_config()
 """
     read_only = mounted(cache, 'mount -o bind,ro "$0" "$0"')
@@ -397,11 +397,11 @@ def test_which_gpus_a_library_serves(built, capability, serves, tmp_path, monkey
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", built)
     monkeypatch.setenv("CXX", "missing-compiler")  # where libraries of any compiler serve
-    library = extension._name("cuda", "0123abcd")
+    library = libraries.name_of("cuda", "0123abcd")
     (tmp_path / library).mkdir()
     (tmp_path / library / "complete").touch()
-    monkeypatch.setattr(extension, "_device_capabilities", lambda: [capability])
-    assert extension._find("cuda") == (tmp_path / library / f"{library}.so" if serves else None)
+    monkeypatch.setattr(libraries.compiler, "device_capabilities", lambda: [capability])
+    assert libraries.find("cuda") == (tmp_path / library / f"{library}.so" if serves else None)
 
 
 def test_architectures_are_numbers(monkeypatch):
@@ -416,7 +416,12 @@ def test_importing_compiles_nothing(tmp_path):
 
 
 def test_a_reloaded_module_registers_nothing_twice():
-    finish(start("import importlib, involution; importlib.reload(involution.ops); importlib.reload(involution)" + USE))
+    finish(
+        start(
+            "import importlib, involution; importlib.reload(involution.registration); importlib.reload(involution)"
+            + USE
+        )
+    )
 
 
 def test_build_ahead_of_time_says_what_it_made_or_why_not():

@@ -259,11 +259,11 @@ def test_builds_for_sm_80_and_sm_90(tmp_path):
     """Really compiled and linked; the library loads and registers all four operators, GPU or not."""
     script = """
 import torch, involution
-from involution import extension
+from involution import extension, libraries
 torch.ops.load_library(extension.build("cuda"))
 for op in ("involution2d", "involution2d_input_grad", "involution2d_kernel_grad", "involution2d_fused"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"involution::{op}", "CUDA"), op
-print(extension._find("cuda"))
+print(libraries.find("cuda"))
 """
     environment = {**os.environ, "TORCH_CUDA_ARCH_LIST": "8.0;9.0"}
     result = subprocess.run(

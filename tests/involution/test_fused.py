@@ -281,14 +281,14 @@ def test_training_keeps_no_kernel():
 @pytest.mark.parametrize(
     "changes, error, words",
     [
-        ({"features": torch.zeros(1, 8, 4, 4)}, ValueError, r"features have shape \(1, 8, 4, 4\), expected \(2, 8, 9, 8\)"),
-        ({"features": torch.zeros(2, 8, 9)}, ValueError, "features have 3 dimensions"),
+        ({"features": torch.zeros(1, 8, 4, 4)}, ValueError, r"features has shape \(1, 8, 4, 4\), expected \(2, 8, 9, 8\)"),
+        ({"features": torch.zeros(2, 8, 9)}, ValueError, "features has 3 dimensions"),
         ({"weight": torch.zeros(50, 8, 1, 1)}, ValueError, r"weight has shape \(50, 8, 1, 1\), expected \(G \* 49, 8"),
         ({"weight": torch.zeros(98, 7, 1, 1)}, ValueError, r"weight has shape \(98, 7, 1, 1\)"),
         ({"weight": torch.zeros(3 * 49, 8, 1, 1), "bias": None}, ValueError, "a multiple of the number of groups, 3"),
         ({"bias": torch.zeros(97)}, ValueError, r"bias has shape \(97,\), expected \(98,\)"),
         ({"scale": torch.zeros(31)}, ValueError, r"scale has shape \(31,\), expected \(32,\)"),
-        ({"scale": None}, ValueError, "together"),
+        ({"scale": None}, ValueError, "scale is None, expected a tensor because shift is given"),
         ({"shift": torch.zeros(32, dtype=torch.float64)}, TypeError, "shift has dtype torch.float64"),
         ({"features": torch.zeros(2, 8, 9, 8, dtype=torch.float64)}, TypeError, "features has dtype torch.float64"),
         ({"weight": "x"}, TypeError, "weight is str"),

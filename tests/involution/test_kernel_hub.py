@@ -51,7 +51,7 @@ def repository(tmp_path_factory) -> Path:
     names = {"involution", "elsewhere", ".involution.new", "cache", "compiler"}
     assert {path.name for path in folder.iterdir()} <= names
     again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 1 and "is not empty" in again.stderr
+    assert again.returncode == 1 and "which is not empty" in again.stderr
     return folder / "elsewhere"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch.utils.cpp_extension  # noqa: F401, for the forked processes
 
-from involution import extension
+from involution import extension, libraries
 
 
 # Stands in for the operator's source, which takes a minute: what is tested is when it is compiled, not what.
@@ -56,7 +56,7 @@ class Load:
 def _load(sender, sources: str, environment: dict[str, str | None]) -> None:
     for name, value in environment.items():
         os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-    extension._CSRC = Path(sources)
+    libraries.CSRC = Path(sources)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         extension.load("cpu")

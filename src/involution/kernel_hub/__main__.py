@@ -1,10 +1,11 @@
 """Writes the operator as a repository for the Kernel Hub: `python -m involution.kernel_hub OUTPUT`.
 
-The folder is what kernel-builder takes, and holds the two builds that need no kernel-builder:
+The folder is an input for kernel-builder. It also contains the two builds that do not require kernel-builder:
 
-- `build/torch-universal`, the Python package with its sources, compiled at first use as the installed one is;
-- on Linux, a library for this release of torch, on any CPU of this kind (x86-64 with AVX2, arm64). It needs the C++
-  library and glibc of this machine or newer: kernel-builder makes the ones for older systems, and those for CUDA.
+- `build/torch-universal`, the Python package with its sources, which are compiled at first use, as in the installed
+  package;
+- on Linux, a library for this release of torch and any CPU of this kind (x86-64 with AVX2, or arm64). It requires the
+  C++ library and glibc of this machine or newer ones: kernel-builder builds for older systems, and for CUDA.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from .. import extension
+from .. import compiler, extension
 
 
 if sys.version_info >= (3, 11):
@@ -31,7 +32,7 @@ else:
 
 _HERE = Path(__file__).parent
 _PACKAGE = _HERE.parent
-_NOT_IN_A_KERNEL = {"_ops.py", "build.py"}  # the first is made for every build
+_NOT_IN_A_KERNEL = {"_ops.py", "build.py"}  # each build has its own _ops.py
 
 _OPS = """import torch
 {load}
@@ -51,16 +52,16 @@ def write(output: Path) -> list[Path]:
     """Writes the repository into `output` and returns the folders of its builds.
 
     Raises:
-        FileExistsError: `output` is there and not empty.
-        RuntimeError: the library for this machine cannot be compiled; the message says why and what helps.
+        FileExistsError: `output` exists and is not an empty folder.
+        RuntimeError: the library for this machine cannot be compiled; the message gives the reason and the cure.
     """
     if output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"{output} is not empty")
+        raise FileExistsError(f"OUTPUT is {output}, which is not empty, expected a new or an empty folder")
     configuration = tomllib.loads((_HERE / "build.toml").read_text())
-    beside = output.absolute().parent
-    beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".kernel_hub.", dir=beside) as parent:
-        temporary = Path(parent) / "involution"
+    parent = output.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".kernel_hub.", dir=parent) as temporary_parent:
+        temporary = Path(temporary_parent) / "involution"
         shutil.copytree(_HERE, temporary, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
         _copy_package(temporary / "torch-ext" / "involution")
         builds = [_write_build(temporary, configuration, "torch-universal")]
@@ -69,26 +70,26 @@ def write(output: Path) -> list[Path]:
             flags = ["-DCPU_KERNEL", *configuration["kernel"]["involution_cpu"]["cxx-flags"]]  # as kernel-builder does
             variant = f"torch{version}-cxx11-cpu-{platform.machine()}-linux"
             builds.append(_write_build(temporary, configuration, variant, flags))
-        output.mkdir(exist_ok=True)  # the folder itself stays: it may be a mount point or a symbolic link
+        output.mkdir(exist_ok=True)  # not replaced, because it may be a mount point or a symbolic link
         for path in temporary.iterdir():
             shutil.move(path, output)
     return [output / build.relative_to(temporary) for build in builds]
 
 
-def _copy_package(to: Path) -> None:
-    to.mkdir(parents=True)
+def _copy_package(target: Path) -> None:
+    target.mkdir(parents=True)
     for source in _PACKAGE.glob("*.py"):
         if source.name not in _NOT_IN_A_KERNEL:
-            shutil.copy(source, to)
-    shutil.copytree(_PACKAGE / "csrc", to / "csrc")
+            shutil.copy(source, target)
+    shutil.copytree(_PACKAGE / "csrc", target / "csrc")
 
 
 def _write_build(output: Path, configuration: dict, variant: str, cflags: list[str] | None = None) -> Path:
-    """Writes `build/<variant>`, with a library compiled with `cflags` where they are given."""
+    """Writes `build/<variant>`. If `cflags` are given, it contains a library compiled with them."""
     folder = output / "build" / variant
     _copy_package(folder)
-    # Its own for whatever differs: kernels of two versions, or two builds, can be loaded into one process.
-    compilers = None if cflags is None else extension.compilers("cpu")
+    # Any difference gives another namespace, so that one process can load several versions and builds.
+    compilers = None if cflags is None else compiler.digest("cpu")
     digest = hashlib.sha256(f"{variant} {torch.__version__} {platform.libc_ver()} {cflags} {compilers}".encode())
     for path in _files(folder):
         digest.update(path.read_bytes())
@@ -106,7 +107,7 @@ def _write_build(output: Path, configuration: dict, variant: str, cflags: list[s
         "version": general["version"],
         "license": general["license"],
         "python-depends": [],
-        "backend": {"type": "cpu"},  # there is no word for all of them
+        "backend": {"type": "cpu"},  # no value stands for all of them
         "digest": {
             "algorithm": "sha256",
             "files": {
@@ -124,7 +125,7 @@ def _files(folder: Path) -> list[Path]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m involution.kernel_hub", description=__doc__.splitlines()[0])
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="a folder that does not exist, or is empty")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="a new or an empty folder")
     output = parser.parse_args().output
     logging.basicConfig(format="%(message)s")
     try:

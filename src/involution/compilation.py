@@ -1,0 +1,152 @@
+"""Compiles a library with `torch.utils.cpp_extension.load`, and records failures.
+
+A recorded failure prevents that every start of a process repeats a compilation that takes a minute and fails again.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from . import compiler, libraries
+from ._ops import ops
+
+
+logger = logging.getLogger(__name__)
+
+_SOURCES = {"cpu": "involution2d_cpu.cpp", "cuda": "involution2d_cuda.cu"}
+_FAILURE = "failure.json"
+# Variables that compilers read. A recorded failure is valid only while all of them are unchanged.
+_ENVIRONMENT = (
+    ("PATH", "CXX", "CC", "CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH", "LD_LIBRARY_PATH")
+    + ("COMPILER_PATH", "GCC_EXEC_PREFIX", "SDKROOT", "MACOSX_DEPLOYMENT_TARGET", "CONDA_BUILD_SYSROOT")
+    + ("CUDA_HOME", "CUDA_PATH", "PYTORCH_NVCC", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
+)
+# Messages of failures that may not occur again: on the next start there may be more memory or space, or a missing
+# header may be installed. "code=1.." is what ninja reports if a signal ended the compiler.
+_TRANSIENT = re.compile(
+    r"No space left|quota exceeded|Input/output error|Read-only file system|Stale file handle|No such file or directory"
+    r"|cannot find -l|[Pp]ermission denied|temporarily unavailable|Too many open files|[Oo]ut of memory|bad_alloc"
+    r"|[Cc]annot allocate memory|memory exhausted|signal terminated|Killed|interrupted by user|code=1(29|3\d|4\d)"
+)
+
+
+def compile_library(device_type: str, name: str, directory: Path, cflags: list[str] | None) -> None:
+    """Compiles `<directory>/<name>.so`, by default with the flags for this machine.
+
+    Raises:
+        OSError: the folder cannot be written.
+        RuntimeError: the compilation is impossible or failed; the message gives the reason and the cure.
+    """
+    from torch.utils import cpp_extension
+
+    if obstacle := compiler.obstacle(device_type):
+        raise RuntimeError(obstacle)
+    if forbids_execution(directory):
+        raise RuntimeError(
+            f"{directory} is on a file system that is mounted noexec, from which no library can be loaded. Set "
+            "TORCH_EXTENSIONS_DIR to a folder on another file system"
+        )
+    # A process that was killed while it compiled leaves this file; older releases of torch wait for its removal forever.
+    (directory / "lock").unlink(missing_ok=True)
+    logger.warning("Compiling the involution operator for %s, once on this machine (%s)", device_type, directory)
+    start = time.perf_counter()
+    if cflags is None:
+        cflags = [*compiler.flags(), f"-DINVOLUTION_NAMESPACE={ops.name}"]
+    try:
+        with compiler.scripts_on_path(), compiler.quoted_library_path():
+            cpp_extension.load(
+                name,
+                [str(libraries.CSRC / _SOURCES[device_type])],
+                extra_cflags=cflags,
+                extra_cuda_cflags=["-O3", *(flag for flag in cflags if flag.startswith("-D"))],
+                extra_ldflags=compiler.cuda_runtime_flags(directory) if device_type == "cuda" else None,
+                build_directory=str(directory),
+                with_cuda=device_type == "cuda",
+                is_python_module=False,
+            )
+    except Exception as error:
+        # An OSError concerns the folder, unless there are too few resources for a process. Errors of the dynamic linker
+        # have no errno.
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOMEM, errno.EAGAIN, errno.EMFILE):
+            raise
+        raise RuntimeError(_record_failure(directory, device_type, error)) from error
+    (directory / _FAILURE).unlink(missing_ok=True)
+    logger.warning("Compiled the involution operator for %s in %.0f s", device_type, time.perf_counter() - start)
+
+
+def recorded_failure(directory: Path, device_type: str) -> dict | None:
+    """The record of the last failure in this folder, or None if compiler or environment have changed since.
+
+    Its keys are "reason", "permanent" (whether compiling again would fail again) and "attempt" (a unique id).
+    """
+    try:
+        record = json.loads((directory / _FAILURE).read_text())
+        return record if record["key"] == _failure_key(device_type) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def forbids_execution(directory: Path) -> bool:
+    """Whether libraries in this folder cannot be loaded."""
+    return sys.platform == "linux" and bool(os.statvfs(directory).f_flag & os.ST_NOEXEC)
+
+
+def _record_failure(directory: Path, device_type: str, error: Exception) -> str:
+    """Records why the compilation failed, for this and other processes, and returns the reason."""
+    output = str(error) or repr(error)
+    lines = output.splitlines()
+    transient = next((line for line in lines if _TRANSIENT.search(line)), None)
+    summary = transient or next((line for line in lines if "error: " in line), lines[0])
+    reason = f"compilation failed: {summary.strip()}"
+    with suppress(OSError):
+        _write(directory / "build.log", output)
+        reason += f" (see {directory / 'build.log'})"
+    # A compiler that ran to its end, or the dynamic linker, would fail again. torch's own checks are not recorded as
+    # permanent, because they take no time.
+    ended = isinstance(error, OSError) or isinstance(error.__cause__, subprocess.CalledProcessError)
+    permanent = ended and transient is None
+    if permanent:
+        again = " or run `python -m involution.build`" if ops.name == "involution" else ""
+        reason += (
+            f". It is not repeated until the compiler, its environment or the sources change. To try again, remove "
+            f"{directory / _FAILURE}{again}"
+        )
+    else:
+        if transient and re.search("No space left|quota exceeded", transient):
+            reason += ". Set TORCH_EXTENSIONS_DIR, and TMPDIR for temporary files, to folders with more space"
+        reason += ". The next start tries again"
+    record = {"key": _failure_key(device_type), "permanent": permanent, "reason": reason, "attempt": uuid.uuid4().hex}
+    with suppress(OSError):
+        _write(directory / _FAILURE, json.dumps(record, indent=2) + "\n")
+    return reason
+
+
+def _failure_key(device_type: str) -> str:
+    """A digest of everything, except what the name of a library contains, whose change can make a compilation succeed."""
+    digest = hashlib.sha256(f"{sys.prefix} {torch.__file__} {device_type}".encode())
+    digest.update(repr([os.environ.get(name) for name in _ENVIRONMENT]).encode())
+    with suppress(OSError), compiler.scripts_on_path():
+        status = os.stat(shutil.which(compiler.command()[0]) or "")
+        digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

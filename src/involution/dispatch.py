@@ -1,0 +1,45 @@
+"""Calls the operators, or an equivalent form under transforms and tracers that do not support registered operators."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from . import autocast, decomposition, reference, registration, sharding  # noqa: F401, registers the operators
+from ._ops import ops
+from .transforms import bilinear, is_transformed
+
+
+def involution2d(input: Tensor, kernel: Tensor, *window) -> Tensor:
+    if is_transformed():
+        return _call_transformed(partial(bilinear, "involution2d"), input.device.type, (input, kernel), *window)
+    if _is_traced_for_onnx():
+        return decomposition.traced_involution2d(input, kernel, *window)
+    if type(input) is not Tensor:
+        sharding.prepare(input)
+    return ops.involution2d.default(input, kernel, *window)
+
+
+def involution2d_fused(input: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None, *arguments) -> Tensor:
+    if is_transformed():
+        composition = partial(reference.involution2d_fused, involution2d=partial(bilinear, "involution2d"))
+        return _call_transformed(composition, input.device.type, (input, features, weight, bias), *arguments)
+    if _is_traced_for_onnx():
+        composition = partial(reference.involution2d_fused, involution2d=decomposition.traced_involution2d)
+        return composition(input, features, weight, bias, *arguments)
+    if type(input) is not Tensor:
+        sharding.prepare(input)
+    return ops.involution2d_fused.default(input, features, weight, bias, *arguments)
+
+
+def _is_traced_for_onnx() -> bool:
+    """Whether the older ONNX exporter, which supports only PyTorch's own operators, records a trace."""
+    return torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()
+
+
+def _call_transformed(function: Callable, device_type: str, tensors: tuple[Tensor | None, ...], *arguments) -> Tensor:
+    """Calls `function` with `tensors` cast as the operators' autocast kernels cast them."""
+    if autocast.is_enabled(device_type):
+        function = autocast.casting(function, device_type, len(tensors))
+    return function(*tensors, *arguments)

@@ -1,0 +1,241 @@
+"""Registers the operators `torch.ops.involution.*`: schemas, composite and fake kernels, autograd, autocast, FLOPs.
+
+The operators are `involution2d`, its two gradients `involution2d_input_grad` and `involution2d_kernel_grad`, and
+`involution2d_fused`, which generates its kernel by the 1x1 convolution at the end of the kernel generation. A Kernel
+Hub kernel has the same operators in another namespace (`_ops`).
+
+The schemas are registered from Python, so that the operators exist, trace and export whether or not anything is
+compiled. Loading a compiled library registers kernels for the dispatch keys CPU and CUDA. Until then, and on other
+devices, the composite kernels run: they load the library on their first call, or run the reference.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch._decomp import register_decomposition
+from torch._library.utils import get_layout_constraint_tag
+from torch.utils.flop_counter import register_flop_formula
+
+from . import autocast, decomposition, extension, reference
+from ._ops import add_op_namespace_prefix, ops
+from .arguments import check_generation, check_pair, check_scale_and_shift
+from .transforms import GRADIENTS, bilinear
+
+
+_WINDOW = "int[2] stride, int[2] padding, int[2] dilation"
+_SCHEMAS = {
+    "involution2d": f"(Tensor input, Tensor kernel, {_WINDOW}) -> Tensor",
+    "involution2d_input_grad": f"(Tensor grad_output, Tensor kernel, SymInt[2] input_size, {_WINDOW}) -> Tensor",
+    "involution2d_kernel_grad": (
+        f"(Tensor grad_output, Tensor input, SymInt groups, SymInt[2] kernel_size, {_WINDOW}) -> Tensor"
+    ),
+    "involution2d_fused": (
+        "(Tensor input, Tensor features, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, bool relu, "
+        f"int[2] kernel_size, {_WINDOW}) -> Tensor"
+    ),
+}
+
+
+# --- Composite kernels: load the library on the first call, or run the reference if it cannot be loaded ---
+
+
+def _empty_image(like: Tensor, height: int, width: int) -> Tensor:
+    # The same rule as `is_channels_last` in geometry.h, where the reason is given.
+    memory_format = torch.channels_last if like.stride(1) < like.stride(3) else torch.contiguous_format
+    shape = (like.shape[0], like.shape[1], height, width)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
+def _involution2d(input, kernel, stride, padding, dilation):
+    if extension.load(input.device.type):
+        return ops.involution2d.default(input, kernel, stride, padding, dilation)
+    result = _empty_image(input, kernel.shape[4], kernel.shape[5])
+    if result.numel() == 0:
+        return result
+    return result.copy_(reference.involution2d(input, kernel, stride, padding, dilation))
+
+
+def _involution2d_input_grad(grad_output, kernel, input_size, stride, padding, dilation):
+    if extension.load(kernel.device.type):
+        op = ops.involution2d_input_grad.default
+        return op(grad_output, kernel, input_size, stride, padding, dilation)
+    result = _empty_image(grad_output, *input_size)
+    if result.numel() == 0:
+        return result
+    return result.copy_(reference.involution2d_input_grad(grad_output, kernel, input_size, stride, padding, dilation))
+
+
+def _involution2d_kernel_grad(grad_output, input, groups, kernel_size, stride, padding, dilation):
+    if extension.load(input.device.type):
+        op = ops.involution2d_kernel_grad.default
+        return op(grad_output, input, groups, kernel_size, stride, padding, dilation)
+    result = _fake_involution2d_kernel_grad(grad_output, input, groups, kernel_size, stride, padding, dilation)
+    if grad_output.numel() == 0:
+        return result.zero_()
+    return result.copy_(
+        reference.involution2d_kernel_grad(grad_output, input, groups, kernel_size, stride, padding, dilation)
+    )
+
+
+def _involution2d_fused(input, features, *arguments):
+    if extension.load(input.device.type):
+        return ops.involution2d_fused.default(input, features, *arguments)
+    result = _empty_image(input, features.shape[2], features.shape[3])
+    return result.copy_(reference.involution2d_fused(input, features, *arguments)) if result.numel() > 0 else result
+
+
+# --- Fake kernels: shapes and strides for tracing ---
+
+
+def _keep_in_inductor(op) -> None:
+    """Makes Inductor call `op` instead of its decomposition.
+
+    Inductor does so for any operator that it has no kernel for, unless the environment variable CI is set: then it
+    raises an error for operators that have a decomposition, which keeps PyTorch's own list of them complete.
+    """
+    lowering = sys.modules.get("torch._inductor.lowering")
+    if os.environ.get("CI") and lowering is not None and op not in lowering.lowerings:
+        constraint = lowering.tag_to_layout_constraint(get_layout_constraint_tag(op))
+        lowering.make_fallback(op, layout_constraint=constraint, warn=False)
+
+
+def _fake_involution2d(input, kernel, stride, padding, dilation):
+    _keep_in_inductor(ops.involution2d.default)
+    check_pair("involution2d", input, kernel, stride, padding, dilation)
+    return _empty_image(input, kernel.shape[4], kernel.shape[5])
+
+
+def _fake_involution2d_input_grad(grad_output, kernel, input_size, stride, padding, dilation):
+    return _empty_image(grad_output, *input_size)
+
+
+def _fake_involution2d_kernel_grad(grad_output, input, groups, kernel_size, stride, padding, dilation):
+    batch, _, height, width = grad_output.shape
+    if input.stride(1) < input.stride(3):
+        return input.new_empty((batch, height, width, groups, *kernel_size)).permute(0, 3, 4, 5, 1, 2)
+    return input.new_empty((batch, groups, *kernel_size, height, width))
+
+
+def _fake_involution2d_fused(
+    input, features, weight, bias, scale, shift, relu, kernel_size, stride, padding, dilation
+):
+    _keep_in_inductor(ops.involution2d_fused.default)
+    check_generation("involution2d_fused", input, features, weight, bias, kernel_size, stride, padding, dilation)
+    check_scale_and_shift("involution2d_fused", input, scale, shift)
+    return _empty_image(input, features.shape[2], features.shape[3])
+
+
+# --- Autograd ---
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0], inputs[1])
+    ctx.arguments = inputs[2:]
+
+
+def _backward(name: str) -> Callable:
+    def backward(ctx, grad):
+        with autocast.disabled(grad.device.type):
+            grads = GRADIENTS[name](ctx.needs_input_grad, grad, *ctx.saved_tensors, *ctx.arguments)
+        return *grads, *[None] * len(ctx.arguments)
+
+    return backward
+
+
+def _save_fused(ctx, inputs, output):
+    input, features, weight, bias, scale, shift, relu, *ctx.arguments = inputs
+    ctx.save_for_backward(input, features, weight, bias, scale, shift, output if relu else None)
+
+
+def _fused_backward(ctx, grad):
+    with autocast.disabled(grad.device.type):
+        grads = _fused_gradients(ctx.needs_input_grad, grad, *ctx.saved_tensors, *ctx.arguments)
+    return *grads, None, *[None] * len(ctx.arguments)
+
+
+def _fused_gradients(needs, grad, input, features, weight, bias, scale, shift, rectified, kernel_size, *window):
+    """Generates the kernel again and combines the gradients of involution and convolution.
+
+    `rectified` is the output if it was rectified by ReLU, otherwise None.
+    """
+    needs_input, needs_features, needs_weight, needs_bias, needs_scale, needs_shift, *_ = needs
+    grad_input = grad_features = grad_weight = grad_bias = grad_scale = grad_shift = None
+    kernel = None
+    if needs_input or needs_scale:
+        kernel = reference.generated_kernel(features, weight, bias, kernel_size)
+    if rectified is not None:
+        grad = torch.where(rectified > 0, grad, 0)
+    if needs_shift:
+        grad_shift = grad.sum((0, 2, 3), dtype=shift.dtype)
+    if needs_scale:
+        grad_scale = (grad.to(scale.dtype) * bilinear("involution2d", input, kernel, *window)).sum((0, 2, 3))
+    if scale is not None:
+        grad = (grad * scale[:, None, None]).to(grad.dtype)
+    if needs_input:
+        grad_input = bilinear("involution2d_input_grad", grad, kernel, input.shape[2:], *window)
+    if needs_features or needs_weight or needs_bias:
+        groups = weight.shape[0] // math.prod(kernel_size)
+        grad_kernel = bilinear("involution2d_kernel_grad", grad, input, groups, kernel_size, *window)
+        grad_features, grad_weight, grad_bias = reference.generated_kernel_gradients(
+            grad_kernel, features, weight, bias, (needs_features, needs_weight, needs_bias)
+        )
+    return grad_input, grad_features, grad_weight, grad_bias, grad_scale, grad_shift
+
+
+# --- FLOPs: one multiplication and one addition for each tap and channel, in all three bilinear operators ---
+
+
+def _flops(image_shape, kernel_shape, *arguments, out_shape=None, **kwargs) -> int:
+    return 2 * (image_shape[1] // kernel_shape[1]) * math.prod(kernel_shape)
+
+
+def _kernel_grad_flops(grad_output_shape, input_shape, *arguments, out_shape=None, **kwargs) -> int:
+    return _flops(input_shape, out_shape)
+
+
+def _fused_flops(input_shape, features_shape, weight_shape, *arguments, out_shape=None, **kwargs) -> int:
+    # The convolution computes G * Kh * Kw values for each output pixel, each of which is used by C / G channels.
+    batch, channels, height, width = out_shape
+    taps = math.prod(arguments[4])
+    return 2 * batch * height * width * (weight_shape[0] * weight_shape[1] + channels * taps)
+
+
+# --- Registration ---
+
+
+def _register() -> None:
+    kernels: dict[str, tuple[Callable, ...]] = {
+        "involution2d": (_involution2d, _fake_involution2d, _save, _backward("involution2d")),
+        "involution2d_input_grad": (
+            _involution2d_input_grad, _fake_involution2d_input_grad, _save, _backward("involution2d_input_grad"),
+        ),
+        "involution2d_kernel_grad": (
+            _involution2d_kernel_grad, _fake_involution2d_kernel_grad, _save, _backward("involution2d_kernel_grad"),
+        ),
+        "involution2d_fused": (_involution2d_fused, _fake_involution2d_fused, _save_fused, _fused_backward),
+    }  # fmt: skip
+    for name, (composite, fake, save, backward) in kernels.items():
+        qualified = add_op_namespace_prefix(name)
+        torch.library.define(qualified, _SCHEMAS[name])
+        torch.library.impl(qualified, "default")(composite)
+        torch.library.register_fake(qualified)(fake)
+        torch.library.register_autograd(qualified, backward, setup_context=save)
+    for name, tensors in (("involution2d", 2), ("involution2d_fused", 4)):
+        op = getattr(ops, name).default
+        for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+            torch.library.impl(add_op_namespace_prefix(name), key)(autocast.casting(op, device_type, tensors))
+        register_decomposition(op)(getattr(decomposition, name))
+        # Without this, fake tensors with symbolic sizes run the decomposition, which is slower than the fake kernel.
+        register_decomposition(op, type="meta")(kernels[name][1])
+    register_flop_formula([ops.involution2d, ops.involution2d_input_grad])(_flops)
+    register_flop_formula(ops.involution2d_kernel_grad)(_kernel_grad_flops)
+    register_flop_formula(ops.involution2d_fused)(_fused_flops)
+
+
+# The dispatcher raises an error for a second definition in one process, as when this module is reloaded.
+if not hasattr(ops, "involution2d"):
+    _register()
