@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
-from .operator_rednet import involution2d, involution2d_fused, operators
+from .operator_rednet import involution2d_batch_norm
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -176,71 +176,23 @@ class RedNetFoldedNorm(nn.Module):
         return (hidden_state * self.scale[:, None, None] + self.shift[:, None, None]).to(hidden_state.dtype)
 
 
-class _NormalizedInvolution(torch.autograd.Function):
-    """
-    Involution with a generated kernel, followed by BatchNorm in training mode. Neither the kernel, three times the size
-    of the activation, nor the input of BatchNorm is kept for the backward pass: both are computed again there.
-    """
-
-    @staticmethod
-    def forward(
-        ctx, hidden_state, features, weight, bias, gamma, beta, running_mean, running_var, momentum, eps, size, stride
-    ):
-        output = involution2d_fused(hidden_state, features, weight, bias, size, stride)
-        output, mean, inverse_std = torch.native_batch_norm(
-            output, gamma, beta, running_mean, running_var, True, momentum, eps
-        )
-        ctx.save_for_backward(hidden_state, features, weight, bias, gamma, mean, inverse_std)
-        ctx.eps, ctx.size, ctx.stride = eps, size, stride
-        return output
-
-    @staticmethod
-    def backward(ctx, grad):
-        # The forward pass was outside of autocast. The backward pass may be inside of one.
-        with torch.autocast(grad.device.type, enabled=False):
-            return _NormalizedInvolution._backward(ctx, grad)
-
-    @staticmethod
-    def _backward(ctx, grad):
-        hidden_state, features, weight, bias, gamma, mean, inverse_std = ctx.saved_tensors
-        needs_input, needs_features, needs_weight, needs_bias, needs_gamma, needs_beta = ctx.needs_input_grad[:6]
-        groups, size, aten = weight.shape[0] // ctx.size**2, [ctx.size] * 2, torch.ops.aten
-        kernel = F.conv2d(features, weight, bias).unflatten(1, (groups, *size))
-        window = [ctx.stride] * 2, [ctx.size // 2] * 2, [1, 1]
-        output = involution2d(hidden_state, kernel, stride=ctx.stride)
-        grad, grad_gamma, grad_beta = aten.native_batch_norm_backward(
-            grad, output, gamma, None, None, mean, inverse_std, True, ctx.eps, [True, needs_gamma, needs_beta]
-        )
-        grad_input = grad_features = grad_weight = grad_bias = None
-        if needs_input:
-            grad_input = operators.involution2d_input_grad(grad, kernel, hidden_state.shape[2:], *window)
-        if needs_features or needs_weight or needs_bias:
-            grad_kernel = operators.involution2d_kernel_grad(grad, hidden_state, groups, size, *window).flatten(1, 3)
-            grad_features, grad_weight, grad_bias = aten.convolution_backward(
-                grad_kernel, features, weight, None if bias is None else weight.shape[:1],
-                [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [needs_features, needs_weight, needs_bias],
-            )  # fmt: skip
-        gradients = grad_input, grad_features, grad_weight, grad_bias
-        return *gradients, grad_gamma if needs_gamma else None, grad_beta if needs_beta else None, *[None] * 6
-
-
 def normalize_involution(involution: nn.Module, norm: nn.BatchNorm2d, hidden_state: Tensor) -> Tensor:
-    """`norm(involution(hidden_state))`, where `can_normalize_involution`: see `_NormalizedInvolution`."""
+    """Computes `norm(involution(hidden_state))` in less memory. Requires `can_normalize_involution`."""
     features = involution.reduce(involution.pooler(hidden_state))
     norm.num_batches_tracked.add_(1)
-    return _NormalizedInvolution.apply(
+    return involution2d_batch_norm(
         hidden_state,
         features,
         involution.span.weight,
         involution.span.bias,
-        norm.weight,
-        norm.bias,
         norm.running_mean,
         norm.running_var,
-        norm.momentum,
-        norm.eps,
+        norm.weight,
+        norm.bias,
         involution.kernel_size,
         involution.stride,
+        momentum=norm.momentum,
+        eps=norm.eps,
     )
 
 
@@ -248,7 +200,7 @@ def can_normalize_involution(involution: nn.Module, norm: nn.Module, hidden_stat
     """Whether a plain `RedNetInvolution` and a module after it are in a step of training that may save memory."""
     span, height, width = involution.span, *hidden_state.shape[-2:]
     return (
-        involution2d_fused is not None
+        involution2d_batch_norm is not None
         and torch.is_grad_enabled()
         and hidden_state.device.type in ("cpu", "cuda")
         and _is_eager(hidden_state)

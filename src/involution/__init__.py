@@ -4,6 +4,7 @@
 """
 
 from ._ops import ops as operators
+from .batch_norm import involution2d_batch_norm
 from .extension import show_config
 from .module import Involution2d
 from .ops import involution2d, involution2d_fused
@@ -12,6 +13,7 @@ from .ops import involution2d, involution2d_fused
 __all__ = [
     "Involution2d",
     "involution2d",
+    "involution2d_batch_norm",
     "involution2d_fused",
     "operators",
     "show_config",

@@ -1,0 +1,124 @@
+"""Involution followed by BatchNorm in training mode, in less memory."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import arguments, autocast, dispatch
+from .reference import accumulation_dtype, generated_kernel, generated_kernel_gradients
+from .transforms import bilinear
+
+
+def involution2d_batch_norm(
+    input: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    kernel_size: int | Sequence[int] = 7,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | None = None,
+    dilation: int | Sequence[int] = 1,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Applies `involution2d_fused` and BatchNorm in training mode, without keeping the kernel or BatchNorm's input.
+
+    The kernel is about three times the size of the activation. The backward pass computes both tensors again. The
+    function is equivalent to:
+
+        output = involution2d_fused(input, features, weight, bias, kernel_size, stride, padding, dilation)
+        output = F.batch_norm(output, running_mean, running_var, gamma, beta, True, momentum, eps)
+
+    This composition runs under the transforms of `torch.func`, in forward mode, and while a model is traced or
+    compiled.
+
+    Args:
+        input, features, weight, bias: see `involution2d_fused`.
+        running_mean, running_var: (C), updated in place, or None.
+        gamma, beta: (C), the weight and bias of the BatchNorm, or None.
+        kernel_size, stride, padding, dilation: see `involution2d_fused`.
+        momentum, eps: see `torch.nn.functional.batch_norm`.
+
+    Returns:
+        (B, C, H', W'), see `involution2d`.
+
+    Raises:
+        TypeError, ValueError: see `involution2d`; also a ValueError if a channel has a single value to normalize.
+    """
+    name = "involution2d_batch_norm"
+    vectors = {"running_mean": running_mean, "running_var": running_var, "gamma": gamma, "beta": beta}
+    arguments.check_types(name, input=input, features=features, weight=weight, bias=bias, **vectors)
+    kernel_size = arguments.pair(name, "kernel_size", kernel_size, 1)
+    window = arguments.window(name, kernel_size, stride, padding, dilation)
+    height, width = arguments.check_generation(name, input, features, weight, bias, kernel_size, *window)
+    arguments.check_channel_vectors(name, input, (input.dtype, accumulation_dtype(input.dtype)), **vectors)
+    if input.shape[0] * height * width == 1:
+        raise ValueError(f"{name}: input has a single value in each channel of the output, expected more than one")
+
+    generation, norm = (input, features, weight, bias), (running_mean, running_var, gamma, beta)
+    if _is_transformed():
+        output = dispatch.involution2d_fused(*generation, None, None, False, kernel_size, *window)
+        return F.batch_norm(output, *norm, True, momentum, eps)
+    function = _NormalizedInvolution.apply
+    if autocast.is_enabled(input.device.type):
+        function = autocast.casting(function, input.device.type, len(generation))
+    return function(*generation, *norm, kernel_size, window, momentum, eps)
+
+
+def _is_transformed() -> bool:
+    """Whether a compiler, a tracer, a transform or forward mode has to see each operator."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+class _NormalizedInvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, input, features, weight, bias, running_mean, running_var, gamma, beta, kernel_size, window, momentum, eps
+    ):
+        output = dispatch.involution2d_fused(input, features, weight, bias, None, None, False, kernel_size, *window)
+        output, mean, inverse_std = torch.native_batch_norm(
+            output, gamma, beta, running_mean, running_var, True, momentum, eps
+        )
+        ctx.save_for_backward(input, features, weight, bias, gamma, mean, inverse_std)
+        ctx.kernel_size, ctx.window, ctx.eps = kernel_size, window, eps
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        with autocast.disabled(grad.device.type):
+            return _NormalizedInvolution._gradients(ctx, grad)
+
+    @staticmethod
+    def _gradients(ctx, grad):
+        input, features, weight, bias, gamma, mean, inverse_std = ctx.saved_tensors
+        needs_input, *needs_generation = ctx.needs_input_grad[:4]
+        needs_gamma, needs_beta = ctx.needs_input_grad[6:8]
+        kernel = generated_kernel(features, weight, bias, ctx.kernel_size)
+        output = bilinear("involution2d", input, kernel, *ctx.window)
+        grad, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
+            grad, output, gamma, None, None, mean, inverse_std, True, ctx.eps, [True, needs_gamma, needs_beta]
+        )
+        grad_input = grad_features = grad_weight = grad_bias = None
+        if needs_input:
+            grad_input = bilinear("involution2d_input_grad", grad, kernel, input.shape[2:], *ctx.window)
+        if any(needs_generation):
+            grad_kernel = bilinear(
+                "involution2d_kernel_grad", grad, input, kernel.shape[1], ctx.kernel_size, *ctx.window
+            )
+            grad_features, grad_weight, grad_bias = generated_kernel_gradients(
+                grad_kernel, features, weight, bias, needs_generation
+            )
+        grad_norm = grad_gamma if needs_gamma else None, grad_beta if needs_beta else None
+        return grad_input, grad_features, grad_weight, grad_bias, None, None, *grad_norm, *[None] * 4
