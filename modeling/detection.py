@@ -25,7 +25,7 @@ from involution import Involution2d
 
 from .configuration_rednet import RedNetConfig
 from .hub import replacing
-from .modeling_rednet import RedNetBackbone
+from .modeling_rednet import RedNetBackbone, init_identity
 
 
 Layer = Literal["convolution", "involution"]
@@ -323,17 +323,9 @@ def _pyramid(backbone: RedNetBackbone, stages: list[str], *arguments) -> RedNetF
 
 
 def _involution(channels: int) -> Involution2d:
-    """The paper's 7x7 involution, which starts as the identity and a little noise.
-
-    No normalization follows it here, and the mask head has four in a row. With the initialization of the 1x1
-    convolution that generates it, each would triple its input; from smaller noise alone the mask head learned many
-    times more slowly than one of convolutions, for an involution mixes no channels: what it loses in one is lost.
-    """
+    """The paper's 7x7 involution, (B, channels, H, W) to the same shape. No normalization follows it."""
     layer = Involution2d(channels)
-    taps = layer.kernel_size[0] * layer.kernel_size[1]
-    nn.init.normal_(layer.span.weight, std=(layer.span.in_channels * taps) ** -0.5)
-    with torch.no_grad():
-        layer.span.bias.zero_().view(layer.groups, taps)[:, taps // 2] = 1
+    init_identity(layer.span, layer.groups)
     return layer
 
 

@@ -1,14 +1,15 @@
-"""PyTorch RedNet model."""
+"""The RedNet architecture (Li et al., "Involution: Inverting the Inherence of Convolution for Visual Recognition", CVPR
+2021, arXiv 2103.06255): a ResNet whose 3x3 convolutions are involutions.
 
-import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+From the smallest block to the models. Shapes are (batch B, channels C, height H, width W); a stride s turns H into
+H' = ceil(H / s), and W likewise. Execution shortcuts, which change no values, are in execution_rednet.py.
+"""
+
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
@@ -25,22 +26,20 @@ from transformers.utils import auto_docstring, can_return_tuple
 
 from .configuration_rednet import RedNetConfig
 from .execution_rednet import (
-    RedNetFoldedNorm,
-    can_normalize_involution,
-    convolve_and_normalize,
-    is_affine,
-    is_fresh,
-    is_plain,
-    is_pointwise,
-    may_overwrite,
-    normalize_involution,
-    scale_and_shift,
+    BatchNormCheckpointMixin,
+    FusionMixin,
+    add_and_activate,
+    can_fuse_kernel,
+    conv_norm,
+    conv_norm_act,
+    fused_involution,
+    involution_norm_act,
 )
-from .operator_rednet import involution2d, involution2d_fused
+from .operator_rednet import involution2d
 
 
 class RedNetConvLayer(nn.Module):
-    """Convolution, BatchNorm and activation."""
+    """Convolution, BatchNorm and activation: (B, in_channels, H, W) to (B, out_channels, H', W')."""
 
     def __init__(
         self,
@@ -58,22 +57,13 @@ class RedNetConvLayer(nn.Module):
         self.activation = ACT2FN[activation] if activation is not None else nn.Identity()
 
     def forward(self, hidden_state: Tensor) -> Tensor:
-        hidden_state = convolve_and_normalize(self.convolution, self.normalization, hidden_state)
-        if (
-            may_overwrite(hidden_state)
-            and is_plain(self.activation, nn.ReLU)
-            and is_fresh(self.convolution, self.normalization)
-        ):
-            return F.relu_(hidden_state)
-        return self.activation(hidden_state)
+        return conv_norm_act(self, hidden_state)
 
 
 class RedNetInvolution(nn.Module):
     """
-    Generates a kernel for every output pixel from that pixel (paper, equation 6), or as `config.kernel_generation`
-    says, and applies it (equation 4).
-
-    The result has the size of a convolution of the same stride with "same" padding, ceil(H / stride).
+    Generates one kernel for each output pixel (paper, equation 6, or another `config.kernel_generation`) and applies it
+    to all channels of a group (equation 4): (B, C, H, W) to (B, C, H', W').
     """
 
     def __init__(self, config: RedNetConfig, channels: int, kernel_size: int, stride: int = 1):
@@ -81,8 +71,8 @@ class RedNetInvolution(nn.Module):
         self.kernel_size = kernel_size
         self.stride = stride
         self.groups = channels // (config.group_channels or channels)
-        # ceil_mode: the last window of an odd size averages the pixels that exist. Where the stride divides the size,
-        # as it does in the authors' models, it changes nothing.
+        # ceil_mode: the last window of an odd size averages the pixels that exist. It has no effect if the stride
+        # divides the size, as in the authors' models.
         self.pooler = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
         if config.kernel_generation == "linear":
             hidden_channels, self.reduce = channels, nn.Identity()
@@ -93,37 +83,39 @@ class RedNetInvolution(nn.Module):
         self.span = nn.Conv2d(hidden_channels, kernel_size**2 * self.groups, kernel_size=1)
 
     def generate_kernel(self, hidden_state: Tensor) -> Tensor:
-        """The kernel of every output pixel: (B, C, H, W) to (B, G, K, K, H', W'), for G groups of channels."""
+        """
+        Generates the kernels: (B, C, H, W) to (B, G, K, K, H', W') for G groups of channels and K x K taps. The kernel
+        [b, g, :, :, y, x] makes the output pixel (y, x) in every channel of group g.
+        """
         kernel = self.span(self.reduce(self.pooler(hidden_state)))
-        # Not `unflatten`, of which `torch.jit.trace` keeps the size of the image as a constant.
+        # Not `unflatten`: `torch.jit.trace` would record the size of the image as a constant.
         batch, height, width = kernel.shape[0], kernel.shape[2], kernel.shape[3]
         return kernel.view(batch, self.groups, self.kernel_size, self.kernel_size, height, width)
 
-    def forward(
-        self, hidden_state: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, relu: bool = False
-    ) -> Tensor:
-        """`scale` and `shift` (C,), and a ReLU, are applied to the output in the same pass."""
-        if involution2d_fused is not None and is_pointwise(self.span):
-            return involution2d_fused(
-                hidden_state,
-                self.reduce(self.pooler(hidden_state)),
-                self.span.weight,
-                self.span.bias,
-                self.kernel_size,
-                self.stride,
-                scale=scale,
-                shift=shift,
-                relu=relu,
-            )
-        kernel = self.generate_kernel(hidden_state)
-        output = involution2d(hidden_state, kernel, self.stride, self.kernel_size // 2)
-        if scale is not None:
-            output = (output * scale[:, None, None] + shift[:, None, None]).to(output.dtype)
-        return output.relu() if relu else output
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        if can_fuse_kernel(self):  # the same values in one pass, without storing the kernels
+            return fused_involution(self, hidden_state)
+        return involution2d(hidden_state, self.generate_kernel(hidden_state), self.stride, self.kernel_size // 2)
+
+
+@torch.no_grad()
+def init_identity(span: nn.Conv2d, groups: int) -> None:
+    """
+    Initializes the last convolution of an involution so that its kernels are the identity and a little noise.
+
+    For involutions without a normalization after them, as in necks and detection heads. The initialization of a
+    convolution would triple their input. Small noise alone trains many times more slowly: an involution mixes no
+    channels, so nothing else preserves its input.
+    """
+    taps = span.out_channels // groups
+    init.normal_(span.weight, std=(span.in_channels * taps) ** -0.5)
+    identity = torch.zeros_like(span.bias).view(groups, taps)
+    identity[:, taps // 2] = 1
+    init.copy_(span.bias, identity.flatten())
 
 
 class RedNetInvolutionLayer(nn.Module):
-    """Involution, BatchNorm and activation."""
+    """Involution, BatchNorm and activation: (B, C, H, W) to (B, C, H', W')."""
 
     def __init__(self, config: RedNetConfig, channels: int, kernel_size: int, stride: int = 1):
         super().__init__()
@@ -132,32 +124,21 @@ class RedNetInvolutionLayer(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_state: Tensor) -> Tensor:
-        involution, norm = self.involution, self.normalization
-        if is_plain(involution, RedNetInvolution):
-            if is_plain(norm, RedNetFoldedNorm):
-                return self._forward_in_one_pass(hidden_state, norm.scale, norm.shift)
-            if is_affine(norm):
-                return self._forward_in_one_pass(hidden_state, *scale_and_shift(norm))
-            if can_normalize_involution(involution, norm, hidden_state):
-                return self.activation(normalize_involution(involution, norm, hidden_state))
-        return self.activation(norm(involution(hidden_state)))
-
-    def _forward_in_one_pass(self, hidden_state: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        dtype = torch.promote_types(hidden_state.dtype, torch.float32)  # that an involution sums in
-        relu = is_plain(self.activation, nn.ReLU)
-        hidden_state = self.involution(hidden_state, scale.to(dtype), shift.to(dtype), relu)
-        return hidden_state if relu else self.activation(hidden_state)
+        return involution_norm_act(self, hidden_state, involution_class=RedNetInvolution)
 
 
 def _spatial_layer(config: RedNetConfig, channels: int, kernel_size: int, stride: int = 1) -> nn.Module:
-    """What RedNet and ResNet differ in."""
+    """The layer in which RedNet (involution) and ResNet (3x3 convolution) differ."""
     if config.operator_type == "convolution":
         return RedNetConvLayer(channels, channels, 3, stride, config.hidden_act)
     return RedNetInvolutionLayer(config, channels, kernel_size, stride)
 
 
 class RedNetEmbeddings(nn.Module):
-    """The stem: convolution, involution, convolution, and a max pooling where the stem's stride is 4."""
+    """
+    The stem: convolution, involution, convolution, and max pooling if `stem_stride` is 4. (B, num_channels, H, W) to
+    (B, embedding_size, H', W').
+    """
 
     def __init__(self, config: RedNetConfig):
         super().__init__()
@@ -175,14 +156,14 @@ class RedNetEmbeddings(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         if pixel_values.shape[1] != self.num_channels:
             raise ValueError(
-                f"pixel_values have {pixel_values.shape[1]} channels, expected {self.num_channels} as set in the "
-                "configuration (num_channels)"
+                f"pixel_values have {pixel_values.shape[1]} channels, expected {self.num_channels} (num_channels in the "
+                "configuration)"
             )
         return self.pooler(self.layers(pixel_values))
 
 
 class RedNetShortCut(nn.Module):
-    """Projects the residual to the size and the number of channels of the bottleneck's output."""
+    """1x1 convolution and BatchNorm of the residual: (B, in_channels, H, W) to (B, out_channels, H', W')."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
         super().__init__()
@@ -190,40 +171,14 @@ class RedNetShortCut(nn.Module):
         self.normalization = nn.BatchNorm2d(out_channels)
 
     def forward(self, hidden_state: Tensor) -> Tensor:
-        return convolve_and_normalize(self.convolution, self.normalization, hidden_state)
+        return conv_norm(self.convolution, self.normalization, hidden_state)
 
 
-@contextmanager
-def _frozen_statistics(layer: nn.Module) -> Iterator[None]:
-    """BatchNorm layers normalise by the batch, as in training, but update copies of their running statistics."""
-    buffers = {
-        norm: dict(norm._buffers) for norm in layer.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)
-    }
-    for norm, kept in buffers.items():
-        norm._buffers.update({name: None if buffer is None else buffer.clone() for name, buffer in kept.items()})
-    try:
-        yield
-    finally:
-        for norm, kept in buffers.items():
-            norm._buffers.update(kept)
-
-
-def _checkpoint_layer(layer: nn.Module, checkpoint: Callable, function: Callable, *args):
-    """Gradient checkpointing of a layer with BatchNorm: the running statistics see the batch in the first pass only."""
-    if torch.compiler.is_compiling():
-        # There the recomputation is a matter of the partitioner, which repeats no updates.
-        return checkpoint(function, *args)
-    passes = itertools.count()
-
-    def run(*args):
-        with nullcontext() if next(passes) == 0 else _frozen_statistics(layer):
-            return function(*args)
-
-    return checkpoint(run, *args)
-
-
-class RedNetBottleNeckLayer(GradientCheckpointingLayer):
-    """1x1 convolution to a quarter of the channels, involution (with the stride), 1x1 convolution back, residual."""
+class RedNetBottleNeckLayer(BatchNormCheckpointMixin, GradientCheckpointingLayer):
+    """
+    1x1 convolution to out_channels / 4, involution (with the stride), 1x1 convolution to out_channels, and the residual:
+    (B, in_channels, H, W) to (B, out_channels, H', W').
+    """
 
     def __init__(self, config: RedNetConfig, in_channels: int, out_channels: int, stride: int = 1):
         super().__init__()
@@ -238,45 +193,18 @@ class RedNetBottleNeckLayer(GradientCheckpointingLayer):
             _spatial_layer(config, width, config.kernel_size, stride),
             RedNetConvLayer(width, out_channels, kernel_size=1, activation=None),
         )
-        # Every bottleneck starts as the identity (or its shortcut). Marked on the BatchNorm itself, because `_init_weights`
-        # is not called for modules without parameters of their own in remote code.
+        # Every bottleneck starts as the identity (or its shortcut). The mark is on the BatchNorm, because in remote code
+        # `_init_weights` is not called for modules without parameters of their own.
         self.layer[-1].normalization.zero_init = True
         self.activation = ACT2FN[config.hidden_act]
 
-    # Whatever model this layer is part of sets the function that checkpoints it.
-    @property
-    def _gradient_checkpointing_func(self) -> Callable:
-        return partial(_checkpoint_layer, self, self._checkpoint)
-
-    @_gradient_checkpointing_func.setter
-    def _gradient_checkpointing_func(self, checkpoint: Callable) -> None:
-        self._checkpoint = checkpoint
-
-    @_gradient_checkpointing_func.deleter
-    def _gradient_checkpointing_func(self) -> None:
-        del self._checkpoint
-
     def forward(self, hidden_state: Tensor) -> Tensor:
         residual = self.shortcut(hidden_state)
-        hidden_state = self.layer(hidden_state)
-        if not may_overwrite(hidden_state):
-            return self.activation(hidden_state + residual)
-        last = self.layer[-1]
-        if (
-            is_plain(self.layer, nn.Sequential)
-            and is_plain(last, RedNetConvLayer)
-            and is_plain(last.activation, nn.Identity)
-            and is_fresh(last.convolution, last.normalization)
-            and (hidden_state.shape, hidden_state.dtype) == (residual.shape, residual.dtype)
-        ):
-            hidden_state += residual
-        else:
-            hidden_state = hidden_state + residual
-        return F.relu_(hidden_state) if is_plain(self.activation, nn.ReLU) else self.activation(hidden_state)
+        return add_and_activate(self, self.layer(hidden_state), residual, last_layer_class=RedNetConvLayer)
 
 
 class RedNetStage(nn.Module):
-    """Bottlenecks of one width; the first one takes the stride."""
+    """Bottlenecks; the first one has the stride: (B, in_channels, H, W) to (B, out_channels, H', W')."""
 
     def __init__(self, config: RedNetConfig, in_channels: int, out_channels: int, stride: int, depth: int):
         super().__init__()
@@ -294,7 +222,10 @@ class RedNetStage(nn.Module):
 
 
 class RedNetEncoder(nn.Module):
-    """The stages. The first keeps the size, every other one halves it."""
+    """
+    The stages: (B, embedding_size, H, W) to (B, hidden_sizes[-1], H', W'). The first stage keeps the size, every other
+    one halves it. `hidden_states` are the input and the result of every stage.
+    """
 
     def __init__(self, config: RedNetConfig):
         super().__init__()
@@ -315,7 +246,7 @@ class RedNetEncoder(nn.Module):
 
 
 @auto_docstring
-class RedNetPreTrainedModel(PreTrainedModel):
+class RedNetPreTrainedModel(FusionMixin, PreTrainedModel):
     config: RedNetConfig
     config_class = RedNetConfig
     base_model_prefix = "rednet"
@@ -323,6 +254,11 @@ class RedNetPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["RedNetEmbeddings", "RedNetBottleNeckLayer"]
+    _fusible_layers = {
+        RedNetConvLayer: ("convolution", nn.Conv2d),
+        RedNetShortCut: ("convolution", nn.Conv2d),
+        RedNetInvolutionLayer: ("involution", RedNetInvolution),
+    }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -342,62 +278,28 @@ class RedNetPreTrainedModel(PreTrainedModel):
             init.zeros_(module.num_batches_tracked)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The stem's first convolution, where adapters and quantizers look for what takes the input."""
+        """Returns the first convolution of the stem, which adapters and quantizers treat as the input layer."""
         return getattr(self, self.base_model_prefix, self).embedder.layers[0].convolution
-
-    @torch.no_grad()
-    def fuse(self) -> "RedNetPreTrainedModel":
-        """
-        Folds every BatchNorm into the convolution or involution before it, in place, for inference. The model can
-        neither be trained nor saved afterwards.
-
-        Raises:
-            ValueError: the model is in training mode, or a layer computes something else than its class does: it has
-                a hook, an adapter, or a BatchNorm without running statistics. Nothing is changed then.
-        """
-        if self.training:
-            raise ValueError("fuse() is for inference, but the model is in training mode: call model.eval() first")
-        layers = [
-            layer
-            for layer in self.modules()
-            if isinstance(layer, (RedNetConvLayer, RedNetShortCut, RedNetInvolutionLayer))
-            and not isinstance(layer.normalization, (nn.Identity, RedNetFoldedNorm))  # a user's, or ours
-        ]
-        for layer in layers:
-            involution = isinstance(layer, RedNetInvolutionLayer)
-            before = (layer.involution, RedNetInvolution) if involution else (layer.convolution, nn.Conv2d)
-            for module, kind in (before, (layer.normalization, nn.BatchNorm2d)):
-                if not is_plain(module, kind):
-                    raise ValueError(f"fuse() cannot fold {module}: expected a {kind.__name__} without hooks")
-            if layer.normalization.running_mean is None or layer.normalization.running_var is None:
-                raise ValueError(f"fuse() cannot fold {layer.normalization}: it has no running statistics")
-        for layer in layers:
-            norm = layer.normalization
-            if isinstance(layer, RedNetInvolutionLayer):
-                layer.normalization = RedNetFoldedNorm(*scale_and_shift(norm))
-            else:
-                layer.convolution = fuse_conv_bn_eval(layer.convolution, norm)
-                layer.normalization = RedNetFoldedNorm()
-        return self
 
     @torch.no_grad()
     def involution_kernels(self, pixel_values: Tensor) -> dict[str, dict[str, Tensor]]:
         """
-        Runs the model once, in evaluation mode, and returns the kernel that every involution generates.
+        Runs the model once and returns the kernels that its involutions generate, see `RedNetInvolution`.
 
         Args:
-            pixel_values: (B, num_channels, H, W), as the image processor returns them.
+            pixel_values: (B, num_channels, H, W), the output of the image processor.
 
         Returns:
-            For each part of the model (`stem`, `stage1`, ..., `neck`), a dictionary from the names of its involutions
-            in `named_modules()` to their kernels (B, G, K, K, H', W'): G groups of channels, K x K taps, H' x W' the
-            size of the involution's output.
+            For each part of the model (`stem`, `stage1`, ..., and `neck` in segmentation), a dictionary from the names
+            of its involutions in `named_modules()` to their kernels (B, G, K, K, H', W').
 
         Raises:
             ValueError: the model is in training mode, or has no involutions.
         """
-        if self.training:  # the BatchNorms would see the batch twice
-            raise ValueError("involution_kernels() is for inference: call model.eval() first")
+        if self.training:  # the statistics of BatchNorm would be updated twice
+            raise ValueError(
+                "involution_kernels() is for inference, but the model is in training mode: call model.eval() first"
+            )
         base = getattr(self, self.base_model_prefix, self)
         parts = dict(zip(self.config.stage_names, [base.embedder, *base.encoder.stages]))
         if hasattr(self, "neck"):
@@ -414,7 +316,7 @@ class RedNetPreTrainedModel(PreTrainedModel):
                     hooks.append(module.register_forward_pre_hook(partial(record, part=part)))
         if not hooks:
             raise ValueError(
-                f"{type(self).__name__} has no involutions: operator_type is {self.config.operator_type!r}"
+                f"involution_kernels() needs a model with involutions, but operator_type is {self.config.operator_type!r}"
             )
         try:
             self(pixel_values)
@@ -422,26 +324,6 @@ class RedNetPreTrainedModel(PreTrainedModel):
             for hook in hooks:
                 hook.remove()
         return kernels
-
-    def _is_fused(self) -> bool:
-        return any(isinstance(module, RedNetFoldedNorm) for module in self.modules())
-
-    def train(self, mode: bool = True) -> "RedNetPreTrainedModel":
-        if mode and self._is_fused():
-            raise ValueError("the model was fused for inference and has no BatchNorm to train: load it again")
-        return super().train(mode)
-
-    def save_pretrained(self, *args, **kwargs) -> None:
-        self._check_not_fused()
-        super().save_pretrained(*args, **kwargs)
-
-    def push_to_hub(self, *args, **kwargs) -> str:
-        self._check_not_fused()  # before a repository is created
-        return super().push_to_hub(*args, **kwargs)
-
-    def _check_not_fused(self) -> None:
-        if self._is_fused():
-            raise ValueError("the model was fused for inference and would not load again: save it before fuse()")
 
 
 @auto_docstring
@@ -475,7 +357,7 @@ class RedNetModel(RedNetPreTrainedModel):
     """
 )
 class RedNetForImageClassification(RedNetPreTrainedModel):
-    # The loss is a mean over the images of a batch: Trainer has to average it over accumulation steps.
+    # The loss is a mean over the images of a batch, so Trainer must average it over accumulation steps.
     accepts_loss_kwargs = False
 
     def __init__(self, config: RedNetConfig):
@@ -509,9 +391,11 @@ class RedNetForImageClassification(RedNetPreTrainedModel):
 
 class RedNetFeaturePyramid(nn.Module):
     """
-    FPN (Lin et al., CVPR 2017): 1x1 convolutions bring every stage to one width, from the coarsest down each is added
-    to the next finer one, and every sum goes through an output layer. That is a 3x3 convolution, or the involution
-    that takes its place in the paper (section 4), without normalization or activation in either case.
+    FPN (Lin et al., CVPR 2017): 1x1 convolutions bring every stage to one width, each level is upsampled and added to
+    the next finer one, and every sum goes through an output layer: a 3x3 convolution, or an involution as in the paper
+    (section 4), without normalization or activation.
+
+    One feature (B, hidden_sizes[n], H_n, W_n) for each stage n to one (B, neck_hidden_size, H_n, W_n).
     """
 
     def __init__(self, config: RedNetConfig):
@@ -536,7 +420,9 @@ class RedNetFeaturePyramid(nn.Module):
 class RedNetSegmentationHead(nn.Module):
     """
     Semantic FPN (Kirillov et al., CVPR 2019): every level goes through 3x3 convolutions, each followed by bilinear
-    upsampling to the next finer level, up to the size of the first; what arrives there is summed and classified.
+    upsampling to the next finer level, up to the size of the first. The sum of all levels is classified.
+
+    One feature (B, neck_hidden_size, H_n, W_n) for each stage n to logits (B, num_labels, H_0, W_0).
     """
 
     def __init__(self, config: RedNetConfig):
@@ -553,7 +439,7 @@ class RedNetSegmentationHead(nn.Module):
         self.classifier = nn.Conv2d(width, config.num_labels, kernel_size=1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        # To the sizes of the finer levels rather than by a factor of 2: a stage rounds odd sizes up.
+        # Upsampling by a factor of 2 would not match the finer level if a stage has rounded an odd size up.
         sizes = [feature.shape[2:] for feature in features]
         total = 0
         for level, (layers, hidden_state) in enumerate(zip(self.levels, features)):
@@ -567,13 +453,13 @@ class RedNetSegmentationHead(nn.Module):
 
 @auto_docstring(
     custom_intro="""
-    RedNet model with a semantic segmentation head on top, Semantic FPN as in the paper (section 4), e.g. for
-    Cityscapes. RedNet-50 for its 19 classes, with `stem_kernel_size=7`, has the paper's 18.5 million parameters, and
-    16.4 million with `neck_type="involution"`.
+    RedNet model with a semantic segmentation head on top (Semantic FPN, section 4 of the paper), e.g. for Cityscapes.
+    With `stem_kernel_size=7` and 19 classes, RedNet-50 has 18.5 million parameters, as in the paper, and 16.4 million
+    with `neck_type="involution"`.
     """
 )
 class RedNetForSemanticSegmentation(RedNetPreTrainedModel):
-    # The loss is a mean over the pixels of a batch: Trainer has to average it over accumulation steps.
+    # The loss is a mean over the pixels of a batch, so Trainer must average it over accumulation steps.
     accepts_loss_kwargs = False
     _no_split_modules = [
         *RedNetPreTrainedModel._no_split_modules,
@@ -591,17 +477,11 @@ class RedNetForSemanticSegmentation(RedNetPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if module is self.decode_head.classifier:  # every class starts about equally likely
+        if module is self.decode_head.classifier:  # all classes start with about equal probability
             init.normal_(module.weight, std=0.01)
         for output in self.neck.outputs:
             if isinstance(output, RedNetInvolution) and module is output.span:
-                # The identity and a little noise: no normalization follows here, and an involution mixes no channels.
-                # It learns better from there, and so do those of detection.py.
-                taps = output.kernel_size**2
-                init.normal_(module.weight, std=(module.in_channels * taps) ** -0.5)
-                identity = torch.zeros_like(module.bias).view(output.groups, taps)
-                identity[:, taps // 2] = 1
-                init.copy_(module.bias, identity.flatten())
+                init_identity(output.span, output.groups)
 
     @can_return_tuple
     @auto_docstring
@@ -614,8 +494,8 @@ class RedNetForSemanticSegmentation(RedNetPreTrainedModel):
     ) -> SemanticSegmenterOutput:
         r"""
         labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
-            The class of every pixel, for computing the loss: cross-entropy of the logits, upsampled to the labels, over
-            the pixels whose label is not `config.semantic_loss_ignore_index`.
+            The class of every pixel, for computing the loss: the cross-entropy of the logits, upsampled to the size of
+            the labels, over the pixels whose label is not `config.semantic_loss_ignore_index`.
 
         Examples:
 

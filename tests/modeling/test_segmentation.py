@@ -10,7 +10,7 @@ from rednet import (
     RedNetForImageClassification,
     RedNetForSemanticSegmentation,
 )
-from rednet.modeling_rednet import RedNetFoldedNorm
+from rednet.execution_rednet import RedNetFoldedNorm
 from torch.optim.lr_scheduler import OneCycleLR
 from torchvision.ops import FeaturePyramidNetwork
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, SegformerImageProcessor, pipeline
