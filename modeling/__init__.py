@@ -1,4 +1,4 @@
-"""RedNet for Transformers. Importing this registers the model type `rednet` with the Auto classes."""
+"""RedNet for Transformers. The import registers the model type `rednet` with the Auto classes."""
 
 from importlib.metadata import version
 
@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from transformers.utils import is_torchvision_available
 
 from .configuration_rednet import RedNetConfig
+from .loading import load_model
 from .modeling_rednet import (
     RedNetBackbone,
     RedNetForImageClassification,
@@ -31,11 +32,10 @@ AutoModel.register(RedNetConfig, RedNetModel)
 AutoModelForImageClassification.register(RedNetConfig, RedNetForImageClassification)
 AutoModelForSemanticSegmentation.register(RedNetConfig, RedNetForSemanticSegmentation)
 AutoBackbone.register(RedNetConfig, RedNetBackbone)
-# The pipeline for image segmentation reads this table, and says of all that was registered otherwise that it does not
-# support it (then it works all the same).
+# Without this entry, the pipeline for image segmentation works, but warns that it does not support the model.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["rednet"] = "RedNetForSemanticSegmentation"
 
-# RedNet has the preprocessing of ConvNeXt at 224: resize to 256, centre crop. Without torchvision, PIL does it.
+# RedNet uses the preprocessing of ConvNeXt at 224: resize to 256, center crop. Without torchvision, PIL does it.
 try:
     from transformers import ConvNextImageProcessorPil
 
@@ -45,7 +45,7 @@ try:
 
         _image_processors["torchvision"] = ConvNextImageProcessor
     AutoImageProcessor.register(RedNetConfig, image_processor_classes=_image_processors)
-except ImportError:  # no PIL, or (in older releases of Transformers) no torchvision: the models work on tensors alone
+except ImportError:  # no PIL, or no torchvision (in older releases of Transformers): the models still take tensors
     pass
 
 
@@ -58,4 +58,5 @@ __all__ = [
     "RedNetPreTrainedModel",
     "count_macs",
     "count_parameters",
+    "load_model",
 ]

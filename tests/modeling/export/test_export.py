@@ -1,6 +1,7 @@
-"""Exported models beside the models themselves, in other runtimes and in a process that knows nothing of Transformers."""
+"""Exported models give the outputs of the models, in other runtimes and in a process without Transformers."""
 
 import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -24,7 +25,7 @@ SMALL = {"depths": [1, 1], "hidden_sizes": [64, 128], "embedding_size": 32, "num
 
 
 def trained(model):
-    """With BatchNorm statistics of real activations, residual branches that do something, and logits of about 1."""
+    """The model with BatchNorm statistics of activations, residual branches that are not zero, and logits of about 1."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -39,8 +40,8 @@ def trained(model):
     return model.eval()
 
 
-# Of the largest value. Every layer adds the rounding of its sums, of up to 2,048 products, in whatever order a library or
-# processor takes them: some rounding errors of float32 times the root of that length.
+# Relative to the largest value. Every layer adds the rounding of sums of up to 2,048 products, whose order depends on the
+# library and the processor: a few rounding errors of float32 times the root of that length.
 TOLERANCE = 8 * 2048**0.5 * torch.finfo(torch.float32).eps
 
 
@@ -50,8 +51,8 @@ def exact(model, pictures: torch.Tensor):
     return copy.deepcopy(model).double()(pictures.double())
 
 
-def assert_float32_of(found: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=TOLERANCE * expected.abs().max().item())
+def assert_float32_of(result: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=TOLERANCE * expected.abs().max().item())
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def test_programs_and_packages_run_in_another_process(tmp_path):
 
 
 def test_the_exported_model_stays_as_it_is(tmp_path):
-    """Also where the export fails; and so does what has a name like that of a temporary file."""
+    """Also if the export fails. A file with a name like that of a temporary file stays, too."""
     model = RedNetForImageClassification(RedNetConfig(**SMALL)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     (tmp_path / "model.new.pt2").write_text("mine")
@@ -160,18 +161,18 @@ def test_the_exported_model_stays_as_it_is(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "model.new.pt2", "model.pt2"]
 
 
-def test_a_file_that_computes_something_else_is_not_put_in_place(tmp_path, monkeypatch):
+def test_a_file_with_other_outputs_is_not_written(tmp_path, monkeypatch):
     model = trained(RedNetForImageClassification(RedNetConfig(**SMALL)))
     path = tmp_path / "model.pt2"
     path.write_text("of last time")
-    suffix, packages, write, run = export.FORMATS["torch_export"]
+    format = export.FORMATS["torch_export"]
 
     def write_another(model, *arguments):
         with torch.no_grad():
             model.classifier.bias += 0.01
-        write(model, *arguments)
+        format.write(model, *arguments)
 
-    monkeypatch.setitem(export.FORMATS, "torch_export", (suffix, packages, write_another, run))
+    monkeypatch.setitem(export.FORMATS, "torch_export", dataclasses.replace(format, write=write_another))
     with pytest.raises(RuntimeError, match="differs from the model by 1.0e-02"):
         export.export_model(model, path, "torch_export")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("model.pt2", "of last time")]
@@ -185,7 +186,7 @@ def test_a_file_that_computes_something_else_is_not_put_in_place(tmp_path, monke
         ({"model_type": "rednet", "architectures": ["RedNetForX"]}, ["m.onnx", "--format", "onnx"], "'RedNetForX'"),
         ({"model_type": "rednet"}, ["m.onnx", "--format", "onnx"], "model.safetensors"),
         (None, ["m.onnx", "--format", "aoti"], "m.onnx, expected a name that ends in .pt2"),
-        (None, ["m.onnx", "--format", "onnx", "--device", "cuda"], "belongs to no device"),
+        (None, ["m.onnx", "--format", "onnx", "--device", "cuda"], "device is 'cuda', expected 'cpu'"),
         (None, ["m.tflite", "--format", "tflite"], "choose from"),
     ],
 )
@@ -207,11 +208,13 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path, 
     monkeypatch.setattr(sys, "path_importer_cache", {})
     for name in [name for name in sys.modules if name.split(".")[0] == "onnxscript"]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(ModuleNotFoundError, match="onnxscript is missing: pip install onnx onnxscript onnxruntime"):
+    with pytest.raises(
+        ModuleNotFoundError, match="onnxscript, which is not installed: pip install onnx onnxscript onnxruntime"
+    ):
         export.check_output(tmp_path / "model.onnx", "onnx")
 
 
-def test_the_exporter_of_torch_needs_nothing_of_ours(tmp_path):
+def test_torchs_own_onnx_exporter_works(tmp_path):
     model, path = trained(RedNetForImageClassification(RedNetConfig(**SMALL))), tmp_path / "rednet.onnx"
     free = {0: "batch", 2: "height", 3: "width"}
     torch.onnx.export(
