@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from transformers.utils.versions import require_version
 
 
-# As remote code no installer has seen to this, and older releases do not have what is imported next.
+# The imports below need this release. No installer checks it for remote code.
 require_version("transformers>=5.17", "Install it with `pip install --upgrade transformers` to load a RedNet.")
 
 from huggingface_hub.dataclasses import strict  # noqa: E402
@@ -16,7 +16,7 @@ from transformers.backbone_utils import BackboneConfigMixin  # noqa: E402
 from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
 
 
-# Where Auto classes find the code of a checkpoint: in these files, which travel with every one.
+# The files that are saved with every checkpoint, and the classes in them that the Auto classes load.
 REMOTE_CODE = ("configuration_rednet.py", "execution_rednet.py", "modeling_rednet.py", "operator_rednet.py")
 AUTO_MAP = {
     "AutoConfig": "configuration_rednet.RedNetConfig",
@@ -37,44 +37,45 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
         num_channels (`int`, *optional*, defaults to 3):
             The number of channels of the images.
         embedding_size (`int`, *optional*, defaults to 64):
-            Channels that leave the stem. Its first half works at half of them.
+            The number of output channels of the stem, even. The first two layers of the stem have half of it.
         hidden_sizes (`list[int]`, *optional*, defaults to `[256, 512, 1024, 2048]`):
-            Channels that leave each stage, four times those of its involutions.
+            The number of output channels of each stage, four times the channels of its involutions.
         depths (`list[int]`, *optional*, defaults to `[3, 4, 6, 3]`):
-            Bottlenecks in each stage.
+            The number of bottlenecks in each stage.
         hidden_act (`str`, *optional*, defaults to `"relu"`):
-            The activation after every BatchNorm, in the kernel generation as well.
+            The activation after every BatchNorm, including that in the kernel generation.
         kernel_size (`int`, *optional*, defaults to 7):
-            Size of the involutions' kernels in the stages, odd.
+            The kernel size of the involutions in the stages, odd.
         stem_kernel_size (`int`, *optional*, defaults to 3):
-            Size of the kernel of the stem's involution, odd. 7 in the paper's detection and segmentation models.
+            The kernel size of the involution in the stem, odd. It is 7 in the paper's detection and segmentation models.
         group_channels (`int`, *optional*, defaults to 16):
-            Channels that share one kernel. None lets all channels of an involution share it.
+            The number of channels that share one kernel. With None, all channels of an involution share it.
         reduction_ratio (`int`, *optional*, defaults to 4):
-            Channels of an involution over hidden channels of its kernel generation.
+            The number of channels of an involution divided by the number of hidden channels in its kernel generation.
         kernel_generation (`"bottleneck"`, `"linear"` or `"neighborhood"`, *optional*, defaults to `"bottleneck"`):
-            What generates the kernel of a pixel: two linear maps of that pixel with BatchNorm and activation between
-            (paper, equation 6); one linear map; or, from the pixel and its neighbors, the first of two maps as a 3x3
-            convolution.
+            How the kernel of a pixel is generated: from that pixel by two linear maps, with BatchNorm and activation
+            between them (paper, equation 6); from that pixel by one linear map; or from the pixel and its neighbors by
+            two maps, the first of which is a 3x3 convolution.
         operator_type (`"involution"` or `"convolution"`, *optional*, defaults to `"involution"`):
-            What is spatial in the stem and in the bottlenecks. With 3x3 convolutions it is the ResNet to compare with.
+            The spatial operator in the stem and in the bottlenecks. With `"convolution"` (3x3) the model is the ResNet
+            to compare with.
         stem_stride (`int`, *optional*, defaults to 4):
-            How much the stem shrinks the image: 4 as in the paper (a strided convolution and a max pooling), 2 (the
-            convolution alone) or 1 (neither) for images that are small already.
+            The stride of the stem: 4 as in the paper (a strided convolution and max pooling), or 2 (only the
+            convolution) or 1 (neither) for small images.
         neck_type (`"convolution"` or `"involution"`, *optional*, defaults to `"convolution"`):
             In semantic segmentation, the output layer of every level of the feature pyramid: a 3x3 convolution, or an
-            involution of `kernel_size` as in the paper.
+            involution of size `kernel_size` as in the paper.
         neck_hidden_size (`int`, *optional*, defaults to 256):
-            Channels of the feature pyramid.
+            The number of channels of the feature pyramid.
         decoder_hidden_size (`int`, *optional*, defaults to 128):
-            Channels of the segmentation head.
+            The number of channels of the segmentation head.
         classifier_dropout_prob (`float`, *optional*, defaults to 0.1):
-            How many channels the segmentation head drops before it classifies, in training.
+            The probability to drop a channel before the classifier of the segmentation head, in training.
         semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
-            The label of pixels that the loss of semantic segmentation leaves out.
+            The label of pixels that the loss of semantic segmentation ignores.
         out_features (`list[str]`, *optional*):
-            As a backbone, the features to return: any of `"stem"`, `"stage1"`, `"stage2"` ... in this order. The last
-            stage if neither this nor `out_indices` is given.
+            The features that the backbone returns: any of `"stem"`, `"stage1"`, `"stage2"` ... in this order. The
+            default is the last stage, if `out_indices` is not given either.
         out_indices (`list[int]`, *optional*):
             The same by number: 0 for the stem, 1 for the first stage.
 
@@ -109,7 +110,7 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
     classifier_dropout_prob: float | int = 0.1
     semantic_loss_ignore_index: int = 255
 
-    if TYPE_CHECKING:  # what is accepted beside the fields: out_features, num_labels, id2label ...
+    if TYPE_CHECKING:  # also accepts arguments that are no fields: out_features, num_labels, id2label ...
 
         def __init__(self, **kwargs: Any) -> None: ...
 
@@ -119,7 +120,7 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
         self.stage_names = ["stem"] + [f"stage{idx}" for idx in range(1, len(self.depths) + 1)]
         out_indices, count = kwargs.pop("out_indices", None), len(self.stage_names)
         if not all(-count <= index < count for index in out_indices or ()):
-            raise ValueError(f"out_indices={out_indices} must be from {-count} to {count - 1}: 0 is the stem")
+            raise ValueError(f"out_indices={out_indices} must be from {-count} to {count - 1} (0 is the stem)")
         self.set_output_features_output_indices(out_indices=out_indices, out_features=kwargs.pop("out_features", None))
         if (kwargs.get("num_labels") or 0) < 0:
             raise ValueError(f"num_labels={kwargs['num_labels']} must be 0 (no classifier) or positive")
@@ -127,19 +128,21 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """
-        Saves the configuration and beside it the code that loads it, so that whatever is saved or pushed, by Trainer or
-        by hand, from the package or from remote code, works with `trust_remote_code=True` where `rednet` is not
-        installed. (Transformers alone writes the entry of the class that is saved, and leaves the others to the
-        repository that the model came from.)
+        Saves the configuration and the code of the model, which `trust_remote_code=True` loads if `rednet` is not
+        installed. Every way to save or push a model calls this method. (Transformers alone would write only the entry of
+        the saved class into `auto_map`.)
 
-        A configuration that was loaded as remote code without a model came without the code of the models: Auto classes
-        whose code is neither here nor in `save_directory` have no entry then.
+        A configuration that was loaded as remote code without a model has no code of the models. If that code is not in
+        `save_directory` either, `auto_map` has no entries for the models.
+
+        Args:
+            save_directory: the folder to write `config.json` and the code to.
 
         Raises:
-            ValueError: with `push_to_hub=True`, which would push before the code is there.
+            ValueError: `push_to_hub` is True, which would push the configuration without the code.
         """
         if kwargs.get("push_to_hub"):
-            raise ValueError("push_to_hub=True would leave out the code: use config.push_to_hub(repository)")
+            raise ValueError("push_to_hub=True would push no code, expected False: use config.push_to_hub(repository)")
         sources = [Path(__file__).with_name(name) for name in REMOTE_CODE]
         present = {path.stem for path in sources if path.exists() or Path(save_directory, path.name).exists()}
         self.auto_map = {name: code for name, code in AUTO_MAP.items() if code.split(".")[0] in present}
@@ -150,13 +153,13 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
                 shutil.copyfile(source, copy)
 
     def validate_channels(self):
-        """No layer is without channels."""
+        """Every layer has at least one channel, and halves and quarters of them are whole numbers."""
         for name in ("num_channels", "embedding_size", "neck_hidden_size", "decoder_hidden_size"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name}={value} must be positive")
         if self.embedding_size % 2 != 0:
             raise ValueError(
-                f"embedding_size={self.embedding_size} must be even: the stem's involution has half of it"
+                f"embedding_size={self.embedding_size} must be even: the involution of the stem has half of it"
             )
         if any(size < 4 or size % 4 != 0 for size in self.hidden_sizes):
             raise ValueError(
@@ -164,12 +167,12 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
             )
 
     def validate_hidden_act(self):
-        """Transformers has the activation."""
+        """Transformers provides the activation."""
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act={self.hidden_act!r} is unknown, expected one of {', '.join(ACT2FN)}")
 
     def validate_classifier_dropout_prob(self):
-        """A probability."""
+        """It is a probability."""
         if not 0 <= self.classifier_dropout_prob <= 1:
             raise ValueError(f"classifier_dropout_prob={self.classifier_dropout_prob} must be from 0 to 1")
 
@@ -183,17 +186,17 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"depths={self.depths} must be positive: every stage has at least one bottleneck")
 
     def validate_kernel_sizes(self):
-        """Involutions are centred on their pixel."""
+        """Kernels are centered on their pixel."""
         for name in ("kernel_size", "stem_kernel_size"):
             if (value := getattr(self, name)) < 1 or value % 2 == 0:
-                raise ValueError(f"{name}={value} must be odd and positive: an involution is centred on its pixel")
+                raise ValueError(f"{name}={value} must be odd and positive: a kernel is centered on its pixel")
 
     def validate_group_channels(self):
-        """The channels of every involution divide into groups and by the reduction ratio."""
+        """The number of channels of every involution is divisible by these two."""
         widths = []
         if self.operator_type == "involution":
             widths += [self.embedding_size // 2] + [size // 4 for size in self.hidden_sizes]
-        if self.neck_type == "involution":  # whatever the stages are made of
+        if self.neck_type == "involution":
             widths.append(self.neck_hidden_size)
         for name in ("group_channels", "reduction_ratio"):
             value = getattr(self, name)
@@ -207,7 +210,7 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
                 )
 
     def validate_stem_stride(self):
-        """The stem has two places to shrink the image in."""
+        """The stem has two layers with a stride of 1 or 2."""
         if self.stem_stride not in (1, 2, 4):
             raise ValueError(f"stem_stride={self.stem_stride} must be 1, 2 or 4")
 

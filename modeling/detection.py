@@ -1,4 +1,6 @@
-"""torchvision's detectors on RedNet (paper, section 4). Needs torchvision, which the rest of the family does not."""
+"""torchvision's detectors with a RedNet backbone (paper, section 4). This module needs torchvision; the rest of `rednet`
+does not.
+"""
 
 import copy
 import json
@@ -10,6 +12,9 @@ from typing import Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from rednet.configuration_rednet import RedNetConfig
+from rednet.hub import replacing
+from rednet.modeling_rednet import RedNetBackbone, init_identity
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,34 +28,33 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from involution import Involution2d
 
-from .configuration_rednet import RedNetConfig
-from .hub import replacing
-from .modeling_rednet import RedNetBackbone, init_identity
-
 
 Layer = Literal["convolution", "involution"]
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 REPRESENTATION_SIZE = 1024  # channels of torchvision's box head
-ANCHORS = 3  # of each size in the region proposal network: torchvision's aspect ratios 1:2, 1:1 and 2:1
+ANCHORS = 3  # for each position and size in the region proposal network: aspect ratios 1:2, 1:1 and 2:1
 
 
 class RedNetFPN(nn.Module):
-    """RedNet and a feature pyramid (Lin et al., CVPR 2017), as torchvision's detectors take their backbone.
+    """RedNet with a feature pyramid (Lin et al., CVPR 2017), a backbone for torchvision's detectors.
 
-    The involution neck is the paper's: a 7x7 involution in the place of every level's 3x3 output convolution, without
-    normalization or activation after it, as there is none after the convolution.
+    The involution neck of the paper has a 7x7 involution instead of the 3x3 output convolution of every level. Neither
+    is followed by normalization or activation.
 
     Args:
-        backbone: its `out_features` are the stages that the pyramid is built on.
-        neck: the output layer of every level.
-        extra_blocks: makes the coarser levels that detectors put on top.
-        channels: of every level.
-        trainable_layers: of stem and stages, counted from the last stage. Where some are frozen, BatchNorm in all of
-            the backbone keeps its statistics: the few images a detector trains on at a time have none to rely on.
+        backbone: the RedNet. The pyramid is built on the stages in its `out_features`.
+        neck: the output layer of every level, `"convolution"` or `"involution"`.
+        extra_blocks: makes the coarser levels above the pyramid.
+        channels: the number of channels of every level.
+        trainable_layers: how many of stem and stages are trained, counted from the last stage. If any is frozen, all
+            BatchNorm layers of the backbone keep their statistics, because detectors train on few images at a time.
 
     Shape:
-        images (B, 3, H, W) -> {"0": (B, channels, H / 4, W / 4), "1": (B, channels, H / 8, W / 8), ...} for stages
-        from the first.
+        images (B, num_channels, H, W) -> {"0": (B, channels, H / 4, W / 4), "1": (B, channels, H / 8, W / 8), ...} for
+        stages from the first.
+
+    Raises:
+        ValueError: `neck` or `trainable_layers` is invalid.
     """
 
     def __init__(
@@ -60,12 +64,12 @@ class RedNetFPN(nn.Module):
         _check_layer("neck", neck)
         layers = [backbone.embedder, *backbone.encoder.stages]
         if not 0 <= trainable_layers <= len(layers):
-            raise ValueError(f"trainable_layers is {trainable_layers}, expected 0 to {len(layers)}: stem and stages")
+            raise ValueError(f"trainable_layers is {trainable_layers}, expected 0 to {len(layers)} (stem and stages)")
         self.body = backbone
         self.fpn = FeaturePyramidNetwork(backbone.channels, channels, extra_blocks)
         if neck == "involution":
             self.fpn.layer_blocks = nn.ModuleList(_involution(channels) for _ in backbone.channels)
-        self.out_channels = channels  # this name is torchvision's interface
+        self.out_channels = channels  # torchvision's detectors read it
         self.frozen = trainable_layers < len(layers)
         for layer in layers[: len(layers) - trainable_layers]:
             layer.requires_grad_(False)
@@ -92,20 +96,21 @@ def fasterrcnn_rednet_fpn(
     trainable_layers: int = 3,
     **options,
 ) -> FasterRCNN:
-    """Faster R-CNN (Ren et al., NeurIPS 2015) on a RedNet FPN.
+    """Faster R-CNN (Ren et al., NeurIPS 2015) with a RedNet FPN. Input and output are those of torchvision's model.
 
     Args:
-        backbone: with `out_features=["stage1", "stage2", "stage3", "stage4"]`. The paper's has `stem_kernel_size=7`.
-        num_classes: with the background, which is class 0.
+        backbone: has `out_features=["stage1", "stage2", "stage3", "stage4"]`, and `stem_kernel_size=7` in the paper.
+        num_classes: the number of classes, including the background, which is class 0.
         neck: `"involution"` replaces the 3x3 convolutions of the feature pyramid.
         head: `"involution"` replaces the 3x3 convolution of the region proposal network.
-        channels: of the feature pyramid.
-        trainable_layers: of stem and four stages; 3 freezes the stem and the first stage, as in the paper.
-        options: of `torchvision.models.detection.FasterRCNN`.
+        channels: the number of channels of the feature pyramid.
+        trainable_layers: how many of the stem and the four stages are trained, see `RedNetFPN`. 3 freezes the stem and
+            the first stage, as in the paper.
+        options: keyword arguments of `torchvision.models.detection.FasterRCNN`.
 
     Raises:
-        ValueError: the backbone gives other stages or takes other channels than the detector's pictures have, or one
-            of the arguments is none of the above.
+        ValueError: the backbone has other `out_features`, its `num_channels` does not match `image_mean`, or `neck`,
+            `head` or `trainable_layers` is invalid.
     """
     _check_channels(backbone, options)
     return FasterRCNN(
@@ -126,13 +131,13 @@ def maskrcnn_rednet_fpn(
     trainable_layers: int = 3,
     **options,
 ) -> MaskRCNN:
-    """Mask R-CNN (He et al., ICCV 2017) on a RedNet FPN.
+    """Mask R-CNN (He et al., ICCV 2017) with a RedNet FPN. Input and output are those of torchvision's model.
 
     Args:
         head: `"involution"` replaces the 3x3 convolutions of the region proposal network and of the mask head.
-        options: of `torchvision.models.detection.MaskRCNN`.
+        options: keyword arguments of `torchvision.models.detection.MaskRCNN`.
 
-    The other arguments and errors are those of `fasterrcnn_rednet_fpn`.
+    For the other arguments and the errors, see `fasterrcnn_rednet_fpn`.
     """
     _check_channels(backbone, options)
     mask_head = MaskRCNNHeads(channels, [channels] * 4, dilation=1)
@@ -158,15 +163,15 @@ def retinanet_rednet_fpn(
     trainable_layers: int = 3,
     **options,
 ) -> RetinaNet:
-    """RetinaNet (Lin et al., ICCV 2017) on a RedNet FPN.
+    """RetinaNet (Lin et al., ICCV 2017) with a RedNet FPN. Input and output are those of torchvision's model.
 
     Args:
-        backbone: with `out_features=["stage2", "stage3", "stage4"]`. The paper's has `stem_kernel_size=7`.
-        neck: `"involution"` replaces the 3x3 convolutions of these three levels. The two coarser levels above come
-            from strided convolutions, and the paper has no involution head.
-        options: of `torchvision.models.detection.RetinaNet`.
+        backbone: has `out_features=["stage2", "stage3", "stage4"]`, and `stem_kernel_size=7` in the paper.
+        neck: `"involution"` replaces the 3x3 convolutions of these three levels. The two coarser levels come from
+            strided convolutions. The paper has no involution head for RetinaNet.
+        options: keyword arguments of `torchvision.models.detection.RetinaNet`.
 
-    The other arguments and errors are those of `fasterrcnn_rednet_fpn`.
+    For the other arguments and the errors, see `fasterrcnn_rednet_fpn`.
     """
     _check_channels(backbone, options)
     coarser = LastLevelP6P7(backbone.channels[-1], channels)
@@ -184,51 +189,54 @@ def save_detector(
     folder: str | os.PathLike, model: nn.Module, detector: str, options: dict, categories: list[dict]
 ) -> None:
     """
-    Writes `model.safetensors`, the state dict, and `config.json`, from which `load_detector` builds the model again.
+    Writes the state dict to `model.safetensors` and the arguments of the detector to `config.json`.
 
     Args:
-        folder: the files of these names in it are replaced, see `rednet.hub.replacing`.
-        detector: a name in `DETECTORS`.
-        options: what that function was called with, beside the backbone; values that JSON has.
+        folder: existing files of these names are replaced, see `rednet.hub.replacing`.
+        model: a detector of this module.
+        detector: its name in `DETECTORS`.
+        options: the arguments of that function other than the backbone. The values must be JSON.
         categories: `{"id": ..., "name": ...}` as in COCO's files, in the order of the labels 1, 2 ... (0 is background).
 
     Raises:
-        FileExistsError: `folder` holds files of a model's names that are not those of a saved RedNet.
+        FileExistsError: `folder` contains files of a model that is not a RedNet.
     """
     backbone = model.backbone.body.config.to_diff_dict()
     config = {"detector": detector, "backbone": backbone, "options": options, "categories": categories}
-    with replacing(Path(folder)) as beside:
-        (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, beside / SAFE_WEIGHTS_NAME)
+    with replacing(Path(folder)) as temporary:
+        (temporary / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+        save_file(weights, temporary / SAFE_WEIGHTS_NAME)
 
 
 def load_detector(folder_or_id: str | os.PathLike) -> tuple[nn.Module, list[dict]]:
     """
-    The model that `save_detector` wrote, in evaluation mode, and its categories.
+    Loads a detector that `save_detector` wrote.
 
     Args:
-        folder_or_id: a folder, or the id of a Hub repository (`user/name`) with its files.
+        folder_or_id: a folder, or the id of a Hub repository (`user/name`).
+
+    Returns:
+        The detector in evaluation mode, and its categories.
 
     Raises:
-        OSError: there is no such folder or repository, or the Hub cannot be reached.
-        ValueError: it is no detector, or a file of it is damaged or missing. The message names it.
+        OSError: the folder or repository does not exist, or the Hub cannot be reached.
+        ValueError: it holds no detector, or a file is damaged or missing. The message names the file.
     """
     config = read_detector_config(folder_or_id)
     if config is None:
-        raise ValueError(
-            f"{folder_or_id} is not a detector that save_detector wrote: its config.json names no detector"
-        )
+        raise ValueError(f"{folder_or_id} holds no detector: {CONFIG_NAME} has no entry 'detector'")
     weights = read_detector_weights(folder_or_id)
     try:
         backbone = RedNetBackbone(RedNetConfig.from_dict(config["backbone"]))
         model = DETECTORS[config["detector"]](backbone, **config["options"])
     except (AttributeError, TypeError, ValueError, StrictDataclassError) as error:
-        raise ValueError(f"{folder_or_id}/config.json is not that of a detector: {error}") from error
-    expected, found = ({k: list(v.shape) for k, v in one.items()} for one in (model.state_dict(), weights))
-    if wrong := sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)):
+        raise ValueError(f"{folder_or_id}/{CONFIG_NAME} describes no detector: {error}") from error
+    expected, given = ({k: list(v.shape) for k, v in state.items()} for state in (model.state_dict(), weights))
+    if wrong := sorted(k for k in expected.keys() | given.keys() if expected.get(k) != given.get(k)):
         raise ValueError(
-            f"the weights in {folder_or_id} are not those of its config.json: {len(wrong)} differ, {wrong[0]} is "
-            f"{found.get(wrong[0], 'missing')}, expected {expected.get(wrong[0], 'not to be there')}"
+            f"{folder_or_id}/{SAFE_WEIGHTS_NAME} does not match {CONFIG_NAME}: {len(wrong)} weights differ; "
+            f"{wrong[0]} is {given.get(wrong[0], 'missing')}, expected {expected.get(wrong[0], 'no such weight')}"
         )
     model.load_state_dict(weights)
     return model.eval(), config["categories"]
@@ -236,7 +244,7 @@ def load_detector(folder_or_id: str | os.PathLike) -> tuple[nn.Module, list[dict
 
 def read_detector_config(folder_or_id: str | os.PathLike) -> dict | None:
     """
-    The config.json that `save_detector` wrote; None where it is that of another model.
+    Returns the configuration that `save_detector` wrote, or None if `config.json` belongs to another kind of model.
 
     Raises:
         OSError, ValueError: as `load_detector`.
@@ -245,7 +253,7 @@ def read_detector_config(folder_or_id: str | os.PathLike) -> dict | None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
-            raise ValueError(f"it holds {type(config).__name__}, expected an object")
+            raise ValueError(f"it contains a {type(config).__name__}, expected an object")
     except ValueError as error:
         raise ValueError(f"{folder_or_id}/{CONFIG_NAME} is damaged: {error}") from error
     if "detector" not in config:
@@ -264,6 +272,8 @@ def read_detector_config(folder_or_id: str | os.PathLike) -> dict | None:
 
 def read_detector_weights(folder_or_id: str | os.PathLike) -> dict[str, Tensor]:
     """
+    Returns the state dict that `save_detector` wrote.
+
     Raises:
         OSError, ValueError: as `load_detector`.
     """
@@ -275,29 +285,29 @@ def read_detector_weights(folder_or_id: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def _find_file(folder_or_id: str | os.PathLike, name: str) -> Path:
-    """A file of a folder, or of a repository, which is fetched from the Hub."""
+    """Returns the path of a file in a folder, or in the cache after it is downloaded from a Hub repository."""
     if not Path(folder_or_id).is_dir():
         return Path(cached_file(str(folder_or_id), name))
     if not Path(folder_or_id, name).is_file():
-        raise ValueError(f"{folder_or_id} is not a saved model: {name} is missing")
+        raise ValueError(f"{folder_or_id} holds no model: {name} is missing")
     return Path(folder_or_id, name)
 
 
 def script_detector(detector: nn.Module) -> torch.jit.ScriptModule:
     """
-    `torch.jit.script` of a detector of this module, in evaluation mode; the detector itself stays as it is.
+    Returns `torch.jit.script` of a copy of the detector, in evaluation mode.
 
-    Models of Transformers, whose `forward` takes any keywords, cannot be scripted. So the backbone with its pyramid is
-    traced, as are the involutions of the heads, and the rest of the detector, whose steps follow what it finds, is
-    scripted. The result takes pictures of any size; a process that loads it needs `import involution` and
+    Models of Transformers cannot be scripted, because their `forward` has keyword arguments. So the backbone with its
+    pyramid and the involutions of the heads are traced, and the rest, whose control flow depends on the image, is
+    scripted. The result takes pictures of any size. A process that loads it needs `import involution` and
     `import torchvision`.
     """
     scripted = copy.deepcopy(detector).eval()
     channels = scripted.backbone.body.config.num_channels
     image = torch.zeros(1, channels, 64, 64).to(next(scripted.parameters()))
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # checks of shapes, which hold for all sizes
-        # Not strict: the features are a dictionary.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # the checks of shapes hold for all sizes
+        # strict=False: the output is a dictionary.
         scripted.backbone = torch.jit.trace(scripted.backbone, image, strict=False)
         for parent in list(scripted.modules()):
             for name, layer in parent.named_children():
@@ -307,18 +317,18 @@ def script_detector(detector: nn.Module) -> torch.jit.ScriptModule:
 
 
 def _check_channels(backbone: RedNetBackbone, options: dict) -> None:
-    """torchvision's mean of three channels would make three of one."""
+    """A mean of three values would broadcast an image of one channel to three."""
     expected = len(options.get("image_mean") or [0, 0, 0])
     if backbone.config.num_channels != expected:
         raise ValueError(
-            f"the backbone has num_channels={backbone.config.num_channels}, expected {expected}, as many as image_mean "
-            "has (torchvision's for RGB by default)"
+            f"the backbone has num_channels={backbone.config.num_channels}, expected {expected}, the number of values in "
+            "image_mean (3 by default)"
         )
 
 
 def _pyramid(backbone: RedNetBackbone, stages: list[str], *arguments) -> RedNetFPN:
     if backbone.out_features != stages:
-        raise ValueError(f"the backbone has out_features={backbone.out_features}, this detector expects {stages}")
+        raise ValueError(f"the backbone has out_features={backbone.out_features}, expected {stages}")
     return RedNetFPN(backbone, *arguments)
 
 

@@ -1,4 +1,4 @@
-"""Parameters, operations and memory of a model."""
+"""Counts the parameters and operations of a model, and measures its memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
-    """The number of learnable values, or of those that are not frozen."""
+    """Returns the number of parameters, or of those with `requires_grad`."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
@@ -23,18 +23,22 @@ def count_macs(
     proposals: int = 1000,
     detections: int = 100,
 ) -> int:
-    """Multiply-accumulate operations of convolutions, involutions and matrix products for one image of this size.
+    """Counts the multiply-accumulate operations of convolutions, involutions and matrix products for one image.
 
-    Nothing is computed: the model runs on shapes alone. Half of what `torch.utils.flop_counter` counts; biases,
-    normalisation, activations, pooling and interpolation are not in it.
+    The model runs on shapes only, without computation. The result is half of what `torch.utils.flop_counter` counts. It
+    does not include biases, normalization, activations, pooling and interpolation.
 
     Args:
-        model: takes images (1, num_channels, height, width), as those of Transformers do, or is a detector of
+        model: takes images (1, num_channels, height, width), as the models of Transformers, or is a detector of
             torchvision.
-        height, width: in pixels. Those that a detector's backbone sees, after it has resized and padded the image.
-        num_channels: of the image; by default what `model.config` says, and 3 where it says nothing.
-        proposals, detections: how many regions the box head and the mask head of an R-CNN see. In a real image it
-            depends on what is there; the defaults are the most that torchvision lets through, and what papers count.
+        height, width: the size of the image in pixels. For a detector, the size after it has resized and padded the
+            image.
+        num_channels: the number of channels of the image, by default that of `model.config`, or 3.
+        proposals, detections: the number of regions that the box head and the mask head of an R-CNN process. For a real
+            image it depends on the content; the defaults are torchvision's maximum and the convention of papers.
+
+    Returns:
+        The number of multiply-accumulates. The model is unchanged.
     """
     if num_channels is None:
         num_channels = getattr(getattr(model, "config", None), "num_channels", 3)
@@ -56,7 +60,7 @@ def count_macs(
 
 
 def _run_detector(model: Any, images: Tensor, proposals: int, detections: int) -> None:
-    """The layers of a detector of torchvision, without what chooses regions by their scores."""
+    """Runs the layers of a torchvision detector, without the selection of regions by their scores."""
     features = list(model.backbone(images).values())
     if not hasattr(model, "roi_heads"):
         model.head(features)
@@ -71,10 +75,10 @@ def _run_detector(model: Any, images: Tensor, proposals: int, detections: int) -
 
 
 def peak_bytes(function: Callable, device: str) -> int:
-    """The most that torch's allocator has given out at a time beyond what it had before, in a second call.
+    """Calls `function` twice, and returns the peak of memory that torch allocates in the second call, in bytes.
 
     Args:
-        device: cuda, where the allocator keeps count, or cpu, where the profiler does.
+        device: `"cuda"` reads the statistics of the allocator, `"cpu"` the profiler.
     """
     function()
     if device == "cuda":
