@@ -1,9 +1,9 @@
-"""Shows what a RedNet sees in a picture: its top-5, and the kernels that its involutions generate at each place.
+"""Shows the five most probable classes of a picture, and the kernels that a RedNet generates for each pixel.
 
     python app/app.py --model outputs/demo/last
 
-Without --model: the model that README.md beside this file names (in a Space, training/push_to_hub.py writes it there),
-or else what `make demo` left in outputs/demo. Runs on the CPU.
+The default model is that under `models` in README.md in this folder (training/push_to_hub.py writes it there for a
+Space), or else the model of `make demo` in outputs/demo. The app runs on the CPU.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import views
 HERE = Path(__file__).parent
 DEMO = Path("outputs/demo/last")
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-# Gradio's own themes fetch their fonts from elsewhere.
+# Gradio's own themes load fonts from other servers.
 THEME = gr.themes.Base(
     primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"], text_size="md"
 )
@@ -33,25 +33,25 @@ CSS = """
 table.kernel { width: 100%; table-layout: fixed; border-collapse: collapse; margin: 0; }
 table.kernel td { padding: 0; text-align: center; height: calc(100cqw / var(--taps)); border: 1px solid #8884;
     font-size: min(0.95rem, calc(100cqw / var(--taps) / 3.4)); font-variant-numeric: tabular-nums; }
-table.kernel td.centre { outline: 3px solid black; outline-offset: -3px; }
+table.kernel td.center { outline: 3px solid black; outline-offset: -3px; }
 """
 INTRODUCTION = """\
 # What involution sees
 
-`{model}` generates a kernel for every pixel, from what is there, in each of its involutions. The colours show every
-kernel **summed over its K x K taps**: where they change, the network treats places differently, which a convolution, \
-with one kernel for all places, cannot. **Click a place** in the map to see its own kernel."""
+In each of its involutions, `{model}` generates one kernel for every pixel, from the content of that pixel. The colors
+show each kernel **summed over its K x K taps**. Different colors mean that the network treats the pixels differently; a
+convolution has one kernel for all pixels. **Click a pixel** in the map to see its kernel."""
 NO_PICTURE = "Choose a picture first."
-NO_CLASSES = "This model has no classifier: it has features, and so kernels, but no classes."
+NO_CLASSES = "This model has no classifier, so it predicts no classes."
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model",
-        help="folder, or id of a Hub repository. Where the package rednet is not installed, its code is executed",
+        help="folder or Hub repository. If the package rednet is not installed, the code in it is executed",
     )
-    parser.add_argument("--port", type=int, help="default: the first that is free from 7860 on")
+    parser.add_argument("--port", type=int, help="default: the first free port from 7860")
     options = parser.parse_args(arguments)
     try:
         model_id = options.model or default_model()
@@ -64,17 +64,17 @@ def main(arguments: list[str] | None = None) -> None:
 def default_model() -> str:
     """
     Raises:
-        ValueError: neither README.md beside this file nor outputs/demo has a model; the message says what helps.
+        ValueError: README.md in this folder names no model, and outputs/demo contains none.
     """
     if models := SpaceCard.load(HERE / "README.md").data.models:
         return models[0]
     if not DEMO.is_dir():
-        raise ValueError(f"there is no {DEMO}: make it with `make demo`, or give a folder or Hub id with --model")
+        raise ValueError(f"{DEMO} does not exist: run `make demo`, or set --model to a folder or Hub repository")
     return str(DEMO)
 
 
 def example_pictures(model_id: str) -> list[str]:
-    """Those beside this file or beside the model's folder, as training/demo.py leaves them, or else Gradio's."""
+    """Returns pictures in `examples` next to this file or next to the model (training/demo.py), or else Gradio's."""
     for folder in (HERE / "examples", Path(model_id).parent / "examples"):
         if found := sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURE_SUFFIXES):
             return [str(path) for path in found]
@@ -83,14 +83,14 @@ def example_pictures(model_id: str) -> list[str]:
 
 
 class Demo(gr.Blocks):
-    """Blocks that say of a file, whatever is wrong with it, that it cannot be read as a picture."""
+    """Blocks that report every error in a file as one message: the file cannot be read as a picture."""
 
     async def preprocess_data(self, *args, **kwargs):
         try:
             return await super().preprocess_data(*args, **kwargs)
         except gr.Error:
             raise
-        except Exception as error:  # Pillow raises what its decoders happen to meet: ValueError, EOFError, SyntaxError
+        except Exception as error:  # Pillow's decoders raise many kinds: ValueError, EOFError, SyntaxError
             raise gr.Error(unreadable(error)) from error
 
 
@@ -103,46 +103,48 @@ def build(model_id: str) -> gr.Blocks:
     Raises:
         ValueError: the model cannot be shown.
     """
-    model, processor = views.load_model(model_id)
+    model, processor = views.load_model_and_processor(model_id)
     examples = example_pictures(model_id)
 
-    def see(picture: Image.Image | None, stage: int, block: int, group: int, point: tuple[float, float]):
+    def analyze(picture: Image.Image | None, stage: int, block: int, group: int, point: tuple[float, float]):
         if picture is None:
-            return {seen: None, classes: None, heat: None, heat_legend: "", kernel: "", text: NO_PICTURE}
+            return {state: None, classes: None, heat: None, heat_legend: "", kernel: "", text: NO_PICTURE}
         try:
-            picture = picture.convert("RGB")  # of a GIF, this is where it is decoded
+            picture = picture.convert("RGB")  # decodes a GIF
         except Exception as error:
             raise gr.Error(unreadable(error)) from error
-        now = views.see(model, processor, picture)
-        return {seen: now, classes: now.classes or None} | show(now, stage, block, group, point)
+        analysis = views.analyze(model, processor, picture)
+        return {state: analysis, classes: analysis.classes or None} | update(analysis, stage, block, group, point)
 
-    def show(now: views.Seen | None, stage: int, block: int, group: int, point: tuple[float, float]):
-        """Everything that depends on the choice. A choice that the stage does not have becomes its nearest."""
-        if now is None:
+    def update(analysis: views.Analysis | None, stage: int, block: int, group: int, point: tuple[float, float]):
+        """The outputs that depend on the sliders. An invalid block or group is replaced by the nearest valid one."""
+        if analysis is None:
             return {text: NO_PICTURE}
-        stage = min(max(int(stage), min(now.kernels)), max(now.kernels))
-        blocks = now.kernels[stage]
+        stage = min(max(int(stage), min(analysis.kernels)), max(analysis.kernels))
+        blocks = analysis.kernels[stage]
         block = min(max(int(block), 1), len(blocks))
-        kernels, stride = blocks[block - 1], now.strides[stage][block - 1]
+        kernels, stride = blocks[block - 1], analysis.strides[stage][block - 1]
         group = min(max(int(group), 1), len(kernels))
-        sums, chosen = views.kernel_sums(kernels, group - 1), views.place(kernels, stride, group - 1, point)
+        sums, chosen = views.kernel_sums(kernels, group - 1), views.kernel_at(kernels, stride, group - 1, point)
         where = f"stage {stage}, block {block}" if stage else "the stem"
         return {
-            stage_slider: gr.Slider(value=stage, minimum=min(now.kernels), maximum=max(now.kernels)),
+            stage_slider: gr.Slider(value=stage, minimum=min(analysis.kernels), maximum=max(analysis.kernels)),
             block_slider: slider_to(len(blocks), block),
             group_slider: slider_to(len(kernels), group),
-            heat: views.heat_map(now.picture, sums, chosen),
+            heat: views.heat_map(analysis.picture, sums, chosen),
             heat_legend: f"Sum of the kernel, {where}, group {group} of {len(kernels)}:" + views.heat_legend(sums),
             kernel: f'<div class="kernel-box">{views.kernel_table(chosen.kernel)}</div>',
-            text: place_text(now, chosen, where, group, point),
+            text: pixel_text(analysis, chosen, where, group, point),
         }
 
-    def click(now: views.Seen | None, stage: int, block: int, group: int, shown: Image.Image, event: gr.SelectData):
+    def click(
+        analysis: views.Analysis | None, stage: int, block: int, group: int, shown: Image.Image, event: gr.SelectData
+    ):
         chosen = tuple((index + 0.5) / side for index, side in zip(event.index, shown.size))
-        return {point: chosen} | show(now, stage, block, group, chosen)
+        return {point: chosen} | update(analysis, stage, block, group, chosen)
 
     with Demo(title="What involution sees", analytics_enabled=False) as demo:
-        seen, point = gr.State(time_to_live=3600), gr.State((0.5, 0.5))
+        state, point = gr.State(time_to_live=3600), gr.State((0.5, 0.5))
         gr.Markdown(INTRODUCTION.format(model=escape(model_id)))
         with gr.Row():
             with gr.Column(min_width=280):
@@ -170,34 +172,36 @@ def build(model_id: str) -> gr.Blocks:
                 block_slider = gr.Slider(1, 2, 1, step=1, label="Block of the stage", buttons=[], elem_id="block")
                 group_slider = gr.Slider(1, 2, 1, step=1, label="Group of channels", buttons=[], elem_id="group")
             with gr.Column(min_width=280):
-                gr.Markdown("### The kernel of one place")
+                gr.Markdown("### The kernel of one pixel")
                 kernel = gr.HTML(elem_id="kernel")
-                text = gr.Markdown(elem_id="place")
+                text = gr.Markdown(elem_id="pixel")
 
         choice = [stage_slider, block_slider, group_slider]
         chosen = [*choice, heat, heat_legend, kernel, text]
-        of_picture = ([picture, *choice, point], [seen, classes, *chosen])
-        picture.change(see, *of_picture)
-        demo.load(see, *of_picture)
+        of_picture = ([picture, *choice, point], [state, classes, *chosen])
+        picture.change(analyze, *of_picture)
+        demo.load(analyze, *of_picture)
         for slider in choice:
-            slider.input(show, [seen, *choice, point], chosen, show_progress="hidden", trigger_mode="always_last")
-        heat.select(click, [seen, *choice, heat], [point, *chosen], show_progress="hidden")
+            slider.input(update, [state, *choice, point], chosen, show_progress="hidden", trigger_mode="always_last")
+        heat.select(click, [state, *choice, heat], [point, *chosen], show_progress="hidden")
     return demo
 
 
 def slider_to(maximum: int, value: int) -> gr.Slider:
-    """Hidden where there is nothing to choose; its maximum must be above its minimum all the same."""
+    """Hides the slider if there is no choice. Gradio requires that its maximum exceeds its minimum."""
     return gr.Slider(value=value, maximum=max(maximum, 2), visible=maximum > 1)
 
 
-def place_text(seen: views.Seen, place: views.Place, where: str, group: int, point: tuple[float, float]) -> str:
-    (height, width), taps = seen.picture.shape[:2], len(place.kernel)
+def pixel_text(
+    analysis: views.Analysis, at: views.PixelKernel, where: str, group: int, point: tuple[float, float]
+) -> str:
+    (height, width), taps = analysis.picture.shape[:2], len(at.kernel)
     x, y = int(point[0] * width), int(point[1] * height)
     return (
-        f"Pixel ({x}, {y}) of the {width} x {height} picture that the model sees; row {place.row}, column {place.column} "
-        f"of {place.size[0]} x {place.size[1]} in {where}. In every channel of group {group} the {taps} x {taps} window "
-        f"around it (outlined in the map) is added up with these weights; outlined here is the one of the pixel itself. "
-        f"Sum of the kernel: {views.number(place.kernel.sum().item(), '.4g')}."
+        f"Pixel ({x}, {y}) of the {width} x {height} picture that the model sees; row {at.row}, column {at.column} "
+        f"of {at.size[0]} x {at.size[1]} in {where}. In every channel of group {group}, the {taps} x {taps} window "
+        f"around this pixel (outlined in the map) is summed with these weights. The outlined weight is that of the pixel "
+        f"itself. Sum of the kernel: {views.number(at.kernel.sum().item(), '.4g')}."
     )
 
 

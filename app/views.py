@@ -1,4 +1,4 @@
-"""What the app shows, computed: classes, heat maps of kernels, and the kernel of one place. Knows nothing of Gradio."""
+"""Computes what the app shows: classes, heat maps of kernels, and the kernel of one pixel. Independent of Gradio."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,18 +22,21 @@ from transformers import (
 
 HEAT = colormaps["viridis"]
 SIGNED = colormaps["RdBu_r"]  # blue below zero, white at zero, red above
-OPACITY = 0.65  # of the heat over the picture
-GRAYS = (0.3, 0.9)  # of the picture under it: in full contrast it would make other colours of the heat
-DISPLAY = 560  # pixels of the longer side of a heat map: a multiple of 28, 14 and 7, so that its cells are equal
+OPACITY = 0.65  # of the heat map over the picture
+GRAYS = (0.3, 0.9)  # range of the picture under it: full contrast would change the colors of the heat
+DISPLAY = 560  # longer side of a heat map in pixels: a multiple of 28, 14 and 7, for cells of equal size
 
 
-def load_model(model_id: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
+def load_model_and_processor(model_id: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """
-    Loads a RedNet, with its classifier where it has one, from a folder or from the Hub. Where `rednet` is not installed,
-    the code that comes with the model is executed.
+    Loads a RedNet, with its classifier if it has one, and its image processor. If `rednet` is not installed, as in a
+    Space, the code that was saved with the model is executed.
+
+    Args:
+        model_id: a folder, or the id of a Hub repository.
 
     Raises:
-        ValueError: it is not there, is no RedNet, or has no involutions.
+        ValueError: the model does not exist, is not a RedNet, or has no involutions.
     """
     try:
         import rednet  # noqa: F401  registers RedNet with the Auto classes
@@ -44,12 +47,10 @@ def load_model(model_id: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
     try:
         config, _ = PreTrainedConfig.get_config_dict(model_id)
         if config.get("model_type") != "rednet":
-            raise ValueError(f"its model_type is {config.get('model_type')!r}, expected 'rednet'")
+            raise ValueError(f"model_type is {config.get('model_type')!r}, expected 'rednet'")
         if config.get("operator_type") == "convolution":
-            raise ValueError(
-                "it is the ResNet to compare with, and has no involutions (operator_type is 'convolution')"
-            )
-        # Another model gets the classes' weights at random: of those only the features are shown.
+            raise ValueError("operator_type is 'convolution', expected 'involution'")
+        # In any other model the classifier would be random, so it is loaded without one.
         classifier = "RedNetForImageClassification" in (config.get("architectures") or [])
         model_class = AutoModelForImageClassification if classifier else AutoModel
         model = model_class.from_pretrained(model_id, **remote).eval()
@@ -59,15 +60,15 @@ def load_model(model_id: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Analysis:
     """
-    What a model makes of a picture.
+    The output of a model for a picture.
 
     Attributes:
-        picture: the part of it that the model saw, (H, W, 3) from 0 to 1.
-        classes: the probabilities of the (up to) five most probable; none where the model has no classifier.
-        kernels: the kernels (G, K, K, H', W') of every involution, by stage (0 is the stem) and in their order there.
-        strides: of the same involutions.
+        picture: the part of the picture that the model processes, (H, W, 3) from 0 to 1.
+        classes: the probabilities of the five most probable classes. Empty if the model has no classifier.
+        kernels: for each stage (0 is the stem), the kernels (G, K, K, H', W') of its involutions in order.
+        strides: the strides of the same involutions.
     """
 
     picture: np.ndarray
@@ -77,11 +78,11 @@ class Seen:
 
 
 @torch.no_grad()
-def see(model: PreTrainedModel, processor: BaseImageProcessor, picture: Image.Image) -> Seen:
+def analyze(model: PreTrainedModel, processor: BaseImageProcessor, picture: Image.Image) -> Analysis:
     pixel_values = processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"]
     kernels = model.involution_kernels(pixel_values)
     stages = [(stage, kernels[name]) for stage, name in enumerate(model.config.stage_names)]
-    return Seen(
+    return Analysis(
         denormalize(pixel_values[0], processor),
         top_classes(model(pixel_values).logits[0], model.config.id2label) if hasattr(model, "classifier") else {},
         {stage: [kernel[0] for kernel in of_stage.values()] for stage, of_stage in stages},
@@ -90,13 +91,13 @@ def see(model: PreTrainedModel, processor: BaseImageProcessor, picture: Image.Im
 
 
 def denormalize(pixel_values: Tensor, processor: BaseImageProcessor) -> np.ndarray:
-    """The picture as the model sees it, (H, W, 3) from 0 to 1, of pixel values (3, H, W)."""
+    """Converts pixel values (3, H, W) to a picture (H, W, 3) from 0 to 1."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
     return (pixel_values * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
 def top_classes(logits: Tensor, labels: dict[int, str], count: int = 5) -> dict[str, float]:
-    """Probabilities of the most probable classes. Of labels that several classes have, each gets the class's number."""
+    """Returns the probabilities of the most probable classes. A label that several classes share is followed by the number."""
     best = logits.softmax(0).topk(min(count, len(logits)))
     every = list(labels.values())
     names = [labels[n] if every.count(labels[n]) == 1 else f"{labels[n]} ({n})" for n in best.indices.tolist()]
@@ -104,14 +105,15 @@ def top_classes(logits: Tensor, labels: dict[int, str], count: int = 5) -> dict[
 
 
 @dataclass(frozen=True)
-class Place:
+class PixelKernel:
     """
-    A kernel, and where it is.
+    The kernel of one pixel.
 
     Attributes:
         kernel: (K, K), the taps from top left to bottom right.
-        row, column: of the pixel that it belongs to, in a feature map of `size`, (H', W').
-        window: left, top, right and bottom of what it is applied to, as parts of the picture's width and height.
+        row, column: the position of the pixel in the feature map.
+        size: height and width of the feature map, (H', W').
+        window: left, top, right and bottom of the window that the kernel is applied to, as fractions of the picture.
     """
 
     kernel: Tensor
@@ -121,38 +123,38 @@ class Place:
     window: tuple[float, float, float, float]
 
 
-def place(kernels: Tensor, stride: int, group: int, point: tuple[float, float]) -> Place:
+def kernel_at(kernels: Tensor, stride: int, group: int, point: tuple[float, float]) -> PixelKernel:
     """
-    The kernel at a point of the picture.
+    Returns the kernel at a point of the picture.
 
     Args:
         kernels: (G, K, K, H', W') of one involution.
-        stride: its stride.
-        group: counted from 0.
-        point: x and y as parts of the picture's width and height, from 0 to (not including) 1.
+        stride: the stride of the involution.
+        group: the index of the group, from 0.
+        point: x and y as fractions of the width and height of the picture, in [0, 1).
     """
     (height, width), reach = kernels.shape[-2:], kernels.shape[1] // 2
     column, row = int(point[0] * width), int(point[1] * height)
-    # The window is around pixel (stride * row, stride * column) of the input.
+    # The window is centered on pixel (stride * row, stride * column) of the input.
     left, right = (column * stride - reach) / (width * stride), (column * stride + reach + 1) / (width * stride)
     top, bottom = (row * stride - reach) / (height * stride), (row * stride + reach + 1) / (height * stride)
-    return Place(kernels[group, :, :, row, column], row, column, (height, width), (left, top, right, bottom))
+    return PixelKernel(kernels[group, :, :, row, column], row, column, (height, width), (left, top, right, bottom))
 
 
 def kernel_sums(kernels: Tensor, group: int) -> np.ndarray:
-    """(H', W'): the kernels of one group, each summed over its K x K taps."""
+    """Sums the kernels (G, K, K, H', W') of one group over their K x K taps: (H', W')."""
     return kernels[group].sum((0, 1)).numpy()
 
 
 def heat_over(gray: np.ndarray | float, heat: np.ndarray | float) -> np.ndarray:
-    """The colours (..., 3) of heat between 0 and 1 over grays between 0 and 1."""
+    """Returns the colors (..., 3) of heat from 0 to 1 over gray from 0 to 1."""
     return OPACITY * np.asarray(HEAT(heat))[..., :3] + (1 - OPACITY) * gray
 
 
-def heat_map(picture: np.ndarray, sums: np.ndarray, marked: Place) -> Image.Image:
+def heat_map(picture: np.ndarray, sums: np.ndarray, marked: PixelKernel) -> Image.Image:
     """
-    The sums as colours over the picture in grey, each sum a cell without smoothing; outlined in it one place, in black
-    and white, and its window.
+    Draws the sums (H', W') as colors over the gray picture (H, W, 3), one cell for each sum, and outlines one cell and
+    its window in black and white.
     """
     scale = DISPLAY / max(picture.shape[:2])
     size = tuple(round(side * scale) for side in picture.shape[1::-1])
@@ -183,7 +185,7 @@ def number(value: float, format: str) -> str:
 
 
 def gradient(colors: Callable[[float], Sequence[float]], labels: list[str]) -> str:
-    """A colour bar with labels at its left, (middle) and right."""
+    """Returns a color bar as HTML, with labels evenly spaced below it."""
     stops = ", ".join(to_hex(colors(n / 16)) for n in range(17))
     spans = "".join(f"<span>{label}</span>" for label in labels)
     return (
@@ -198,7 +200,10 @@ def heat_legend(sums: np.ndarray) -> str:
 
 
 def kernel_table(kernel: Tensor) -> str:
-    """A kernel (K, K) as a table of numbers on colours that are symmetric about zero; a cell's title has six digits."""
+    """
+    Returns a kernel (K, K) as an HTML table of numbers on colors that are symmetric about zero. The title of a cell is
+    the value in six digits.
+    """
     largest = kernel.abs().max().item()
     power = math.floor(math.log10(largest)) if largest > 0 else 0
     power = 0 if -1 <= power <= 1 else power
@@ -209,9 +214,9 @@ def kernel_table(kernel: Tensor) -> str:
         for column, value in enumerate(values):
             color = SIGNED(scale(value))
             ink = "black" if np.dot(color[:3], [0.299, 0.587, 0.114]) > 0.5 else "white"
-            centre = ' class="centre"' if row == column == len(kernel) // 2 else ""
+            center = ' class="center"' if row == column == len(kernel) // 2 else ""
             cells.append(
-                f'<td{centre} title="{value:.6g}" style="background: {to_hex(color)}; color: {ink}">'
+                f'<td{center} title="{value:.6g}" style="background: {to_hex(color)}; color: {ink}">'
                 f"{number(value / 10**power, '.2f')}</td>"
             )
         rows.append(f"<tr>{''.join(cells)}</tr>")

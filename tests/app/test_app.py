@@ -1,4 +1,4 @@
-"""The app: what it computes, its push as a Space, and the Space in a real browser, where it has no package of ours."""
+"""The app: what it computes, its push as a Space, and the Space in a browser, where `rednet` is not installed."""
 
 import asyncio
 import copy
@@ -85,8 +85,8 @@ def folder(model, processor, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def seen(model, processor, picture) -> views.Seen:
-    return views.see(model, processor, picture)
+def seen(model, processor, picture) -> views.Analysis:
+    return views.analyze(model, processor, picture)
 
 
 def inputs_in_double(model, pixel_values) -> dict[str, tuple[RedNetInvolution, torch.Tensor]]:
@@ -138,7 +138,7 @@ def test_kernels_are_those_of_the_definition(model, processor, picture, seen):
                     ((column + 0.5) / width, (row + 0.5) / height),
                 )
                 for group in range(len(kernels)):
-                    found = views.place(kernels, stride, group, point)
+                    found = views.kernel_at(kernels, stride, group, point)
                     assert (found.row, found.column, found.size) == (row, column, (height, width))
                     assert (found.kernel - expected[group]).abs().max() <= 1e-4 * expected.abs().max()
                     sums = views.kernel_sums(kernels, group)
@@ -150,7 +150,7 @@ def test_a_window_is_what_the_kernel_is_applied_to(stride):
     torch.manual_seed(0)
     image, kernels = torch.randn(1, 4, 12, 16), torch.rand(1, 2, 3, 3, 12 // stride, 16 // stride) + 0.1
     for point in ((0.4, 0.6), (0.0, 0.999)):
-        place = views.place(kernels[0], stride, 1, point)
+        place = views.kernel_at(kernels[0], stride, 1, point)
         left, top, right, bottom = (round(part * side) for part, side in zip(place.window, (16, 12, 16, 12)))
         touched = torch.zeros(12, 16, dtype=torch.bool)
         for y in range(12):
@@ -174,9 +174,9 @@ def test_top_5_are_the_most_probable_classes(model, processor, picture, seen):
     assert np.allclose(list(seen.classes.values()), odds[order] / odds.sum(), atol=1e-5)
 
 
-def test_a_heat_map_has_the_aspect_of_the_picture_and_a_colour_for_every_cell():
+def test_a_heat_map_has_the_aspect_of_the_picture_and_a_color_for_every_cell():
     sums = np.arange(24, dtype=np.float32).reshape(4, 6) ** 2
-    place = views.place(torch.zeros(1, 3, 3, 4, 6), 1, 0, (0, 0))
+    place = views.kernel_at(torch.zeros(1, 3, 3, 4, 6), 1, 0, (0, 0))
     image = np.asarray(views.heat_map(np.full((40, 60, 3), 0.5), sums, place)) / 255
     assert image.shape[0] / image.shape[1] == pytest.approx(40 / 60, rel=0.005)
     bar = views.heat_over(0.6, np.linspace(0, 1, 1001))
@@ -193,7 +193,7 @@ def cells(html: str) -> list[list[ET.Element]]:
 
 
 @pytest.mark.parametrize("scale", [1, 1e-4])
-def test_the_colours_of_a_kernel_are_symmetric_about_zero(scale):
+def test_the_colors_of_a_kernel_are_symmetric_about_zero(scale):
     kernel = torch.tensor([[-2.0, 0, 2], [1, -1, 0.5], [0, 0, 0]]) * scale
     table = cells(views.kernel_table(kernel))
     values = [[float(cell.get("title")) for cell in row] for row in table]
@@ -204,7 +204,7 @@ def test_the_colours_of_a_kernel_are_symmetric_about_zero(scale):
     ]
     (blue, white, red), (_, _, pale_red), _ = colors[:3], colors[3:6], colors[6:]
     assert blue[2] > blue[0] + 50 and red[0] > red[2] + 50 and min(white) > 240 and min(pale_red) > min(red)
-    assert [cell.get("class") for cell in sum(table, [])].index("centre") == 4
+    assert [cell.get("class") for cell in sum(table, [])].index("center") == 4
     assert ("<sup>-4</sup>" in views.kernel_table(kernel)) == (scale != 1)
     assert table[0][0].text == "\N{MINUS SIGN}2.00"
 
@@ -219,8 +219,8 @@ def test_a_kernel_of_zeros_is_white():
 def test_a_model_without_classifier_shows_no_classes(tmp_path, model, processor, picture):
     RedNetModel(model.config).save_pretrained(tmp_path / "features")
     processor.save_pretrained(tmp_path / "features")
-    loaded, processor = views.load_model(str(tmp_path / "features"))
-    assert views.see(loaded, processor, picture).classes == {}
+    loaded, processor = views.load_model_and_processor(str(tmp_path / "features"))
+    assert views.analyze(loaded, processor, picture).classes == {}
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_model_without_classifier_shows_no_classes(tmp_path, model, processor,
     [
         (None, "no/such-model cannot be shown"),
         ({"model_type": "resnet"}, "model_type is 'resnet', expected 'rednet'"),
-        ({"model_type": "rednet", "operator_type": "convolution"}, "no involutions"),
+        ({"model_type": "rednet", "operator_type": "convolution"}, "operator_type is 'convolution'"),
     ],
 )
 def test_models_that_cannot_be_shown_are_refused(tmp_path, capsys, config, message):
@@ -273,7 +273,7 @@ def broken_pictures() -> dict[str, tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize("kind", broken_pictures())
-def test_whatever_is_wrong_with_a_file_it_is_named(folder, tmp_path, monkeypatch, kind):
+def test_unreadable_files_are_reported(folder, tmp_path, monkeypatch, kind):
     name, content = broken_pictures()[kind]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(Exception) as raised, Image.open(tmp_path / name) as image:
@@ -281,7 +281,7 @@ def test_whatever_is_wrong_with_a_file_it_is_named(folder, tmp_path, monkeypatch
     assert type(raised.value).__name__ == kind.split()[0]
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     demo = app.build(str(folder))
-    event = next(event for event in demo.fns.values() if event.name == "see")
+    event = next(event for event in demo.fns.values() if event.name == "analyze")
     inputs = [{"path": str(tmp_path / name), "orig_name": name, "meta": {"_type": "gradio.FileData"}}, 0, 1, 1, None]
     with pytest.raises(gr.Error, match="This file cannot be read as a picture: "):
         asyncio.run(demo.process_api(event, inputs, state=SessionState(demo)))
@@ -396,7 +396,7 @@ def test_driven_in_a_browser(page, address, model, processor, picture, seen, tmp
     )
     inputs = inputs_in_double(model, processor(picture, return_tensors="pt")["pixel_values"])
     stages = by_stage(inputs)
-    legend, place = page.locator("#heat-legend"), page.locator("#place")
+    legend, place = page.locator("#heat-legend"), page.locator("#pixel")
 
     def shows(stage: int, block: int, group: int, row: int, column: int) -> None:
         kernels = seen.kernels[stage][block - 1]
@@ -413,7 +413,7 @@ def test_driven_in_a_browser(page, address, model, processor, picture, seen, tmp
 
     # It opens with its own example.
     expect(page.locator("table.kernel td")).to_have_count(49)
-    red = views.see(model, processor, Image.new("RGB", (70, 60), "red"))
+    red = views.analyze(model, processor, Image.new("RGB", (70, 60), "red"))
     expect(page.locator("#classes")).to_contain_text(next(iter(red.classes)))
 
     page.locator("#picture").get_by_label("Remove Image").click()
