@@ -31,7 +31,6 @@ from huggingface_hub import ModelCard
 from rednet.hub.cards import add_results
 from rednet.profile import peak_bytes
 from rednet.training.data.batches import evaluation_loader
-from rednet.training.data.problems import check_on_main_process
 from rednet.training.data.sources import check_images, class_names, load_validation_images
 from rednet.training.engine.hub_folder import accuracies, measured
 from rednet.training.engine.loop import check_precision, check_processes, set_threads
@@ -46,6 +45,7 @@ from rednet.training.options.parser import (
     nearest,
     parse_options,
 )
+from rednet.training.utils.distributed import check_on_main_process
 from rednet.training.utils.files import write_json, write_text
 from torch import Tensor
 from torch.utils.data import DataLoader

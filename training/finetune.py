@@ -22,7 +22,6 @@ from accelerate.utils import broadcast
 from datasets import Dataset, Image
 from rednet.hub import save_hub_folder
 from rednet.training.data.batches import EvaluationBatches, TrainingBatches
-from rednet.training.data.problems import check_on_main_process
 from rednet.training.data.sources import check_images, class_names, distinct_labels, load_images
 from rednet.training.data.transforms import make_mixing, normalize
 from rednet.training.engine.hub_folder import accuracies, check_push, push, trained_card
@@ -44,6 +43,7 @@ from rednet.training.options.groups import (
     option,
 )
 from rednet.training.options.parser import check_data_options, clear_errors, nearest, parse_options, read_config
+from rednet.training.utils.distributed import check_on_main_process
 from rednet.training.utils.files import to_json, write_json, write_text
 from torch import nn
 from torch.utils.data import default_convert

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
 from rednet.training.data.batches import evaluation_loader, training_loader
-from rednet.training.data.problems import check_on_main_process
 from rednet.training.data.sources import check_images, class_names, load_images
 from rednet.training.data.transforms import make_mixing, normalize
 from rednet.training.engine.hub_folder import check_push, push, save_classifier_folder
@@ -33,6 +32,7 @@ from rednet.training.options.parser import (
     parse_options,
     read_config,
 )
+from rednet.training.utils.distributed import check_on_main_process
 from torchvision.transforms import v2
 from transformers import AutoModelForImageClassification, ConvNextImageProcessor
 from transformers.utils.logging import disable_progress_bar

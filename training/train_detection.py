@@ -24,7 +24,6 @@ from rednet.training.data.detection import (
     load_annotations,
     make_index,
 )
-from rednet.training.data.problems import check_on_main_process
 from rednet.training.engine.loop import Task, make_accelerator, prepare, train
 from rednet.training.engine.run_folder import check_options
 from rednet.training.metrics.detection import evaluate_detection
@@ -38,6 +37,7 @@ from rednet.training.options.parser import (
     parse_options,
     read_config,
 )
+from rednet.training.utils.distributed import check_on_main_process
 from transformers.utils.logging import disable_progress_bar
 
 

@@ -16,7 +16,6 @@ import rednet
 import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
-from rednet.training.data.problems import check_on_main_process
 from rednet.training.data.segmentation import check_pairs, load_pairs, segmentation_loaders
 from rednet.training.data.transforms import normalize
 from rednet.training.engine.hub_folder import check_push, push, save_segmentation_folder
@@ -31,6 +30,7 @@ from rednet.training.options.parser import (
     parse_options,
     read_config,
 )
+from rednet.training.utils.distributed import check_on_main_process
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 from transformers.utils.logging import disable_progress_bar
 

@@ -17,6 +17,7 @@ from rednet.training.data import sources as data
 from rednet.training.data.batches import EvaluationBatches, TrainingBatches
 from rednet.training.data.transforms import normalize
 from rednet.training.options.groups import TrainingConfig
+from rednet.training.options.parser import find_architecture
 from rednet.training.train import make_model, make_processor, parse_config
 from sklearn.metrics import top_k_accuracy_score
 
@@ -33,7 +34,7 @@ def test_command_line_wins_over_the_file(options):
 def test_every_recipe_in_the_repository_is_valid(root):
     for path in (root / "configs/training").glob("[!cf]*.yaml"):  # not cityscapes, coco, finetune
         config = parse_config(["--config", str(path)])
-        assert (root / config.config_name).is_file()
+        assert Path(find_architecture(config.config_name)).is_file()
 
 
 @pytest.mark.parametrize("depth", [26, 38, 50, 101, 152])
@@ -45,7 +46,7 @@ def test_imagenet_recipes_are_the_papers(root, depth):
     assert (config.label_smoothing, config.image_size, round(config.image_size / config.crop_pct)) == (0.1, 224, 256)
     beyond = (config.color_jitter, config.rand_augment_magnitude, config.mixup_alpha, config.cutmix_alpha)
     assert beyond == (0, None, 0, 0) and not config.no_decay_on_norm_and_bias and config.max_grad_norm is None
-    assert config.config_name == f"configs/models/rednet-{depth}.json"
+    assert config.config_name == f"rednet-{depth}"
 
 
 def test_launch_files_are_understood(root):

@@ -7,17 +7,13 @@ from collections.abc import Iterator
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 from rednet.training.data.problems import raise_problems
+from rednet.training.utils.distributed import is_main_process
 from tqdm.auto import tqdm
 
 
 SUFFIXES = {suffix for suffix, kind in PILImage.registered_extensions().items() if kind in PILImage.OPEN}
 NAMED = 5  # of the files that a warning is about
 logger = logging.getLogger(__name__)
-
-
-def main_process() -> bool:
-    """Whether this is the process that speaks for all, as torchrun and `accelerate launch` number them."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 class ClassFolders:
@@ -35,7 +31,7 @@ class ClassFolders:
         self.pictures: dict[str, list[str]] = {}
         self.problems: list[str] = []
         self.unused: list[str] = []
-        entries = tqdm(self._entries(folder), desc=folder, leave=False, delay=2, disable=not main_process())
+        entries = tqdm(self._entries(folder), desc=folder, leave=False, delay=2, disable=not is_main_process())
         above = (os.path.realpath(folder),)
         for entry in entries:
             if entry.name[0] == ".":
@@ -74,7 +70,7 @@ class ClassFolders:
         if os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
             self.unused.append(entry.path)
             return False
-        if main_process() and entry.stat().st_size == 0:  # one asks the disk for all
+        if is_main_process() and entry.stat().st_size == 0:  # one asks the disk for all
             self.problems.append(f"{entry.path} is empty, expected a picture")
         return True
 
@@ -104,7 +100,7 @@ def read_class_folders(folders: dict[str, str]) -> dict[str, Dataset]:
         if unknown := sorted(split.pictures.keys() - first.pictures.keys()):
             problems.append(f"{split.folder} has classes {unknown}, {first.folder} {sorted(first.pictures)}")
     raise_problems(problems, " and ".join(dict.fromkeys(folders.values())))
-    if main_process():
+    if is_main_process():
         for split in found.values():
             _warn(split, first)
     names = list(first.pictures)

@@ -7,8 +7,6 @@ from io import BytesIO
 from typing import Any
 
 import fsspec
-from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
 from PIL import ExifTags, Image
 from tqdm.auto import tqdm
 
@@ -33,27 +31,6 @@ def raise_problems(problems: Iterable[str], source: str) -> None:
             lines.append(f"- and {len(problems) - MOST} more")
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ValueError("\n".join([f"{source} has {count}:", *lines]))
-
-
-def check_on_main_process(state: Accelerator | PartialState, check: Callable, *arguments: Any) -> None:
-    """Calls `check` with `arguments` on the main process while the others wait. Where it fails, all of them end.
-
-    Raises:
-        Exception: that of `check`, on the main process.
-        SystemExit: `check` failed, on the other processes, which leave the message to the main one.
-    """
-    failure = None
-    if state.is_main_process:
-        try:
-            check(*arguments)
-        except Exception as error:
-            failure = error
-    failed = [failure is not None]
-    broadcast_object_list(failed)
-    if failure is not None:
-        raise failure
-    if failed[0]:
-        raise SystemExit(1)
 
 
 def read_each(function: Callable[[Any], Any], items: Sequence, description: str) -> Iterator:
