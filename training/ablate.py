@@ -20,16 +20,14 @@ import yaml
 from rednet import RedNetConfig, RedNetForImageClassification, count_macs, count_parameters
 from rednet.training.figures.study import BASE, draw, inference_seconds, shown, summarize, table, write_csv
 from rednet.training.figures.style import save
-from rednet.training.options.groups import Count, Seeds, option
-from rednet.training.options.parser import (
-    check_channels,
-    find_architecture,
-    find_recipe,
-    nearest,
-    parse_options,
-)
+from rednet.training.options.groups import option
+from rednet.training.options.models import check_channels
+from rednet.training.options.packaged import find_architecture, find_recipe
+from rednet.training.options.parser import parse_options
+from rednet.training.options.types import Count, Seeds
 from rednet.training.train import parse_config
 from rednet.training.utils.cpus import available_cpus
+from rednet.training.utils.errors import nearest
 from rednet.training.utils.files import write_json, write_text
 from tqdm.auto import tqdm
 from transformers import AutoConfig

@@ -37,15 +37,10 @@ from rednet.training.engine.loop import check_precision, check_processes, set_th
 from rednet.training.figures.style import draw_confusion_matrix, save
 from rednet.training.metrics.classification import image_size, load_metric, predict
 from rednet.training.options.groups import ComputeOptions, DataOptions, option
-from rednet.training.options.parser import (
-    check_channels,
-    check_folders,
-    check_model_name,
-    clear_errors,
-    nearest,
-    parse_options,
-)
+from rednet.training.options.models import check_channels, check_model_name
+from rednet.training.options.parser import check_folders, parse_options
 from rednet.training.utils.distributed import check_on_main_process
+from rednet.training.utils.errors import clear_errors, nearest
 from rednet.training.utils.files import write_json, write_text
 from torch import Tensor
 from torch.utils.data import DataLoader

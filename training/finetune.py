@@ -28,22 +28,12 @@ from rednet.training.engine.hub_folder import accuracies, check_push, push, trai
 from rednet.training.engine.loop import check_batch_norm, check_processes, is_one_pixel, parameter_groups, set_threads
 from rednet.training.engine.run_folder import check_options
 from rednet.training.metrics.classification import image_size, load_metric
-from rednet.training.options.groups import (
-    WORKERS,
-    AugmentationOptions,
-    BelowOne,
-    Count,
-    Natural,
-    NotNegative,
-    PictureOptions,
-    Positive,
-    Scale,
-    Seed,
-    TrainingDataOptions,
-    option,
-)
-from rednet.training.options.parser import check_data_options, clear_errors, nearest, parse_options, read_config
+from rednet.training.options.groups import WORKERS, AugmentationOptions, PictureOptions, TrainingDataOptions, option
+from rednet.training.options.models import read_config
+from rednet.training.options.parser import check_data_options, parse_options
+from rednet.training.options.types import BelowOne, Count, Natural, NotNegative, Positive, Scale, Seed
 from rednet.training.utils.distributed import check_on_main_process
+from rednet.training.utils.errors import clear_errors, nearest
 from rednet.training.utils.files import to_json, write_json, write_text
 from torch import nn
 from torch.utils.data import default_convert

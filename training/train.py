@@ -23,16 +23,11 @@ from rednet.training.engine.loop import Task, check_batch_norm, make_accelerator
 from rednet.training.engine.run_folder import check_options
 from rednet.training.metrics.classification import evaluate_model
 from rednet.training.options.groups import TrainingConfig
-from rednet.training.options.parser import (
-    MODELS,
-    REPLACED,
-    check_data_options,
-    clear_errors,
-    find_architecture,
-    parse_options,
-    read_config,
-)
+from rednet.training.options.models import read_config
+from rednet.training.options.packaged import find_architecture
+from rednet.training.options.parser import MODELS, REPLACED, check_data_options, parse_options
 from rednet.training.utils.distributed import check_on_main_process
+from rednet.training.utils.errors import clear_errors
 from torchvision.transforms import v2
 from transformers import AutoModelForImageClassification, ConvNextImageProcessor
 from transformers.utils.logging import disable_progress_bar

@@ -28,16 +28,11 @@ from rednet.training.engine.loop import Task, make_accelerator, prepare, train
 from rednet.training.engine.run_folder import check_options
 from rednet.training.metrics.detection import evaluate_detection
 from rednet.training.options.groups import DetectionConfig
-from rednet.training.options.parser import (
-    MODELS,
-    REPLACED,
-    check_model_name,
-    clear_errors,
-    find_architecture,
-    parse_options,
-    read_config,
-)
+from rednet.training.options.models import check_model_name, read_config
+from rednet.training.options.packaged import find_architecture
+from rednet.training.options.parser import MODELS, REPLACED, parse_options
 from rednet.training.utils.distributed import check_on_main_process
+from rednet.training.utils.errors import clear_errors
 from transformers.utils.logging import disable_progress_bar
 
 

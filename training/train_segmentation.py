@@ -23,14 +23,11 @@ from rednet.training.engine.loop import Task, check_batch_norm, make_accelerator
 from rednet.training.engine.run_folder import check_options
 from rednet.training.metrics.segmentation import evaluate_segmentation
 from rednet.training.options.groups import SegmentationConfig
-from rednet.training.options.parser import (
-    check_data_options,
-    clear_errors,
-    find_architecture,
-    parse_options,
-    read_config,
-)
+from rednet.training.options.models import read_config
+from rednet.training.options.packaged import find_architecture
+from rednet.training.options.parser import check_data_options, parse_options
 from rednet.training.utils.distributed import check_on_main_process
+from rednet.training.utils.errors import clear_errors
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 from transformers.utils.logging import disable_progress_bar
 

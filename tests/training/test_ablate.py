@@ -126,7 +126,6 @@ def test_costs_are_those_of_the_definition():
         ({"options": ["learning_rte=1"]}, "learning_rate"),
         ({"training": "nowhere.yaml"}, "nowhere.yaml"),
         ({"seds": [1]}, "seeds"),
-        ({"axes": "kernel_size=3"}, "axes is 'kernel_size=3'"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(study, tmp_path, capsys, values, words):

@@ -16,7 +16,7 @@ from rednet.hub.cards import add_results, imagenet_card, make_card
 from rednet.training.evaluate_model import EvaluationConfig, confused_pairs, main, match_labels
 from rednet.training.figures import __main__ as figures
 from rednet.training.metrics.classification import load_metric
-from rednet.training.options.parser import check_model_name
+from rednet.training.options.models import check_model_name
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, log_loss, recall_score, top_k_accuracy_score

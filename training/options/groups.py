@@ -1,137 +1,130 @@
-"""What the scripts can be told: groups of options, and what each script takes of them."""
+"""Groups of options, and the options of each training script as a combination of groups.
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+An option has the name that it has in run_image_classification_no_trainer.py of Transformers, if it exists there.
+"""
 
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from rednet.training.options.types import (
+    BelowOne,
+    Count,
+    Deviations,
+    Epochs,
+    Fraction,
+    Magnitude,
+    Means,
+    Natural,
+    NotNegative,
+    NumTrained,
+    Positive,
+    Probability,
+    Scale,
+    Scales,
+    Seed,
+    Size,
+    StepsOrEpoch,
+)
 from rednet.training.utils.cpus import available_cpus
 
 
 WORKERS = min(4, available_cpus())
 
-
-@dataclass(frozen=True)
-class Valid:
-    """Which values of its type an option takes; `parse_options` checks them, whatever the source."""
-
-    words: str
-    holds: Callable[[Any], bool]
+Schedule = Literal["cosine", "polynomial", "step"]
+Layers = Literal["convolution", "involution"]
 
 
-def _each(holds: Callable[[Any], bool]) -> Callable[[list], bool]:
-    return lambda values: len(values) > 0 and all(map(holds, values))
-
-
-Natural = Annotated[int, Valid("at least 0", lambda value: value >= 0)]
-Count = Annotated[int, Valid("at least 1", lambda value: value >= 1)]
-Seed = Annotated[int, Valid("a number from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32)]  # as NumPy has them
-NotNegative = Annotated[float, Valid("a finite number of at least 0", lambda value: value >= 0)]
-Positive = Annotated[float, Valid("a finite number above 0", lambda value: value > 0)]
-Probability = Annotated[float, Valid("a number from 0 to 1", lambda value: 0 <= value <= 1)]  # or a part
-BelowOne = Annotated[float, Valid("a number from 0 to below 1", lambda value: 0 <= value < 1)]
-Fraction = Annotated[float, Valid("a part between 0 and 1", lambda value: 0 < value < 1)]
-Scale = Annotated[float, Valid("a part between 0 and 1, above 0", lambda value: 0 < value <= 1)]
-Magnitude = Annotated[int, Valid("a number from 0 to 30", lambda value: 0 <= value <= 30)]
-Epochs = Annotated[list[int], Valid("one or more epochs, from 1 on", _each(lambda value: value >= 1))]
-Seeds = Annotated[list[int], Valid("one or more numbers of at least 0", _each(lambda value: value >= 0))]
-Size = Annotated[
-    list[int], Valid("a height and a width, each at least 1", lambda v: len(v) == 2 and _each(lambda n: n >= 1)(v))
-]
-Scales = Annotated[
-    list[float], Valid("a least and a greatest factor, above 0", lambda v: len(v) == 2 and 0 < v[0] <= v[1])
-]
-Means = Annotated[list[float], Valid("3 finite numbers, one for each channel", lambda v: len(v) == 3)]
-Deviations = Annotated[
-    list[float],
-    Valid("3 finite numbers above 0, one for each channel", lambda v: len(v) == 3 and _each(lambda n: n > 0)(v)),
-]
-
-
-def _steps(value: str) -> bool:
-    return value == "epoch" or (value.isdecimal() and int(value) > 0)
-
-
-def option(default, help: str, **kwargs) -> Any:
-    """A field of a dataclass of options, with what `--help` says of it."""
+def option(default: Any, help: str) -> Any:
+    """A field of a dataclass of options, with its help text."""
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help, **kwargs})
-    return field(default=default, metadata={"help": help, **kwargs})
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
 
 
-# Names are those of Transformers' run_image_classification_no_trainer.py wherever it has them.
+def with_default(group: type, name: str, default: Any) -> Any:
+    """The option `name` of a group with another default and the same help text."""
+    return option(default, next(field.metadata["help"] for field in fields(group) if field.name == name))
 
 
 @dataclass
 class ModelOptions:
-    model_name_or_path: str | None = option(None, "Weights to start from: a folder or the id of a Hub repository.")
+    model_name_or_path: str | None = option(None, "Pretrained weights to start from: a folder or a Hub id.")
     config_name: str | None = option(
-        None, "Architecture to start from scratch: a packaged name (rednet-50), a config.json, a folder or a Hub id."
+        None, "Architecture to train from scratch: a packaged name (rednet-50), a config.json, a folder or a Hub id."
     )
     ignore_mismatched_sizes: bool = option(
-        False, "Take weights of a model for other classes; a classifier of another size starts from scratch."
+        False,
+        "Load pretrained weights of a model with other classes. Layers whose shapes differ are initialized randomly.",
     )
 
 
 @dataclass
-class DataOptions:
-    dataset_name: str = option(
-        "", "Data set: a Hub id or a local folder (parquet, webdataset, images) for `datasets`."
+class SeedOptions:
+    seed: Seed = option(42, "Seed of all random numbers.")
+
+
+@dataclass
+class DataOptions(SeedOptions):
+    dataset_name: str = option("", "Data set to load with the library datasets: a Hub id or a local folder.")
+    dataset_config_name: str | None = option(None, "Configuration of the data set, if it has several.")
+    train_dir: str | None = option(
+        None, "Training images, instead of dataset_name: a folder that contains one folder of images for each class."
     )
-    dataset_config_name: str | None = option(None, "Configuration of the data set, where it has several.")
-    train_dir: str | None = option(None, "Instead of dataset_name, a folder with one folder of images per class.")
-    validation_dir: str | None = option(None, "The same for the images to evaluate on.")
-    train_split: str = option("train", "Split to train on.")
-    validation_split: str = option("validation", "Split to evaluate on.")
+    validation_dir: str | None = option(None, "Validation images, in folders as in train_dir.")
+    train_split: str = option("train", "Name of the training split.")
+    validation_split: str = option("validation", "Name of the split to evaluate on.")
     train_val_split: Fraction | None = option(
-        None, "Where there is no validation split, this part of the training images becomes one."
+        None, "Fraction of the training images to use for validation, if there is no validation split."
     )
-    image_column_name: str = option("image", "Column with the images.")
-    label_column_name: str = option("label", "Column with the labels.")
+    image_column_name: str = option("image", "Name of the column that contains the images.")
+    label_column_name: str = option("label", "Name of the column that contains the labels.")
     max_eval_samples: Count | None = option(
-        None, "Evaluate on so many images only, drawn by the seed. Streamed: the first."
+        None, "Maximum number of images to evaluate on: a random sample, or the first ones of a stream."
     )
-    streaming: bool = option(False, "Read the images in passing, from the Hub or from files, and store nothing.")
+    streaming: bool = option(False, "Stream the images from the Hub or from files, without storing them on disk.")
 
     @property
     def source(self) -> str:
-        """Where the images come from, as the user gave it."""
+        """The Hub id or the folder that the images come from."""
         return self.dataset_name or self.train_dir or self.validation_dir or ""
 
 
 @dataclass
 class TrainingDataOptions(DataOptions):
     max_train_samples: Count | None = option(
-        None, "Train on so many images only, drawn by the seed. Streamed: so many images are an epoch."
+        None, "Maximum number of images to train on: a random sample, or the length of an epoch of a stream."
     )
 
 
 @dataclass
 class StreamOptions:
     shuffle_buffer_size: Count = option(
-        10_000,
-        "Streamed training images that are shuffled among each other, undecoded in memory (ImageNet: 0.1 MB each).",
+        10_000, "Number of streamed images to shuffle in memory, undecoded (about 0.1 MB each for ImageNet)."
     )
 
 
 @dataclass
-class ComputeOptions:
-    per_device_eval_batch_size: Count = option(64, "Images in an evaluation batch of one process.")
-    dataloader_num_workers: Natural = option(WORKERS, "Processes that decode and augment images.")
-    mixed_precision: str = option("no", "no, bf16 or fp16.", choices=["no", "bf16", "fp16"])
-    seed: Seed = option(42, "Seed of everything random.")
+class ComputeOptions(SeedOptions):
+    per_device_eval_batch_size: Count = option(64, "Evaluation batch size of each process.")
+    dataloader_num_workers: Natural = option(WORKERS, "Number of worker processes that decode and augment images.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Data type of mixed precision.")
 
 
 @dataclass
 class NormalizationOptions:
-    image_mean: Means = option([0.485, 0.456, 0.406], "Mean of each channel, of values in 0 ... 1.")
-    image_std: Deviations = option([0.229, 0.224, 0.225], "Standard deviation of each channel.")
+    image_mean: Means = option([0.485, 0.456, 0.406], "Mean of each channel, for pixel values from 0 to 1.")
+    image_std: Deviations = option(
+        [0.229, 0.224, 0.225], "Standard deviation of each channel, for pixel values from 0 to 1."
+    )
 
 
 @dataclass
 class PictureOptions(NormalizationOptions):
-    image_size: Count = option(224, "Height and width that the model sees, in pixels.")
+    image_size: Count = option(224, "Height and width of the model's input, in pixels.")
     crop_pct: Scale = option(
-        0.875, "In evaluation the image is resized to image_size / crop_pct, then cropped (below 384)."
+        0.875,
+        "For evaluation, an image is resized to image_size / crop_pct, and its center is cropped to image_size. From "
+        "384 on, it is resized to image_size without a crop.",
     )
 
 
@@ -139,153 +132,169 @@ class PictureOptions(NormalizationOptions):
 class AugmentationOptions:
     random_crop_min_scale: Scale | None = option(
         0.08,
-        "The least part of its area that a random crop of a training image keeps; null in a file for none, which squeezes the whole image into a square.",
+        "Minimum fraction of the image area that a random crop keeps. null resizes the whole image to a square instead.",
     )
-    random_flip: Probability = option(0.5, "Probability that a training image is mirrored.")
-    color_jitter: Probability = option(0.0, "Brightness, contrast and saturation change by up to this part.")
-    rand_augment_magnitude: Magnitude | None = option(None, "RandAugment: two operations of this strength, 0 ... 30.")
+    random_flip: Probability = option(0.5, "Probability of a horizontal flip.")
+    color_jitter: Probability = option(0.0, "Maximum relative change of brightness, contrast and saturation.")
+    rand_augment_magnitude: Magnitude | None = option(
+        None, "Magnitude of RandAugment, from 0 to 30, with two operations for each image."
+    )
     mixup_alpha: NotNegative = option(
-        0.0, "MixUp: how evenly two images are mixed. With CutMix, one of both by chance."
+        0.0, "Alpha of MixUp; 0 disables it. If CutMix is enabled as well, each batch gets one of the two at random."
     )
-    cutmix_alpha: NotNegative = option(0.0, "CutMix: how evenly two images share the area.")
+    cutmix_alpha: NotNegative = option(0.0, "Alpha of CutMix; 0 disables it.")
 
 
 @dataclass
 class OptimizationOptions(ComputeOptions):
-    """SGD, and a schedule under a linear warm-up."""
+    """SGD, and a learning rate schedule after a linear warm-up."""
 
-    per_device_train_batch_size: Count = option(32, "Images in a training batch of one process.")
-    gradient_accumulation_steps: Count = option(1, "Batches whose gradients are averaged for one step.")
-    num_train_epochs: Count = option(130, "Passes over the training images.")
-    max_train_steps: Count | None = option(None, "Stop after so many steps; the schedule ends there as well.")
-    learning_rate: Positive = option(0.8, "Learning rate after the warm-up, for the whole batch of all processes.")
-    lr_scheduler_type: str = option(
-        "cosine",
-        "Cosine or polynomial to 0 at the last step, or step: a tenth after each epoch of lr_steps.",
-        choices=["cosine", "polynomial", "step"],
+    per_device_train_batch_size: Count = option(32, "Training batch size of each process.")
+    gradient_accumulation_steps: Count = option(1, "Number of batches whose gradients are averaged for one step.")
+    num_train_epochs: Count = option(130, "Number of passes over the training images.")
+    max_train_steps: Count | None = option(None, "Total number of optimizer steps; overrides num_train_epochs.")
+    learning_rate: Positive = option(
+        0.8, "Learning rate after the warm-up. It is not scaled by the batch size or the number of processes."
     )
-    lr_power: Positive = option(0.9, "Power of the polynomial.")
-    lr_steps: Epochs = option([8, 11], "Epochs of num_train_epochs after which the step schedule goes down.")
+    lr_scheduler_type: Schedule = option(
+        "cosine",
+        "Learning rate schedule: cosine or polynomial decay to 0, or step, a division by 10 after each of lr_steps.",
+    )
+    lr_power: Positive = option(0.9, "Power of the polynomial schedule.")
+    lr_steps: Epochs = option(
+        [8, 11], "Epochs, of num_train_epochs, after which the step schedule divides the learning rate by 10."
+    )
     momentum: BelowOne = option(0.9, "Momentum.")
-    nesterov: bool = option(True, "Nesterov's momentum.")
+    nesterov: bool = option(True, "Use Nesterov momentum.")
     weight_decay: NotNegative = option(1e-4, "Weight decay.")
-    no_decay_on_norm_and_bias: bool = option(False, "No weight decay on BatchNorm and biases.")
-    num_warmup_steps: Natural = option(3130, "Steps of linear warm-up.")
-    warmup_start_factor: Probability = option(0.25, "Part of the learning rate that the warm-up starts from.")
-    max_grad_norm: Positive | None = option(None, "Gradients are scaled down to this norm.")
-    ema_decay: BelowOne | None = option(None, "Evaluate and save an exponential moving average of the weights.")
+    no_decay_on_norm_and_bias: bool = option(False, "Exclude BatchNorm parameters and biases from weight decay.")
+    num_warmup_steps: Natural = option(3130, "Number of steps of the linear warm-up.")
+    warmup_start_factor: Probability = option(0.25, "Fraction of the learning rate at which the warm-up starts.")
+    max_grad_norm: Positive | None = option(None, "Maximum norm of the gradients; null disables clipping.")
+    ema_decay: BelowOne | None = option(
+        None, "Decay of an exponential moving average of the weights, which is then evaluated and saved."
+    )
     sync_batch_norm: bool = option(
         False,
-        "Statistics of BatchNorm over the batches of all processes (GPUs only); involutions then keep their kernels "
-        "for the backward pass, which takes more memory.",
+        "Compute BatchNorm statistics over the batches of all processes (GPUs only). It takes more memory, because "
+        "involutions then keep their kernels for the backward pass.",
     )
-    torch_compile: bool = option(False, "Compile the model.")
+    torch_compile: bool = option(False, "Compile the model with torch.compile.")
 
 
 @dataclass
 class RunOptions:
-    output_dir: str = option("outputs/train", "Everything goes here; a run that finds its own checkpoints resumes.")
-    checkpointing_steps: Annotated[str, Valid("a positive number or epoch", _steps)] = option(
-        "epoch", "How often the state is saved: a number of steps, or epoch."
+    output_dir: str = option(
+        "outputs/train", "Folder for all results. A run that finds its own checkpoints there resumes."
     )
-    checkpoints_total_limit: Count = option(2, "How many of the newest checkpoints stay.")
-    logging_steps: Count = option(50, "Steps between two lines of the log.")
-    eval_epochs: Count = option(1, "Epochs between two evaluations; there is one at the end in any case.")
-    report_to: str | None = option(None, "Trackers of Accelerate, separated by commas: tensorboard, wandb, trackio.")
+    checkpointing_steps: StepsOrEpoch = option(
+        "epoch", "Number of steps between two checkpoints, or epoch for one after each epoch."
+    )
+    checkpoints_total_limit: Count = option(2, "Number of checkpoints to keep: the newest ones.")
+    logging_steps: Count = option(50, "Number of steps between two lines of the log.")
+    eval_epochs: Count = option(1, "Number of epochs between two evaluations. The final model is always evaluated.")
+    report_to: str | None = option(
+        None, "Experiment trackers of Accelerate, separated by commas: tensorboard, wandb, trackio."
+    )
 
 
 @dataclass
 class LoopOptions(RunOptions, OptimizationOptions):
-    """What all training scripts can be told."""
+    """Options that all training scripts of this package have."""
 
 
 @dataclass
 class HubOptions:
-    push_to_hub: bool = option(False, "Push the Hub folder `last` when the run ends; needs `hf auth login`.")
-    hub_model_id: str | None = option(None, "Repository to push to; by default one with the name of output_dir.")
+    push_to_hub: bool = option(
+        False, "Push the folder last to the Hub at the end of the run. Run hf auth login first."
+    )
+    hub_model_id: str | None = option(None, "Hub repository to push to; by default, one named like output_dir.")
 
 
 @dataclass
 class TrainingConfig(
     HubOptions, LoopOptions, AugmentationOptions, PictureOptions, StreamOptions, TrainingDataOptions, ModelOptions
 ):
-    """Everything that `train.py` can be told; the other scripts combine the groups that they need."""
+    """Options of `train.py`."""
 
-    label_smoothing: BelowOne = option(0.1, "Part of the target that is spread over all classes.")
+    label_smoothing: BelowOne = option(0.1, "Label smoothing: the part of each target that all classes share.")
 
 
 @dataclass
 class DenseAugmentationOptions:
-    random_flip: Probability = option(0.5, "Probability that a training picture is mirrored.")
+    random_flip: Probability = option(0.5, "Probability of a horizontal flip.")
     photometric_distortion: bool = option(
-        False, "Brightness, contrast, saturation and hue change at random, as in SSD."
+        False, "Change brightness, contrast, saturation and hue at random, as in SSD."
     )
 
 
 @dataclass
 class MaskOptions(TrainingDataOptions):
     train_dir: str | None = option(
-        None, "Instead of dataset_name, a folder with the folders images and annotations: masks of the same names."
+        None,
+        "Training images, instead of dataset_name: a folder that contains the folders images and annotations, in which "
+        "an image and its mask have the same name.",
     )
-    label_column_name: str = option("annotation", "Column with the masks: pictures of the class of every pixel.")
-    do_reduce_labels: bool = option(False, "In the masks, classes count from 1, and 0 is not labelled (ADE20K).")
+    label_column_name: str = option(
+        "annotation", "Name of the column that contains the masks: the class of each pixel."
+    )
+    do_reduce_labels: bool = option(False, "In the masks, 0 means unlabeled and classes start at 1, as in ADE20K.")
 
 
 @dataclass
 class CropOptions(DenseAugmentationOptions, NormalizationOptions):
-    random_scale: Scales = option([0.5, 2.0], "Least and greatest factor that a training picture is scaled by.")
-    crop_size: Size = option([512, 1024], "Height and width of the crop that is trained on.")
+    random_scale: Scales = option(
+        [0.5, 2.0], "Minimum and maximum factor by which a training image is resized at random."
+    )
+    crop_size: Size = option([512, 1024], "Height and width of the random crop to train on.")
 
 
 @dataclass
 class SegmentationConfig(HubOptions, LoopOptions, CropOptions, StreamOptions, MaskOptions, ModelOptions):
-    """Everything that `train_segmentation.py` can be told. The defaults are the schedule of mmsegmentation's models,
-    without its length."""
+    """Options of `train_segmentation.py`. The defaults are the schedule of mmsegmentation, except for its length."""
 
-    photometric_distortion: bool = option(True, "Brightness, contrast, saturation and hue change at random.")
-    per_device_train_batch_size: Count = option(2, "Crops in a training batch of one process.")
-    per_device_eval_batch_size: Count = option(1, "Pictures that one process loads together to evaluate on.")
-    learning_rate: Positive = option(0.01, "Learning rate after the warm-up, for the whole batch of all processes.")
-    lr_scheduler_type: str = option("polynomial", "As for train.py.", choices=["cosine", "polynomial", "step"])
-    weight_decay: NotNegative = option(5e-4, "Weight decay.")
-    nesterov: bool = option(False, "Nesterov's momentum.")
-    num_warmup_steps: Natural = option(0, "Steps of linear warm-up.")
+    photometric_distortion: bool = with_default(DenseAugmentationOptions, "photometric_distortion", True)
+    per_device_train_batch_size: Count = option(2, "Training batch size of each process, in crops.")
+    per_device_eval_batch_size: Count = option(1, "Number of images that each process loads together for evaluation.")
+    learning_rate: Positive = with_default(OptimizationOptions, "learning_rate", 0.01)
+    lr_scheduler_type: Schedule = with_default(OptimizationOptions, "lr_scheduler_type", "polynomial")
+    weight_decay: NotNegative = with_default(OptimizationOptions, "weight_decay", 5e-4)
+    nesterov: bool = with_default(OptimizationOptions, "nesterov", False)
+    num_warmup_steps: Natural = with_default(OptimizationOptions, "num_warmup_steps", 0)
 
 
 @dataclass
-class CocoOptions:
-    train_dir: str = option("", "Folder with the pictures to train on.")
-    train_annotations: str = option("", "Their objects: a file in COCO's format, instances_train2017.json say.")
-    validation_dir: str = option("", "Folder with the pictures to evaluate on.")
-    validation_annotations: str = option("", "Their objects.")
-    max_train_samples: Count | None = option(None, "Train on so many pictures only, drawn by the seed.")
-    max_eval_samples: Count | None = option(None, "Evaluate on so many pictures only, drawn likewise.")
+class CocoOptions(SeedOptions):
+    train_dir: str = option("", "Folder of the training images.")
+    train_annotations: str = option("", "Annotations of the training images, a COCO file: instances_train2017.json.")
+    validation_dir: str = option("", "Folder of the images to evaluate on.")
+    validation_annotations: str = option("", "Annotations of the images to evaluate on, a COCO file.")
+    max_train_samples: Count | None = option(None, "Maximum number of images to train on: a random sample.")
+    max_eval_samples: Count | None = option(None, "Maximum number of images to evaluate on: a random sample.")
 
 
 @dataclass
 class DetectorOptions:
-    detector: str = option("fasterrcnn", "Detector of torchvision.", choices=["fasterrcnn", "maskrcnn", "retinanet"])
-    neck: str = option("convolution", "Output layers of the feature pyramid.", choices=["convolution", "involution"])
-    head: str = option(
-        "convolution", "Layers of RPN and mask head (not RetinaNet).", choices=["convolution", "involution"]
+    detector: Literal["fasterrcnn", "maskrcnn", "retinanet"] = option("fasterrcnn", "Detector of torchvision.")
+    neck: Layers = option("convolution", "Type of the output layers of the feature pyramid.")
+    head: Layers = option("convolution", "Type of the layers of RPN and mask head. RetinaNet has neither.")
+    channels: Count = option(256, "Number of channels of the feature pyramid.")
+    trainable_layers: NumTrained = option(
+        3, "Number of trainable layers of the backbone (the stem and four stages), counted from the last stage."
     )
-    channels: Count = option(256, "Channels of the feature pyramid.")
-    trainable_layers: Annotated[int, Valid("a number from 0 to 5", lambda value: 0 <= value <= 5)] = option(
-        3, "Of stem and four stages, so many are trained, counted from the last."
-    )
-    min_size: Count = option(800, "The shorter side of a picture is resized to this ...")
-    max_size: Count = option(1333, "... but the longer one to this at most.")
+    min_size: Count = option(800, "Length to which the shorter side of an image is resized, in pixels.")
+    max_size: Count = option(1333, "Maximum length of the longer side after resizing, in pixels.")
 
 
 @dataclass
 class DetectionConfig(LoopOptions, DenseAugmentationOptions, DetectorOptions, CocoOptions, ModelOptions):
-    """Everything that `train_detection.py` can be told. The defaults are the paper's schedule."""
+    """Options of `train_detection.py`. The defaults are the paper's schedule."""
 
-    per_device_train_batch_size: Count = option(2, "Pictures in a training batch of one process.")
-    per_device_eval_batch_size: Count = option(2, "Pictures in an evaluation batch of one process.")
-    num_train_epochs: Count = option(12, "Passes over the training pictures.")
-    learning_rate: Positive = option(0.02, "Learning rate after the warm-up, for the whole batch of all processes.")
-    lr_scheduler_type: str = option("step", "As for train.py.", choices=["cosine", "polynomial", "step"])
-    nesterov: bool = option(False, "Nesterov's momentum.")
-    num_warmup_steps: Natural = option(2000, "Steps of linear warm-up.")
-    warmup_start_factor: Probability = option(0.001, "Part of the learning rate that the warm-up starts from.")
+    per_device_train_batch_size: Count = with_default(OptimizationOptions, "per_device_train_batch_size", 2)
+    per_device_eval_batch_size: Count = with_default(ComputeOptions, "per_device_eval_batch_size", 2)
+    num_train_epochs: Count = with_default(OptimizationOptions, "num_train_epochs", 12)
+    learning_rate: Positive = with_default(OptimizationOptions, "learning_rate", 0.02)
+    lr_scheduler_type: Schedule = with_default(OptimizationOptions, "lr_scheduler_type", "step")
+    nesterov: bool = with_default(OptimizationOptions, "nesterov", False)
+    num_warmup_steps: Natural = with_default(OptimizationOptions, "num_warmup_steps", 2000)
+    warmup_start_factor: Probability = with_default(OptimizationOptions, "warmup_start_factor", 0.001)

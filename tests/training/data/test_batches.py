@@ -8,7 +8,14 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
-from rednet.training.data.batches import EvaluationOrder, TrainingOrder, evaluation_loader, training_loader
+from rednet.training.data.batches import (
+    EvaluationBatches,
+    EvaluationOrder,
+    TrainingBatches,
+    TrainingOrder,
+    evaluation_loader,
+    training_loader,
+)
 from rednet.training.data.sources import load_images
 from rednet.training.data.transforms import TrainingTransform, make_mixing, normalize, open_image
 from rednet.training.options.groups import TrainingConfig
@@ -223,3 +230,20 @@ def test_too_few_images_for_a_batch(options):
     config = TrainingConfig(**{**options[1], "max_train_samples": 30})
     with pytest.raises(ValueError, match="is 20 on 2 processes, but there are only 30 images"):
         TrainingOrder(load_images(config)[0], config, 0, 2)
+
+
+def test_training_batches_look_like_the_processors(options):
+    """Without crop (and up to the flip) a training image becomes what the image processor makes of it."""
+    config = TrainingConfig(**{**options[1], "image_size": 8, "random_crop_min_scale": None})
+    images = load_images(config)[1].cast_column("image", Image(decode=False))
+    batch = TrainingBatches(images, config, 10).__getitems__([((0, 0, n), n) for n in range(6)])
+    normalized = normalize(batch["pixel_values"], config)
+    assert normalized.is_contiguous(memory_format=torch.channels_last) and batch["pixel_values"].dtype == torch.uint8
+    expected = EvaluationBatches(images, make_processor(config), 10).__getitems__([(n != 5, n) for n in range(6)])
+    assert torch.equal(batch["labels"][:5], expected["labels"][:5]) and expected["labels"][5] == -1
+    flips = 0
+    for image, reference in zip(normalized, expected["pixel_values"]):
+        flipped = torch.allclose(image, reference.flip(2), atol=1e-5)
+        assert flipped or torch.allclose(image, reference, atol=1e-5)
+        flips += flipped
+    assert 0 < flips < 6
