@@ -2,7 +2,7 @@
 
     python app/app.py --model outputs/demo/last
 
-The default model is that under `models` in README.md in this folder (training/push_to_hub.py writes it there for a
+The default model is that under `models` in README.md in this folder (`python -m rednet.hub push` writes it there for a
 Space), or else the model of `make demo` in outputs/demo. The app runs on the CPU.
 """
 

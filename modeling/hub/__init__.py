@@ -1,20 +1,20 @@
-"""A complete Hub repository: written into a folder, checked, and pushed in one commit."""
+"""Publishing: writes a complete Hub repository into a folder, checks it, and pushes it in one commit."""
 
-from .folder import (
-    check_hub_folder,
-    check_replaceable,
-    check_token,
-    push_hub_folder,
-    replacing,
-    save_hub_folder,
-)
+from rednet.hub.cards import add_results, imagenet_card, known_checkpoints, make_card
+from rednet.hub.folder import check_hub_folder, check_replaceable, replacing, save_hub_folder
+from rednet.hub.push import check_token, push_hub_folder, push_space
 
 
 __all__ = [
+    "add_results",
     "check_hub_folder",
     "check_replaceable",
     "check_token",
+    "imagenet_card",
+    "known_checkpoints",
+    "make_card",
     "push_hub_folder",
+    "push_space",
     "replacing",
     "save_hub_folder",
 ]

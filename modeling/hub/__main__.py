@@ -1,29 +1,74 @@
-"""Renders the model cards of the published depths.
+"""Pushes a Hub folder or the app to the Hub, and renders the model cards of the published depths.
 
-python -m rednet.hub --output_dir outputs/hub_cards
+    python -m rednet.hub push outputs/demo/last your-name/rednet-fashion-mnist
+    python -m rednet.hub push app your-name/what-involution-sees --model your-name/rednet-fashion-mnist
+    python -m rednet.hub cards rednet-50 --output_dir outputs/hub_cards
+
+A push needs a token: run `hf auth login`, or set HF_TOKEN. If it fails, the same command can be repeated.
 """
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 
 from rednet.configuration_rednet import RedNetConfig
+from rednet.hub.cards import PICTURE, SOURCES, imagenet_card, known_checkpoints
+from rednet.hub.push import push_hub_folder, push_space
 
-from .cards import PICTURE, SOURCES, imagenet_card, known_checkpoints
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m rednet.hub", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="{push,cards}")
+
+    push = commands.add_parser("push", help="push a folder to a repository of the Hub, in one commit")
+    push.add_argument("folder", type=Path, help="a folder with a saved RedNet, or with the app.py of a Space")
+    push.add_argument("repo", help="OWNER/NAME, or a name in the account of the token")
+    push.add_argument("--model", metavar="ID", help="only for a Space: the model on the Hub that it loads")
+    push.add_argument("--private", action="store_true", default=None, help="create a private repository")
+    push.add_argument("--commit_message")
+    push.set_defaults(run=run_push, parser=push)
+
+    names = ", ".join(known_checkpoints())
+    cards = commands.add_parser("cards", help="render the model cards of the published depths")
+    cards.add_argument("names", nargs="*", metavar="NAME", help=f"any of {names} (default: all)")
+    cards.add_argument("--output_dir", type=Path, default=Path("outputs/hub_cards"))
+    cards.add_argument("--weights", choices=SOURCES, default="authors", help="the publisher whose results are shown")
+    cards.add_argument("--namespace", help="the account in the examples: they load NAMESPACE/NAME")
+    cards.set_defaults(run=run_cards, parser=cards)
+
+    options = parser.parse_args(arguments)
+    options.run(options)
 
 
-def main() -> None:
-    known = known_checkpoints()
-    parser = argparse.ArgumentParser(prog="python -m rednet.hub", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(known)}; all by default")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/hub_cards"))
-    parser.add_argument("--weights", choices=SOURCES, default="authors", help="whose: their results are shown")
-    parser.add_argument("--namespace", help="the Hub account in the examples, as in NAMESPACE/rednet-50")
-    options = parser.parse_args()
-    if unknown := [name for name in options.names if name not in known]:
-        parser.error(f"there is no card data for {', '.join(unknown)}: expected any of {', '.join(known)}")
-    for name in options.names or known:
-        config = RedNetConfig(depths=known[name]["depths"], num_labels=1000)
+def run_push(options: argparse.Namespace) -> None:
+    is_space = (options.folder / "app.py").is_file()
+    if is_space and options.model is None:
+        options.parser.error(f"--model is missing: {options.folder} is a Space, expected the model that it loads")
+    if not is_space and options.model is not None:
+        options.parser.error(f"--model is only for a Space: {options.folder} has no app.py")
+    try:
+        if is_space:
+            commit = push_space(options.folder, options.repo, options.model, options.private, options.commit_message)
+        else:
+            commit = push_hub_folder(options.folder, options.repo, options.private, options.commit_message)
+    except (PermissionError, ValueError) as error:  # raised by a check, before the push
+        sys.exit(f"error: {error}")
+    except Exception as error:  # the class for a broken connection differs between releases of huggingface_hub
+        sys.exit(
+            f"error: {type(error).__name__}: {error}\n{options.folder} is complete: repeat the command to try again"
+        )
+    print(commit.repo_url)
+
+
+def run_cards(options: argparse.Namespace) -> None:
+    checkpoints = known_checkpoints()
+    if unknown := [name for name in options.names if name not in checkpoints]:
+        options.parser.error(f"unknown name {', '.join(unknown)}, expected any of {', '.join(checkpoints)}")
+    for name in options.names or checkpoints:
+        config = RedNetConfig(depths=checkpoints[name]["depths"], num_labels=1000)
         repository = f"{options.namespace}/{name}" if options.namespace else name
         folder = options.output_dir / name
         folder.mkdir(parents=True, exist_ok=True)

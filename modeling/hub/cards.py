@@ -175,7 +175,7 @@ def make_card(
     )
 
 
-def name_repository(card: ModelCard, repository: str) -> None:
+def set_repository(card: ModelCard, repository: str) -> None:
     """Lets the examples of a rendered card load `repository`."""
     if loaded := re.search(r'AutoImageProcessor\.from_pretrained\("([^"]+)"\)', card.text):
         name, loads = (
@@ -210,4 +210,4 @@ def add_results(card: ModelCard, results: list[EvalResult]) -> None:
     card.text = "\n".join(lines)
 
 
-__all__ = ["PICTURE", "add_results", "imagenet_card", "known_checkpoints", "make_card", "name_repository"]
+__all__ = ["PICTURE", "add_results", "imagenet_card", "known_checkpoints", "make_card", "set_repository"]

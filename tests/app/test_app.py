@@ -24,10 +24,9 @@ from gradio.state_holder import SessionState
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 from rednet import RedNetConfig, RedNetForImageClassification, RedNetModel
-from rednet.hub import save_hub_folder
-from rednet.hub.cards import make_card
+from rednet.hub import make_card, save_hub_folder
+from rednet.hub.__main__ import main as push_command
 from rednet.modeling_rednet import RedNetInvolution
-from rednet.training import push_to_hub
 from transformers import ConvNextImageProcessor
 
 import app
@@ -41,12 +40,11 @@ from remote import WITHOUT_PACKAGES
 LABELS = ["cat", "dog", "red", "crane", "coin", "sky", "crane"]
 MODEL, SPACE = "user/rednet-tiny", "user/what-involution-sees"
 PUSH = """
-import runpy, sys
-script, *pushes = sys.argv[1:]
-for arguments in pushes:
-    sys.argv = [script, *arguments.split("|")]
+import sys
+from rednet.hub.__main__ import main
+for arguments in sys.argv[1:]:
     try:
-        runpy.run_path(script, run_name="__main__")
+        main(["push", *arguments.split("|")])
     except SystemExit as error:
         print(error)
 """
@@ -307,7 +305,7 @@ def pushed(root, folder, tmp_path_factory):
     space = f"{SPACE}|--model|{MODEL}"
     pushes = [f"{place}/app|{space}", f"{folder}|{MODEL}", f"{place}/before|{space}", f"{place}/app|{space}"]
     with HubServer() as hub:
-        command = [sys.executable, "-c", PUSH, str(root / "training/push_to_hub.py"), *pushes]
+        command = [sys.executable, "-c", PUSH, *pushes]
         done = subprocess.run(command, env=hub.environment(place / "home"), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         yield hub, done.stdout
@@ -337,10 +335,9 @@ def test_a_space_needs_a_model_that_is_on_the_hub(pushed):
 
 
 @pytest.mark.parametrize(("pushed_folder", "more"), [("app", []), ("training", ["--model", MODEL])])
-def test_a_model_is_for_a_space_and_a_space_has_one(root, monkeypatch, capsys, pushed_folder, more):
-    monkeypatch.setattr(sys, "argv", ["push_to_hub.py", str(root / pushed_folder), SPACE, *more])
+def test_a_model_is_for_a_space_and_a_space_has_one(root, capsys, pushed_folder, more):
     with pytest.raises(SystemExit):
-        push_to_hub.main()
+        push_command(["push", str(root / pushed_folder), SPACE, *more])
     assert "--model" in capsys.readouterr().err
 
 

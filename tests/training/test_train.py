@@ -127,7 +127,7 @@ def test_pushes_what_it_trained(root, trained, options, tmp_path):
         assert refused.returncode == 1 and "--push_to_hub: this Hub token may only read" in refused.stderr
         hub.fail("/commit/", status=500, times=ALWAYS)
         failed = push("failed")
-        assert failed.returncode == 1 and "training/push_to_hub.py" in failed.stderr
+        assert failed.returncode == 1 and "python -m rednet.hub push" in failed.stderr
         assert (trained / "last/model.safetensors").read_bytes() == before and len(hub.commits("user/digits")) == 1
         hub.recover()
         result = push("pushed")

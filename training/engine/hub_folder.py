@@ -151,5 +151,5 @@ def push(folder: Path, repository: str | None, private: bool | None = None) -> N
     except Exception as error:  # what a broken connection raises differs between releases of huggingface_hub
         raise SystemExit(
             f"{folder} is whole, but was not pushed: {error}\n"
-            f"To push it: python training/push_to_hub.py {folder} {repository}"
+            f"To push it: python -m rednet.hub push {folder} {repository}"
         ) from error

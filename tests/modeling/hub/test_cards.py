@@ -10,7 +10,7 @@ import sys
 import pytest
 from huggingface_hub import EvalResult, ModelCard
 from rednet import RedNetConfig
-from rednet.hub.cards import add_results, imagenet_card, known_checkpoints, make_card, name_repository
+from rednet.hub.cards import add_results, imagenet_card, known_checkpoints, make_card, set_repository
 
 
 # Parameters and MACs as published, and the authors' released top-1 and top-5.
@@ -26,7 +26,7 @@ PUBLISHED = {
 @pytest.fixture(scope="module")
 def cards(tmp_path_factory) -> dict[str, ModelCard]:
     folder = tmp_path_factory.mktemp("cards")
-    command = [sys.executable, "-m", "rednet.hub", "--output_dir", str(folder), "--namespace", "me"]
+    command = [sys.executable, "-m", "rednet.hub", "cards", "--output_dir", str(folder), "--namespace", "me"]
     subprocess.run(command, check=True)
     assert {path.name for path in folder.iterdir()} == set(PUBLISHED)
     assert all((folder / name / "involution.png").is_file() for name in PUBLISHED)
@@ -79,7 +79,7 @@ def test_an_unpublished_depth_claims_nothing():
 
 def test_examples_follow_the_repository(cards):
     card = cards["rednet-26"]
-    name_repository(card, "you/other")
+    set_repository(card, "you/other")
     assert card.text.count('"you/other"') == 5 and "me/rednet-26" not in card.text
 
 
@@ -87,14 +87,14 @@ def test_a_folder_may_have_the_name_of_what_stands_in_the_examples(cards):
     """Only what is loaded from is renamed."""
     card = copy.deepcopy(cards["rednet-50"])
     original = card.text
-    name_repository(card, "train")
-    name_repository(card, "you/other")
-    name_repository(card, "me/rednet-50")
+    set_repository(card, "train")
+    set_repository(card, "you/other")
+    set_repository(card, "me/rednet-50")
     assert card.text == original and '"train"' in original
 
 
 def test_unknown_names_are_refused(tmp_path):
-    command = [sys.executable, "-m", "rednet.hub", "rednet-34", "--output_dir", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "rednet.hub", "cards", "rednet-34", "--output_dir", str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2 and "rednet-34" in result.stderr and "rednet-152" in result.stderr
     assert not (tmp_path / "out").exists()

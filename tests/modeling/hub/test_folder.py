@@ -136,7 +136,7 @@ def test_an_error_is_not_hidden_by_files_of_others(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("README.md", "my project", "has README.md: move what would be replaced"),
+        ("README.md", "my project", "has README.md: choose another folder"),
         ("model.safetensors", "weights of something", "has model.safetensors"),
         ("config.json", '{"model_type": "bert"}', "has config.json"),
         ("config.json", "not JSON", "has config.json"),
@@ -170,7 +170,7 @@ def test_what_is_no_folder_is_refused_before_anything_is_done(tmp_path):
 def test_a_folder_that_may_not_be_written_is_refused(tmp_path):
     (tmp_path / "mine").mkdir(mode=0o500)
     for folder in (tmp_path / "mine", tmp_path / "mine/new/model"):
-        with pytest.raises(PermissionError, match="may not write into .*/mine$"):
+        with pytest.raises(PermissionError, match="no permission to write into .*/mine$"):
             check_replaceable(folder)
 
 
@@ -178,7 +178,9 @@ def test_an_impossible_configuration_is_named(write):
     folder = write("things")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "stem_stride": 3}))
-    with pytest.raises(ValueError, match="things/config.json is no configuration of a RedNet: (?s:.*)stem_stride=3"):
+    with pytest.raises(
+        ValueError, match="things/config.json is not a valid configuration of a RedNet: (?s:.*)stem_stride=3"
+    ):
         check_hub_folder(folder)
 
 

@@ -1,7 +1,6 @@
 """Pushed to a Hub and pulled from it, by unmodified libraries in processes of their own with empty caches."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ from remote import WITHOUT_PACKAGES
 
 
 REPO = "user/rednet-tiny"
+COMMAND = "from rednet.hub.__main__ import main; main()"
 REMOTE = WITHOUT_PACKAGES + "remote = {'trust_remote_code': True}\n"
 WITH_PACKAGES = "import rednet\nremote = {}\n"
 PULL = """
@@ -77,15 +77,15 @@ def test_what_a_token_may_not_push_to_is_known_before(tmp_path):
         ("hf_secret", "new", "space", None),
         ("hf_secret", "lab/there", "model", None),
         ("hf_secret", "lab/new", "model", None),
-        ("hf_secret", "club/new", "model", "may not create club/new: it may create repositories of user, lab"),
+        ("hf_secret", "club/new", "model", "may not create club/new: it may only create repositories of user, lab"),
         ("hf_secret", "somebody/new", "space", "may not create somebody/new"),
         ("hf_secret", "somebody/there", "model", "may not write to somebody/there"),
         ("hf_secret", "a b", "model", "a b"),
         ("hf_read", "user/new", "model", "may only read"),
         ("hf_fine", "lab/new", "model", None),
         ("hf_fine", "lab/there", "model", None),
-        ("hf_fine", "new", "model", "may not create user/new: it may create repositories of lab"),
-        ("hf_wrong", "new", "model", "does not accept this token"),
+        ("hf_fine", "new", "model", "may not create user/new: it may only create repositories of lab"),
+        ("hf_wrong", "new", "model", "this Hub token is invalid"),
     ]
     with HubServer() as hub:
         hub.orgs = {"lab": "write", "club": "read"}
@@ -136,7 +136,7 @@ def run(hub, place, code, *arguments, token=None, stdin=None):
     home = place / f"home-{len(list(place.iterdir()))}"
     environment = hub.environment(home, token)
     return subprocess.run(
-        [sys.executable, *([code] if os.fspath(code).endswith(".py") else ["-c", code]), *map(str, arguments)],
+        [sys.executable, "-c", code, *map(str, arguments)],
         cwd=place, env=environment, capture_output=True, text=True, input=stdin,
     )  # fmt: skip
 
@@ -147,9 +147,9 @@ def output(result) -> str:
 
 
 @pytest.fixture
-def push(hub, root, place):
+def push(hub, place):
     def push(folder, repo=REPO, *arguments, token=None):
-        return run(hub, place, root / "training/push_to_hub.py", folder, repo, *arguments, token=token)
+        return run(hub, place, COMMAND, "push", folder, repo, *arguments, token=token)
 
     return push
 
@@ -168,13 +168,13 @@ def uploads(hub, repo) -> int:
 
 
 @pytest.fixture(scope="module")
-def pushed(hub, root, model, tmp_path_factory):
+def pushed(hub, model, tmp_path_factory):
     place = tmp_path_factory.mktemp("pushed")
     folder = write_folder(place / "folder", model)
     (folder / "events.log").write_text("not for the Hub")
     (folder / "checkpoint-1").mkdir()
     (folder / "checkpoint-1/config.json").write_text("{}")
-    result = run(hub, place, root / "training/push_to_hub.py", folder, REPO)
+    result = run(hub, place, COMMAND, "push", folder, REPO)
     assert REPO in output(result)
     return folder
 
@@ -269,7 +269,7 @@ def test_after_a_failure_the_same_command_goes_on(hub, model, place, push):
     start = len(hub.log)
     hub.fail(r"/commit/", status=500, times=ALWAYS)
     failed = push(folder, "user/unlucky")
-    assert failed.returncode == 1 and "tries again" in failed.stderr
+    assert failed.returncode == 1 and "repeat the command" in failed.stderr
     hub.recover()
     assert [entry.status for entry in hub.log[start:] if entry.method == "PUT"] == [200, 200]
     assert uploads(hub, "user/unlucky") == 0
@@ -406,9 +406,9 @@ def test_refusals_of_a_push(hub, model, place):
         errors,
         (
             "PermissionError there is no Hub token: run `hf auth login`",
-            "PermissionError the Hub does not accept this token",
+            "PermissionError this Hub token is invalid",
             "ValueError .*preprocessor_config.json is missing",
-            "ValueError .*metadata that the Hub does not accept.*license",
+            "ValueError .*README.md has invalid metadata.*license",
         ),
         strict=True,
     ):
