@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo app test bench clean
+.PHONY: demo app test docs-test bench clean
 
 # Trains a small RedNet on Fashion-MNIST, saves it as a Hub folder, loads it again and classifies pictures.
 demo: $(VENV)/installed
@@ -21,6 +21,10 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Every snippet and command of README.md and docs, with small models and data.
+docs-test: $(VENV)/installed
+	$(BIN)/python -m pytest tests/docs --all-snippets
 
 # On a GPU where there is one. Leaves the tables in outputs/bench, as Markdown and CSV.
 bench: $(VENV)/installed

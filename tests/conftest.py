@@ -27,6 +27,10 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, print_b
 settings.load_profile("repeatable")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-snippets", action="store_true", help="run every snippet and command of the documentation")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT

@@ -48,7 +48,7 @@ def hosts():
 
 
 def start(root: Path, host: str, folder: Path, arguments: list[str]) -> subprocess.Popen:
-    """The command of TRAINING.md for machines that may be lost, on one of them."""
+    """The command of docs/distributed.md for machines that may be lost, on one of them."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
     torchrun += ["--max_restarts", "3", "--rdzv_backend", "c10d", "--rdzv_id", "test", "--local_addr", HOSTS[host]]
     torchrun += ["--rdzv_endpoint", f"{HOSTS['rednet-a']}:29511", "--rdzv_conf", f"is_host={int(host == 'rednet-a')}"]

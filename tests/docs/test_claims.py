@@ -1,4 +1,4 @@
-"""What GUIDE.md says of other libraries, tried with them."""
+"""What the pages say of other libraries, tried with them."""
 
 import re
 import subprocess
@@ -12,25 +12,20 @@ from transformers import AutoModelForImageClassification, UperNetConfig, UperNet
 
 from remote import WITHOUT_PACKAGES
 from small_models import random_images, small_config, small_model
-
-
-@pytest.fixture(scope="module")
-def guide(root) -> str:
-    return " ".join((root / "GUIDE.md").read_text().split())
+from snippets import read_blocks
 
 
 def run(code: str, folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
 
 
-def test_a_model_with_a_rednet_in_it_needs_the_import(guide, tmp_path):
+def test_a_model_with_a_rednet_in_it_needs_the_import(root, tmp_path):
     config = small_config(hidden_sizes=[64] * 4, depths=[1] * 4, out_indices=[1, 2, 3, 4])
     config = UperNetConfig(backbone_config=config, hidden_size=16, num_labels=3, use_auxiliary_head=False)
     UperNetForSemanticSegmentation(config).save_pretrained(tmp_path)
     load = "from transformers import UperNetForSemanticSegmentation as U; U.from_pretrained('.')"
-    assert (
-        run(load, tmp_path).stderr.strip().splitlines()[-1] == "KeyError: 'rednet'" and "`KeyError: 'rednet'`" in guide
-    )
+    error = run(load, tmp_path).stderr.strip().splitlines()[-1]
+    assert error == "KeyError: 'rednet'" and f"`{error}`" in (root / "docs/dense.md").read_text()
     # Here `rednet` is imported.
     assert isinstance(UperNetForSemanticSegmentation.from_pretrained(tmp_path).backbone, RedNetBackbone)
 
@@ -63,15 +58,17 @@ assert type(load(".", subfolder="last")).__module__.startswith("transformers_mod
     assert isinstance(model, RedNetForImageClassification)
 
 
-def test_an_adapter_comes_back_with_its_statistics(root, tmp_path):
+def test_an_adapter_comes_back_with_its_statistics(root, tmp_path, monkeypatch):
     peft = pytest.importorskip("peft")
-    code = re.search(r"```python\n(from peft .*?)```", (root / "GUIDE.md").read_text(), re.DOTALL)[1]
+    (block,) = [block for block in read_blocks(root / "docs/finetune.md") if block.language == "python"]
     images, labels = 3 * random_images(8, 3, 32, 32) + 1, torch.arange(8) % 5
+    small_model().save_pretrained(tmp_path / "your-name/rednet-50")
+    monkeypatch.chdir(tmp_path)
 
     def difference(code: str, folder: Path) -> float:
         """Between a trained model and the same one, saved and loaded, as a part of the largest result."""
         torch.manual_seed(0)
-        scope = {"model": small_model()}
+        scope = {}
         exec(code, scope)
         model = scope["model"]
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
@@ -85,11 +82,11 @@ def test_an_adapter_comes_back_with_its_statistics(root, tmp_path):
             logits, found = (m.double().eval()(pixel_values=images.double()).logits for m in (model, again))
         return ((found - logits).abs().max() / logits.abs().max()).item()
 
-    assert difference(code, tmp_path / "all") < 1e-9
-    assert difference(code.replace('"normalization", ', ""), tmp_path / "weights") > 0.1
+    assert difference(block.text, tmp_path / "all") < 1e-9
+    assert difference(block.text.replace('"normalization", ', ""), tmp_path / "weights") > 0.1
 
 
-def test_convolutions_that_a_quantizer_sees(guide):
+def test_convolutions_that_a_quantizer_sees(root):
     model = small_model().eval()
     convolutions = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)]
     spans = [name for name in convolutions if name.endswith("span")]
@@ -99,7 +96,8 @@ def test_convolutions_that_a_quantizer_sees(guide):
         return sum(node.target == torch.ops.aten.conv2d.default for node in graph.nodes)
 
     assert seen() == len(convolutions) - len(spans) > 0
-    hook = re.search(r"`module\.(register_forward_hook\(.*?\))`", guide)[1]
-    for name in spans:
-        eval(f"module.{hook}", {"module": model.get_submodule(name)})
+    loop = re.search(
+        r"^for name, module in .*?\n(?=\w)", (root / "docs/export.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    exec(loop[0], {"model": model})
     assert seen() == len(convolutions)

@@ -1,0 +1,150 @@
+"""Every number in the tables of the pages is that of a committed record, or of the model itself."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from rednet import RedNetConfig, RedNetForImageClassification, count_macs, count_parameters
+from rednet.hub.cards import known_checkpoints
+
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks/results"
+RECORDS = ["network-cpu-2-cores-avx512-2026-11-23", "network-cpu-2-cores-avx512-2026-11-23-second-run"]
+# The words of the pages for what the records name.
+FIRST_PAGE = {
+    "inference, eager, float32": "inference, eager",
+    "inference, BatchNorm folded by `model.fuse()`, float32": "inference, folded",
+    "inference, `torch.compile` with freezing, float32": "inference, compiled with freezing",
+    "inference, eager, bfloat16": "inference, eager, bfloat16",
+    "training step, eager, float32": "training step, eager",
+}
+BENCHMARKS = {
+    "inference, eager": "inference, eager",
+    "inference, folded (`model.fuse()`)": "inference, folded",
+    "inference, compiled with freezing": "inference, compiled with freezing",
+    "inference, eager, bfloat16": "inference, eager, bfloat16",
+    "training step, eager": "training step, eager",
+    "peak memory, inference": "peak memory, inference",
+    "peak memory, training step": "peak memory, training step",
+}
+UNFOLD = {**BENCHMARKS, "inference, compiled with freezing": "inference, both compiled with freezing"}
+
+
+def read_table(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading, without its head."""
+    text = (ROOT / page).read_text().split(f"\n## {heading}\n")[1]
+    table = re.search(r"(^\|.*\n)+", text, re.MULTILINE)[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def read_csv(name: str) -> list[dict]:
+    with open(RESULTS / f"{name}.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def numbers(text: str) -> list[str]:
+    return re.findall(r"\d+\.?\d*", text)
+
+
+def measured(what: str, batch: str, unfold: bool = False) -> list[dict]:
+    """The row of each record."""
+    rows = []
+    for record in map(read_csv, RECORDS):
+        (row,) = [
+            row
+            for row in record
+            if (row["what"], row["batch"], row["peer"] == "RedNet-50 by unfold") == (what, batch, unfold)
+        ]
+        rows.append(row)
+    return rows
+
+
+def ratios(rows: list[dict]) -> list[str]:
+    (name,) = {"beside the peer", "relative to the peer"} & rows[0].keys()
+    return [numbers(row[name])[0] for row in rows]
+
+
+def test_speed_on_the_first_page():
+    rows = read_table("README.md", "Speed")
+    assert [cells[0] for cells in rows] == list(FIRST_PAGE)
+    for name, *batches in rows:
+        for batch, cell in zip(("1", "16"), batches, strict=True):
+            if cell != "not measured":
+                assert numbers(cell) == ratios(measured(FIRST_PAGE[name], batch)), name
+
+
+def test_speed_and_memory():
+    rows = read_table("benchmarks/README.md", "RedNet-50 relative to ResNet-50")
+    assert {cells[0] for cells in rows} == BENCHMARKS.keys()
+    for name, batch, speed, relative, relative_to_unfold in rows:
+        record = measured(BENCHMARKS[name], batch)
+        if "memory" in name:
+            assert set(ratios(record)) == set(numbers(relative))
+        else:
+            assert numbers(speed) == [numbers(row["RedNet-50"])[0] for row in record]
+            assert numbers(relative) == ratios(record)
+        if relative_to_unfold:
+            exact = map(float, ratios(measured(UNFOLD[name], batch, unfold=True)))
+            assert numbers(relative_to_unfold) == [f"{ratio:.1f}" for ratio in exact]
+
+
+@pytest.mark.parametrize("name", ["RedNet-26", "RedNet-38", "RedNet-50", "RedNet-101", "RedNet-152"])
+def test_models(name):
+    rows = {cells[0]: cells[1:] for cells in read_table("benchmarks/README.md", "The family")}
+    config = json.loads((ROOT / f"configs/models/{name.lower()}.json").read_text())
+    with torch.device("meta"):
+        model = RedNetForImageClassification(RedNetConfig(**config))
+    top_1 = known_checkpoints()[name.lower()]["released"]["authors"]["top_1"]
+    assert rows[name] == [f"{count_parameters(model):,}", f"{count_macs(model) / 1e9:.3f} G", f"{top_1:.2f}"]
+    depths = {
+        cells[0].removesuffix(" (the default)"): cells[1] for cells in read_table("docs/use.md", "Build a RedNet")
+    }
+    assert depths[name] == ", ".join(map(str, config["depths"]))
+
+
+def test_exports():
+    all_rows = read_csv("export-cpu-2-cores-avx512-2026-11-23")
+    record = {(row["in"], row["batch"]): row for row in all_rows if row["model"] == "RedNet-50"}
+    rows = read_table("benchmarks/README.md", "Exported models")
+    assert [cells[0] for cells in rows] == ["PyTorch, eager", "AOTInductor", "onnxruntime", "OpenVINO"]
+    for name, *batches, relative in rows:
+        of_name = [record[name, batch] for batch in ("1", "16")]
+        for cell, row in zip(batches, of_name, strict=True):
+            assert numbers(cell) == [row["images/s"], *numbers(row["beside it in PyTorch, eager"])]
+        assert numbers(relative) == [n for row in of_name for n in numbers(row["beside ResNet-50 in the same"])]
+
+
+def words(page: str) -> str:
+    return " ".join((ROOT / page).read_text().split())
+
+
+def test_demo():
+    results = json.loads((RESULTS / "fashion_mnist_demo/results.json").read_text())
+    accuracy, seconds = 100 * results["eval_accuracy"], results["train_seconds"]
+    reached = f"{accuracy:.2f} % top-1 on Fashion-MNIST in {results['epochs']} epochs and {seconds:.0f} s"
+    assert reached in words("benchmarks/README.md")
+
+
+def test_hours_of_imagenet():
+    """130 epochs on a CPU, to a hundred hours."""
+    speeds = sorted(float(numbers(row["RedNet-50"])[0]) for row in measured("training step, eager", "16"))
+    hours = [round(1_281_167 * 130 / 3600 / speed, -2) for speed in reversed(speeds)]
+    row = f"{speeds[0]} to {speeds[-1]} (2026-11-23) | {hours[0]:,.0f} to {hours[-1]:,.0f} hours"
+    assert row in words("docs/train.md")
+
+
+def test_data():
+    record = read_csv("data-cpu-1-core-2026-11-23")
+    rows = read_table("benchmarks/README.md", "Training data")
+    for cells, row in zip(rows, record, strict=True):
+        assert cells[1:] == [row["ms"], row["images/s"]]
+    (name,) = [name for name in record[1] if name.endswith("RandomResizedCrop")]
+    assert f"is {numbers(record[1][name])[0]} times as fast" in words("benchmarks/README.md")
+    small, large, street, _ = record
+    crops = f"crops {small['images/s']} JPEGs of 500 x 375 per second, or {large['images/s']} of 1600 x 1200"
+    assert crops in words("docs/data.md")
+    assert f"makes {street['images/s']} crops/s of a 2048 x 1024 PNG" in words("docs/dense.md")
