@@ -20,7 +20,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from typing_extensions import Self
 
-from .operator_rednet import involution2d_batch_norm
+from .operator_rednet import involution2d_batch_norm, involution2d_fused
 
 
 # The layers: each of these functions is what one `forward` in modeling_rednet.py returns
