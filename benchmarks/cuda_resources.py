@@ -32,7 +32,7 @@ SHARED_MEMORY_PER_SM = {"sm_80": 164 * 1024, "sm_90": 228 * 1024}
 SHARED_MEMORY_UNIT = 128
 SHARED_MEMORY_RESERVED = 1024  # of every block, by the system
 WARP = 32
-GENERAL_THREADS = 256  # kThreads in cuda_common.cuh: the general kernels have no launch bounds
+GENERAL_THREADS = 256  # kThreads in cuda/common.cuh: the general kernels have no launch bounds
 COLUMNS = [
     "kernel", "architecture", "threads", "registers", "spill_stores", "spill_loads", "stack",
     "shared_memory", "blocks_per_sm", "warps_per_sm", "occupancy", "bound_by",

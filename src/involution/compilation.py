@@ -58,7 +58,8 @@ def compile_library(device_type: str, name: str, directory: Path, cflags: list[s
             f"{directory} is on a file system that is mounted noexec, from which no library can be loaded. Set "
             "TORCH_EXTENSIONS_DIR to a folder on another file system"
         )
-    # A process that was killed while it compiled leaves this file; older releases of torch wait for its removal forever.
+    # A process that was killed while it compiled leaves this file. Older releases of torch wait forever for its
+    # removal.
     (directory / "lock").unlink(missing_ok=True)
     logger.warning("Compiling the involution operator for %s, once on this machine (%s)", device_type, directory)
     start = time.perf_counter()
@@ -77,8 +78,8 @@ def compile_library(device_type: str, name: str, directory: Path, cflags: list[s
                 is_python_module=False,
             )
     except Exception as error:
-        # An OSError concerns the folder, unless there are too few resources for a process. Errors of the dynamic linker
-        # have no errno.
+        # An OSError concerns the folder, unless resources for a process are missing. Errors of the dynamic linker have
+        # no errno.
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOMEM, errno.EAGAIN, errno.EMFILE):
             raise
         raise RuntimeError(_record_failure(directory, device_type, error)) from error
@@ -134,7 +135,7 @@ def _record_failure(directory: Path, device_type: str, error: Exception) -> str:
 
 
 def _failure_key(device_type: str) -> str:
-    """A digest of everything, except what the name of a library contains, whose change can make a compilation succeed."""
+    """A digest of what can make a compilation succeed if it changes, except what the name of a library contains."""
     digest = hashlib.sha256(f"{sys.prefix} {torch.__file__} {device_type}".encode())
     digest.update(repr([os.environ.get(name) for name in _ENVIRONMENT]).encode())
     with suppress(OSError), compiler.scripts_on_path():

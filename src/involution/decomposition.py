@@ -2,9 +2,9 @@
 
 The definition, unfold or a sum of Kh * Kw shifted images, passes over memory a hundred times. Here a matrix product
 does the work. Each output row is divided into tiles of TILE neighboring pixels, which share a window of the input of
-`(TILE - 1) * stride + Kw` columns and Kh rows. If each pixel's taps are placed at the positions of the window that they
-apply to, with zeros elsewhere, the kernels of a tile are a banded matrix (TILE, window). The product of this matrix and
-the window (window, C / G) is the output.
+`(TILE - 1) * stride + Kw` columns and Kh rows. If each pixel's taps are placed at the positions of the window that
+they apply to, with zeros elsewhere, the kernels of a tile are a banded matrix (TILE, window). The product of this
+matrix and the window (window, C / G) is the output.
 
 Sizes may be symbolic. The steps assume only that they are positive.
 """
@@ -91,8 +91,8 @@ def _bands(taps: Tensor, span: int, stride: int, dilation: int) -> Tensor:
     tiles = taps.shape[:3].numel() * (taps.shape[3] // TILE)
     if dilation > 1:
         taps = F.pad(taps.unsqueeze(5), (0, 0, 0, dilation - 1)).flatten(4, 5)
-    # The taps of pixel n of a tile are shifted by n * stride columns. Therefore each pixel's taps are padded with zeros,
-    # and the sequence of all of them is divided into rows that are one stride shorter: these are the band.
+    # The taps of pixel n of a tile are shifted by n * stride columns. Therefore each pixel's taps are padded with
+    # zeros, and the sequence of all of them is divided into rows that are one stride shorter: these are the band.
     window, step = span * rows, stride * rows
     taps = F.pad(taps.flatten(4), (0, window + step - columns * dilation * rows))
     return taps.reshape(tiles, TILE * (window + step)).narrow(1, 0, TILE * window).reshape(tiles, TILE, window)

@@ -2,8 +2,8 @@
 
 There is one library for the CPU and one for CUDA. Each is compiled once for each machine, torch release, compiler and
 version of the sources, into torch's cache of extensions (`TORCH_EXTENSIONS_DIR`). A compilation that failed is not
-repeated until the compiler, its environment or the sources change. If there is no library, one warning gives the reason
-and the cure, and the operators fall back to plain PyTorch.
+repeated until the compiler, its environment or the sources change. If there is no library, one warning gives the
+reason and the cure, and the operators fall back to plain PyTorch.
 """
 
 import logging

@@ -24,7 +24,8 @@ COMPLETE = "complete"  # the name of the file that marks a complete library
 ANY_COMPILER = "?" * compiler.DIGEST_LENGTH  # a pattern for the part of a name that identifies the compilers
 # What `_key` reads besides csrc: the files that determine how the sources are compiled.
 _BUILD_FILES = ("compiler.py", "compilation.py")
-# The flags of /proc/cpuinfo whose instructions compilers use with -march=native: on x86 these, on Arm all but "evtstrm".
+# The flags of /proc/cpuinfo whose instructions compilers use with -march=native: on x86 these, on Arm all but
+# "evtstrm".
 _INSTRUCTIONS = (
     r"(?!evtstrm)"
     if platform.machine() in ("arm64", "aarch64")
@@ -61,8 +62,8 @@ def name_of(device_type: str, compilers: str) -> str:
 def find(device_type: str, compilers: str | None = None) -> Path | None:
     """Returns a complete library that runs on the devices of this machine, or None.
 
-    Only libraries of the compilers of this machine are considered. With `ANY_COMPILER`, or if a compiler is missing, as
-    in images and on the nodes of a cluster, libraries of all compilers are.
+    Only libraries of the compilers of this machine are considered. With `ANY_COMPILER`, or if a compiler is missing,
+    as in images and on the nodes of a cluster, libraries of all compilers are.
     """
     compilers = compilers or compiler.digest(device_type) or ANY_COMPILER
     capabilities = compiler.device_capabilities() if device_type == "cuda" else []

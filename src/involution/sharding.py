@@ -21,8 +21,8 @@ def _register() -> None:
 
     def register(tensors: int, operators: list, placements) -> None:
         register_sharding(operators)(placements)
-        # Sharding decisions are cached for calls with equal arguments. By default, `register_sharding` ignores lists of
-        # integers in this comparison, such as the size of the input, which determines the size of its gradient.
+        # Sharding decisions are cached for calls with equal arguments. By default, `register_sharding` ignores lists
+        # of integers in this comparison, such as the size of the input, which determines the size of its gradient.
         information = RuntimeSchemaInfo(static_argnum=tensors, needs_pytree=True)
         for operator in operators:
             DTensor._op_dispatcher.sharding_propagator.op_to_schema_info[operator] = information

@@ -1,11 +1,11 @@
-// Just enough of CUDA on the host to run the kernels' own code: blocks one after the other, and every thread of a block
-// as a fiber, which runs until a barrier or its end.
+// The parts of CUDA that the kernels use, on the host: blocks run one after the other, and every thread of a block is
+// a fiber, which runs until a barrier or its end.
 //
-// Barriers over the block (__syncthreads) and over a warp (__syncwarp, mma, ldmatrix) suspend a fiber until all threads
-// that they are about have arrived; threads that wait for others which do not come are an error and abort. A warp runs as
-// far as it comes before the next one begins, threads and warps in ascending order in one block and in descending order
-// in the next, and shared memory is filled with NaN before every block: a missing barrier, or a value that was never
-// written, shows in the results.
+// Barriers of a block (__syncthreads) or a warp (__syncwarp, mma, ldmatrix) suspend a fiber until all threads of the
+// block or warp have arrived. If some threads never arrive, the program aborts with an error. A warp runs until its
+// next barrier of the block before another warp runs. Threads and warps run in ascending order in one block and in
+// descending order in the next, and shared memory is filled with NaN before every block. Therefore a missing barrier,
+// or a value that was not written, changes the results.
 #pragma once
 
 #undef _FORTIFY_SOURCE  // its longjmp refuses to enter another stack
@@ -45,8 +45,8 @@ alignas(16) static unsigned char shared_memory[kSharedBytes];
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
-// A thread of a block. Fibers are made once and serve all blocks: makecontext gives each its stack, from then on
-// setjmp and longjmp switch, without the system calls of swapcontext.
+// A thread of a block. Fibers are created once and used for all blocks: makecontext gives each its stack, and then
+// setjmp and longjmp switch between them, without the system calls of swapcontext.
 struct Fiber {
   ucontext_t context;
   jmp_buf resume;
@@ -55,7 +55,7 @@ struct Fiber {
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
 };
 
-// What the lanes of a warp lay open to each other between two barriers.
+// What the lanes of a warp share with each other between two barriers.
 struct Lane {
   std::uint32_t a[4], b[2];
   const void* row;
@@ -99,7 +99,7 @@ inline void resume(int thread) {
   swapcontext(&scheduler_context, &fiber.context);
 }
 
-// Lets the threads [first, last) pass if all of them wait at a barrier of this kind.
+// Releases the threads [first, last) if all of them wait at a barrier of this kind.
 inline bool release(int first, int last, State barrier) {
   for (int thread = first; thread < last; ++thread) {
     if (fibers[thread]->state != barrier) {
@@ -112,7 +112,7 @@ inline bool release(int first, int last, State barrier) {
   return true;
 }
 
-// Runs the threads [first, last) of a warp as far as they come without the other warps.
+// Runs the threads [first, last) of a warp until they wait for other warps or end.
 inline void run_warp(int first, int last, bool ascending) {
   do {
     for (int n = first; n < last; ++n) {
@@ -183,11 +183,13 @@ inline void __syncwarp() {
   shim::suspend(shim::State::kAtWarpBarrier);
 }
 
-#define STRIP(...) __VA_ARGS__
-#define LAUNCH(kernel, blocks, threads, ...)                                                                  \
-  shim::launch(#kernel, (blocks), (threads), [](auto... arguments) { (STRIP kernel)(arguments...); }, ##__VA_ARGS__)
-#define SHARED_MEMORY(name, bytes)                                                                   \
-  static_assert((bytes) <= shim::kSharedBytes, "more than the static shared memory of a block");     \
+#define INVOLUTION_STRIP(...) __VA_ARGS__
+#define INVOLUTION_LAUNCH(kernel, blocks, threads, ...) \
+  shim::launch(                                         \
+      #kernel, (blocks), (threads),                     \
+      [](auto... arguments) { (INVOLUTION_STRIP kernel)(arguments...); }, ##__VA_ARGS__)
+#define INVOLUTION_SHARED_MEMORY(name, bytes)                                                    \
+  static_assert((bytes) <= shim::kSharedBytes, "more than the static shared memory of a block"); \
   unsigned char* const name = shim::shared_memory
 
 namespace involution {
@@ -196,10 +198,10 @@ inline bool has_tensor_cores() {
   return true;
 }
 
-// The warp instructions, by the layout of fragments that cuda_mma.cuh states.
+// The warp instructions, according to the layout of fragments in cuda/mma.cuh.
 
-// Row l % 8 of matrix l / 8 lies where lane l points to. A lane gets two elements of each matrix: (g; 2p, 2p + 1), or of
-// the transposed matrix.
+// Lane l points to row l % 8 of matrix l / 8. A lane gets two elements, (g; 2p, 2p + 1), of each matrix or of the
+// transposed matrix.
 inline void load_matrices(std::uint32_t (&fragments)[4], const void* row, bool transposed) {
   const int lane = threadIdx.x % shim::kWarp, g = lane / 4, p = lane % 4;
   if (reinterpret_cast<std::uintptr_t>(row) % 16 != 0) {
@@ -227,8 +229,8 @@ inline void load_matrices_transposed(std::uint32_t (&fragments)[4], const void* 
   load_matrices(fragments, row, true);
 }
 
-// d += A * B. A[i][k] is register i / 8 + k / 8 * 2 of lane i % 8 * 4 + k % 8 / 2, its element k % 2; B[k][j] is register
-// k / 8 of lane j * 4 + k % 8 / 2, its element k % 2.
+// d += A * B. A[i][k] is register i / 8 + k / 8 * 2 of lane i % 8 * 4 + k % 8 / 2, its element k % 2; B[k][j] is
+// register k / 8 of lane j * 4 + k % 8 / 2, its element k % 2.
 template <typename scalar_t>
 void multiply_add(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
   static_assert(sizeof(scalar_t) == 2);

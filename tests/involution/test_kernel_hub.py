@@ -35,6 +35,10 @@ def run(code: str, *arguments, **environment: str) -> tuple[str, str]:
     return result.stdout, result.stderr
 
 
+def source_files(folder: Path, root: Path) -> set[Path]:
+    return {path.relative_to(root) for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("kernel_hub")
@@ -96,14 +100,15 @@ def test_the_configuration_names_exactly_the_sources_that_exist(root, repository
     kernels = configuration["kernel"].values()
     named = {path for section in [configuration["torch"], *kernels] for path in section["src"]}
     assert all((repository / path).is_file() for path in named)
-    sources = {f"torch-ext/involution/csrc/{path.name}" for path in csrc.iterdir()}
+    sources = {f"torch-ext/involution/{path}" for path in source_files(csrc, csrc.parent)}
     assert named == sources | {"torch-ext/torch_binding.cpp"}
-    # What a source includes is beside it, since each library is compiled from its own list alone.
+    # Each library is compiled from the files in its own list: they include no others.
     for kernel in kernels:
-        names = {Path(path).name for path in kernel["src"]}
-        for path in kernel["src"]:
-            lines = (repository / path).read_text().splitlines()
-            assert {line.split('"')[1] for line in lines if line.startswith('#include "')} <= names
+        files = {(repository / path).resolve() for path in kernel["src"]}
+        for file in files:
+            lines = file.read_text().splitlines()
+            includes = {line.split('"')[1] for line in lines if line.startswith('#include "')}
+            assert {(file.parent / include).resolve() for include in includes} <= files
 
     # All of them travel with each build, together with the Python files; as `kernels` reads and checks them.
     backends = {str(backend).lower() for backend in Build.open(repository).general.backends}
@@ -111,7 +116,7 @@ def test_the_configuration_names_exactly_the_sources_that_exist(root, repository
     extensions = {path.suffix[1:] for path in (repository / "torch-ext" / "involution").rglob("*") if path.is_file()}
     assert extensions == set(configuration["torch"]["pyext"])
     for build in (repository / "build").iterdir():
-        assert {path.name for path in (build / "csrc").iterdir()} == {path.name for path in csrc.iterdir()}
+        assert source_files(build / "csrc", build) == source_files(csrc, csrc.parent)
         metadata = Metadata.read_from_file(build / "metadata.json")
         metadata.digest.validate(Digest.hash_variant(DigestAlgorithm.SHA256, build))
         assert str(metadata.name) == "involution" and metadata.version == configuration["general"]["version"]

@@ -1,18 +1,20 @@
-// Involution on the CPU: forward and both gradients.
+// The operators on the CPU, and their registration.
 
-// A library for other machines than this one is compiled for every x86-64, which would leave it a fraction of the speed.
-// It asks for AVX2 instead, and registers nothing on a processor without (at the end of this file).
+// A library for other machines (kernel-builder defines CPU_KERNEL) is compiled for every x86-64 processor, which would
+// be several times slower. Therefore it uses AVX2, and registers nothing on a processor without AVX2 (see the end of
+// this file).
 #if defined(CPU_KERNEL) && defined(__x86_64__)
-#define NEEDS_AVX2
+#define INVOLUTION_NEEDS_AVX2
 #pragma GCC target("avx2,fma,f16c,bmi,bmi2")
 #endif
 
-#include "cpu_forward.h"
-#include "cpu_fused.h"
-#include "cpu_input_grad.h"
-#include "cpu_kernel_grad.h"
-#include "geometry.h"
 #include "library.h"
+
+#include "cpu/forward.h"
+#include "cpu/fused.h"
+#include "cpu/input_grad.h"
+#include "cpu/kernel_grad.h"
+#include "geometry.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/conv2d.h>
@@ -21,8 +23,8 @@
 namespace involution {
 namespace {
 
-at::Tensor involution2d(const at::Tensor& input, const at::Tensor& kernel, at::IntArrayRef stride, at::IntArrayRef padding,
-                        at::IntArrayRef dilation) {
+at::Tensor involution2d(const at::Tensor& input, const at::Tensor& kernel, at::IntArrayRef stride,
+                        at::IntArrayRef padding, at::IntArrayRef dilation) {
   const Geometry g = forward_geometry(input, kernel, stride, padding, dilation);
   const at::Tensor output = empty_image(input, g.batch, g.channels, g.out_h, g.out_w);
   if (output.numel() > 0) {
@@ -34,9 +36,10 @@ at::Tensor involution2d(const at::Tensor& input, const at::Tensor& kernel, at::I
 
 at::Tensor involution2d_fused(const at::Tensor& input, const at::Tensor& features, const at::Tensor& weight,
                               const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& scale,
-                              const std::optional<at::Tensor>& shift, bool relu, at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                              at::IntArrayRef padding, at::IntArrayRef dilation) {
-  const Geometry g = fused_geometry(input, features, weight, bias, scale, shift, kernel_size, stride, padding, dilation);
+                              const std::optional<at::Tensor>& shift, bool relu, at::IntArrayRef kernel_size,
+                              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
+  const Geometry g =
+      fused_geometry(input, features, weight, bias, scale, shift, kernel_size, stride, padding, dilation);
   const at::Tensor output = empty_image(input, g.batch, g.channels, g.out_h, g.out_w);
   if (output.numel() == 0) {
     return output;
@@ -44,14 +47,14 @@ at::Tensor involution2d_fused(const at::Tensor& input, const at::Tensor& feature
   const auto acc = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto vector = [&](const std::optional<at::Tensor>& t) { return t ? t->to(acc).contiguous() : at::Tensor(); };
   const at::Tensor scale_ = vector(scale), shift_ = vector(shift);
-  // Some processors multiply matrices of 16 bits many times faster than float vectors. From this many hidden channels on
-  // that is worth more than what the kernel's way through memory costs (measured with AMX).
-  const bool apart = input.scalar_type() == at::kBFloat16 && features.size(1) >= 64;
+  // Some processors multiply 16-bit matrices many times faster than float vectors. From this number of hidden channels
+  // on, the gain exceeds the cost of writing the kernel to memory (measured with AMX).
+  const bool separate = input.scalar_type() == at::kBFloat16 && features.size(1) >= 64;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "involution2d_fused", [&] {
     using acc_t = opmath_t<scalar_t>;
     const auto values = [](const at::Tensor& t) { return t.defined() ? t.const_data_ptr<acc_t>() : nullptr; };
     const Epilogues<acc_t> epilogues{values(scale_), values(shift_), relu};
-    if (apart) {
+    if (separate) {
       const at::Tensor kernel = at::conv2d(features, weight, bias).unflatten(1, {g.groups, g.kernel_h, g.kernel_w});
       forward_kernel<scalar_t>(g, input, kernel, epilogues, output);
     } else {
@@ -92,8 +95,10 @@ at::Tensor involution2d_kernel_grad(const at::Tensor& grad_output, const at::Ten
 }  // namespace involution
 
 INVOLUTION_LIBRARY_IMPL(CPU, m) {
-#ifdef NEEDS_AVX2
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return;
+#ifdef INVOLUTION_NEEDS_AVX2
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) {
+    return;
+  }
 #endif
   m.impl("involution2d", &involution::involution2d);
   m.impl("involution2d_fused", &involution::involution2d_fused);

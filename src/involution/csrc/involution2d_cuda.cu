@@ -1,17 +1,17 @@
-// Registers the CUDA kernels. Only c10's headers for stream and device guard: ATen/cuda/CUDAContext.h needs parts of
-// the toolkit (cuSPARSE, cuSOLVER ...) that many machines lack.
+// Registers the operators on CUDA. Includes only the headers of c10 for stream and device guard, because
+// ATen/cuda/CUDAContext.h requires parts of the toolkit (cuSPARSE, cuSOLVER ...) that many machines lack.
 
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#define STRIP(...) __VA_ARGS__
-#define LAUNCH(kernel, blocks, threads, ...)                                                   \
-  do {                                                                                         \
-    (STRIP kernel)<<<(blocks), (threads), 0, c10::cuda::getCurrentCUDAStream()>>>(__VA_ARGS__); \
-    C10_CUDA_KERNEL_LAUNCH_CHECK();                                                            \
+#define INVOLUTION_STRIP(...) __VA_ARGS__
+#define INVOLUTION_LAUNCH(kernel, blocks, threads, ...)                                                    \
+  do {                                                                                                     \
+    (INVOLUTION_STRIP kernel)<<<(blocks), (threads), 0, c10::cuda::getCurrentCUDAStream()>>>(__VA_ARGS__); \
+    C10_CUDA_KERNEL_LAUNCH_CHECK();                                                                        \
   } while (false)
-#define SHARED_MEMORY(name, bytes) __shared__ __align__(16) unsigned char name[bytes]
+#define INVOLUTION_SHARED_MEMORY(name, bytes) __shared__ __align__(16) unsigned char name[bytes]
 
 namespace involution {
 
@@ -23,7 +23,7 @@ inline bool has_tensor_cores() {
 
 }  // namespace involution
 
-#include "involution2d_kernels.cuh"
+#include "cuda/operators.cuh"
 #include "library.h"
 
 namespace {
@@ -35,8 +35,8 @@ at::Tensor on_device_of(at::Tensor (*f)(const at::Tensor&, const at::Tensor&, Ar
   return f(a, b, arguments...);
 }
 
-at::Tensor involution2d(const at::Tensor& input, const at::Tensor& kernel, at::IntArrayRef stride, at::IntArrayRef padding,
-                        at::IntArrayRef dilation) {
+at::Tensor involution2d(const at::Tensor& input, const at::Tensor& kernel, at::IntArrayRef stride,
+                        at::IntArrayRef padding, at::IntArrayRef dilation) {
   return on_device_of(involution::forward, input, kernel, stride, padding, dilation);
 }
 

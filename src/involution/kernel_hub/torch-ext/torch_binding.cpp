@@ -1,5 +1,5 @@
-// Makes the library a Python module, which is how kernel-builder's `_ops.py` loads it. There is nothing to register here:
-// loading it registers the implementations (csrc/library.h), and ops.py has the schemas.
+// Makes the library a Python module, which is how the `_ops.py` of kernel-builder loads it. Nothing is registered
+// here: loading the library registers the kernels (csrc/library.h), and registration.py registers the schemas.
 
 #include "registration.h"  // kernel-builder's
 

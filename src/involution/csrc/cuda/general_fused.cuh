@@ -1,19 +1,19 @@
 // The general fused forward: any strides, dtype and geometry.
 //
-// A block owns neighbouring output pixels of one group. It computes their kernels, the 1x1 convolution of the
-// features, into shared memory, a batch of taps at a time, and applies them to the channels of the group, so that a
-// kernel value is computed once for all channels and not once for each.
+// A block computes neighboring output pixels of one group. It generates their kernels, the 1x1 convolution of the
+// features, in shared memory, a batch of taps at a time, and applies them to the channels of the group. Therefore a
+// kernel value is computed once for all channels.
 #pragma once
 
-#include "cuda_general.cuh"
+#include "general.cuh"
 
 namespace involution {
 
-// A warp's lanes are neighbouring pixels, which lie side by side in one memory format and close by in the other.
+// The lanes of a warp are neighboring pixels, which are adjacent in one memory format and close in the other.
 constexpr int kFusedPixels = 32;
 constexpr int kFusedChannels = kThreads / kFusedPixels;
-// 49 taps, and 64 in general, are one batch: 16 KB of double. Larger kernels are computed again for every
-// kFusedChannels channels, since the sums of more channels would not fit into registers.
+// Up to 64 taps are one batch: 16 KB of double. Larger kernels are generated again for every kFusedChannels channels,
+// because the sums of more channels would not fit into registers.
 constexpr int kFusedTaps = 64;
 
 template <typename scalar_t, typename index_t>
@@ -21,7 +21,7 @@ struct Generation {
   Image<const scalar_t, index_t> features;
   const scalar_t* weight;
   index_t weight_stride_out, weight_stride_in, hidden_channels;
-  const scalar_t* bias;  // null: none
+  const scalar_t* bias;  // null if there is none
 };
 
 template <typename scalar_t, typename index_t>
@@ -42,7 +42,7 @@ __global__ void fused_kernel(index_t tiles, index_t tiles_per_image, Window<inde
                              Image<const scalar_t, index_t> input, Generation<scalar_t, index_t> generation,
                              Epilogue<opmath_t<scalar_t>> epilogue, Image<scalar_t, index_t> output) {
   using acc_t = opmath_t<scalar_t>;
-  SHARED_MEMORY(memory, kFusedTaps * kFusedPixels * sizeof(acc_t));
+  INVOLUTION_SHARED_MEMORY(memory, kFusedTaps * kFusedPixels * sizeof(acc_t));
   acc_t* kernel = reinterpret_cast<acc_t*>(memory);  // [tap][pixel]
   const int lane = threadIdx.x % kFusedPixels, row = threadIdx.x / kFusedPixels;
   const index_t taps = w.kernel_h * w.kernel_w;
@@ -60,7 +60,7 @@ __global__ void fused_kernel(index_t tiles, index_t tiles_per_image, Window<inde
       for (index_t first_tap = 0; first_tap < taps; first_tap += kFusedTaps) {
         const int batch = static_cast<int>(taps - first_tap < kFusedTaps ? taps - first_tap : index_t(kFusedTaps));
         if (first_channel == 0 || taps > kFusedTaps) {
-          __syncthreads();  // the values before are no longer read
+          __syncthreads();  // all threads have read the previous values
           for (int t = row; exists && t < batch; t += kFusedChannels) {
             kernel[t * kFusedPixels + lane] = generated_tap(generation, group * taps + first_tap + t, features);
           }
@@ -91,7 +91,8 @@ Epilogue<acc_t> epilogue(const at::Tensor& scale, const at::Tensor& shift, bool 
   return {scale.const_data_ptr<acc_t>(), shift.const_data_ptr<acc_t>(), relu};
 }
 
-// What makes the kernel and what follows it; vectors are contiguous, and not defined where there are none.
+// The tensors that generate the kernel, and scale, shift and ReLU. Vectors are contiguous, or undefined if there are
+// none.
 struct FusedArguments {
   at::Tensor features, weight, bias, scale, shift;
   bool relu;
@@ -109,12 +110,13 @@ inline void launch_general_fused(const Geometry& g, const at::Tensor& input, con
     using acc_t = opmath_t<scalar_t>;
     const Generation<scalar_t, index_t> generation{
         image<const scalar_t, index_t>(features), weight.const_data_ptr<scalar_t>(),
-        static_cast<index_t>(weight.stride(0)), static_cast<index_t>(weight.stride(1)),
-        static_cast<index_t>(features.size(1)), bias.defined() ? bias.const_data_ptr<scalar_t>() : nullptr};
-    LAUNCH((fused_kernel<scalar_t, index_t>), static_cast<int>(std::min(tiles, kMaxBlocks)), kThreads,
-           static_cast<index_t>(tiles), static_cast<index_t>(tiles_per_image), Window<index_t>(g),
-           (image<const scalar_t, index_t>(input)), generation,
-           epilogue<acc_t>(arguments.scale, arguments.shift, arguments.relu), (image<scalar_t, index_t>(output)));
+        static_cast<index_t>(weight.stride(0)),   static_cast<index_t>(weight.stride(1)),
+        static_cast<index_t>(features.size(1)),   bias.defined() ? bias.const_data_ptr<scalar_t>() : nullptr};
+    INVOLUTION_LAUNCH((fused_kernel<scalar_t, index_t>), static_cast<int>(std::min(tiles, kMaxBlocks)), kThreads,
+                      static_cast<index_t>(tiles), static_cast<index_t>(tiles_per_image), Window<index_t>(g),
+                      (image<const scalar_t, index_t>(input)), generation,
+                      epilogue<acc_t>(arguments.scale, arguments.shift, arguments.relu),
+                      (image<scalar_t, index_t>(output)));
   };
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "involution2d_fused", [&] {
     if (fits_32_bits(g) && fits(input) && fits(features) && fits(weight) && fits(output)) {

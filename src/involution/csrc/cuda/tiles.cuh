@@ -1,66 +1,67 @@
-// What the tiled kernels share: the sizes of their tiles, how a block finds its tile, and the staging of images and
+// What all tiled kernels share: the sizes of tiles, the position of a block's tile, and the staging of images and
 // kernel values in shared memory.
 //
-// They serve channels-last images, channels-last kernels (the taps of a pixel and group lie side by side), K x K
-// windows without dilation and float, half or bfloat16. A block computes a tile of neighbouring pixels of one group.
-// Every result is gathered by one thread in a fixed order: no atomics, the same bits in every run.
+// The tiled kernels support channels-last images, channels-last kernels (the taps of a pixel and group are adjacent),
+// K x K windows without dilation, and float, half or bfloat16. A block computes a tile of neighboring pixels of one
+// group. One thread gathers each result in a fixed order, without atomics, so that every run gives the same bits.
 //
-// None of the sizes was tuned on a GPU. They follow from the reasons given with them.
+// The sizes have not been tuned on a GPU. They follow from the reasons given with them.
 #pragma once
 
-#include "cuda_common.cuh"
+#include "common.cuh"
 
 namespace involution {
 
-// 32 bytes, a memory sector, of 16-bit channels; also the group of the paper.
+// 32 bytes of 16-bit channels, a memory sector; also a group of the paper.
 constexpr int kTileChannels = 16;
-constexpr int kThreadChannels = 8;  // of a thread: 16 bytes of 16-bit values, one access
+constexpr int kThreadChannels = 8;  // channels of a thread: 16 bytes of 16-bit values, one access
 constexpr int kOctets = kTileChannels / kThreadChannels;
-// 56, 28, 14 and 7, the sizes of a ResNet's stages, waste little of tiles of 8.
+// Tiles of 8 pixels waste little at the sizes of the stages of a ResNet: 56, 28, 14 and 7.
 constexpr int kTileWidth = 8;
 
-// The second launch bound, the blocks of an SM (of sm_80: 164 KB, 1 KB of it reserved for each block) for which the
-// compiler must leave registers: as many as shared memory admits, up to 16 warps, which have 128 registers a thread. The
-// sums need most of these. Left to itself the compiler aims for more warps, and spills.
+// The second launch bound: the number of blocks on an SM (of sm_80: 164 KB, of which 1 KB is reserved for each block)
+// that the compiler reserves registers for. It is the number that fits into shared memory, up to 16 warps with 128
+// registers for each thread, most of which the sums need. Without this bound, the compiler aims for more warps and
+// spills registers.
 constexpr int resident_blocks(int shared_bytes, int threads) {
   return std::min(164 * 1024 / (shared_bytes + 1024), 16 * 32 / threads);
 }
 
-// Every tile size of the plain kernels. Shared memory, not registers, bounds the number of warps on an SM, because a
-// pixel brings K * K kernel values for only 16 channels.
+// The tile sizes of all kernels without tensor cores. Shared memory, not registers, limits the number of warps on an
+// SM, because each pixel has K * K kernel values for only 16 channels.
 template <typename scalar_t, int K, int STRIDE>
 struct TileSizes {
   static constexpr bool kHalf = sizeof(scalar_t) == 2;
 
-  // Forward: neighbouring pixels of a thread. An input column is read from shared memory once for all of them, so
-  // that with 4 (10 columns for 28 taps) multiplications outweigh reads. With stride 2 neighbours share less, and
-  // float takes twice the memory: there 2 pixels, and so twice the warps for the same shared memory.
+  // Forward: the number of neighboring pixels of a thread. An input column is read from shared memory once for all of
+  // them, so that with 4 pixels (10 columns for 28 taps) multiplications outweigh reads. With stride 2, neighbors
+  // share less, and float needs twice the memory: 2 pixels then give twice the warps for the same shared memory.
   static constexpr int kForwardPixels = kHalf && STRIDE == 1 ? 4 : 2;
-  // 16 rows read 2.4 times their input for a 7 x 7 window, 8 rows 3.1 times (mostly from L2). The higher tile, where
-  // 4 pixels a thread would leave 8 rows with a single warp; either way 64 threads. K = 7, stride 1: 25 KB of shared
-  // memory for 16-bit types and 28 KB for float, so 6 and 5 blocks on an SM of sm_80.
+  // For a 7 x 7 window, 16 rows read their input 2.4 times and 8 rows 3.1 times (mostly from L2). Tiles with 4 pixels
+  // for each thread have 16 rows, because 8 rows would be a single warp. Both heights give 64 threads. For K = 7 and
+  // stride 1, a tile takes 25 KB of shared memory for 16-bit types and 28 KB for float: 6 and 5 blocks on an SM of
+  // sm_80.
   static constexpr int kForwardHeight = kForwardPixels == 4 ? 16 : 8;
 
-  // Input gradient, in pixels of one phase (an input position modulo the stride): at stride 1 it is the forward pass
-  // with gathered kernels and has its sizes. At stride 2 the four phases of a tile are computed side by side, a
-  // phase to a warp of 16-bit types and to two warps of float, so that all lanes of a warp have the same taps.
+  // Input gradient, in pixels of one phase (the input position modulo the stride). With stride 1, it is the forward
+  // pass with gathered kernels, and has its sizes. With stride 2, the four phases of a tile are computed by different
+  // warps, one for 16-bit types and two for float, so that all lanes of a warp have the same taps.
   static constexpr int kInputGradPixels = STRIDE == 1 ? kForwardPixels : kHalf ? 4 : 2;
   static constexpr int kInputGradHeight = STRIDE == 1 ? kForwardHeight : 8;
 
-  // Kernel gradient: a warp for every row of taps, its 32 lanes being strips of neighbouring pixels. 28 sums (K = 7),
-  // 32 output gradients and one input column of a thread fit into the 128 registers of resident_blocks; with float,
-  // whose loads take twice the registers, only those of 2 pixels do. 15 KB for 16-bit types at K = 7,
-  // stride 1.
+  // Kernel gradient: a warp for every row of taps, whose 32 lanes are strips of neighboring pixels. 28 sums (K = 7),
+  // 32 output gradients and one input column of a thread fit into the 128 registers of resident_blocks. The loads of
+  // float take twice the registers, so that only those of 2 pixels fit. 15 KB for 16-bit types, K = 7 and stride 1.
   static constexpr int kKernelGradPixels = kHalf ? 4 : 2;
   static constexpr int kKernelGradHeight = 32 * kKernelGradPixels / kTileWidth;
-  static constexpr int kKernelGradBytes = 32;  // of channels at a time: a sector; the same for all types
+  static constexpr int kKernelGradBytes = 32;  // of channels at a time, for all types: a sector
 
-  // Fused: hidden channels whose weights are staged together. 32 of them are 6.6 KB at K = 7 (as float), less than the
-  // image that takes their place, for 2 barriers every 32 channels.
+  // Fused: the number of hidden channels whose weights are staged together. 32 of them take 6.6 KB at K = 7 (as
+  // float), less than the image that replaces them, and need 2 barriers.
   static constexpr int kHiddenChannels = 32;
 };
 
-// Images whose channels lie side by side; strides in elements. Offsets within one image fit into 32 bits.
+// Images whose channels are adjacent; strides in elements. Offsets within one image fit into 32 bits.
 template <typename scalar_t>
 struct TiledImage {
   scalar_t* data;
@@ -75,7 +76,7 @@ struct TiledImage {
   }
 };
 
-// Kernels whose taps lie side by side.
+// Kernels whose taps are adjacent.
 template <typename scalar_t>
 struct TiledKernels {
   scalar_t* data;
@@ -90,8 +91,8 @@ struct TiledKernels {
   }
 };
 
-// The tiles of all images, and what places them: groups vary fastest, so that blocks that run together share the cache
-// lines of a pixel.
+// The tiles of all images. Groups vary fastest, so that blocks that run at the same time share the cache lines of a
+// pixel.
 struct TileGrid {
   int groups, group_channels, tiles_w, tiles_h;
   int padding_h, padding_w;
@@ -109,8 +110,8 @@ constexpr int power_of_two_from(int n) {
   return n <= 1 ? 1 : 2 * power_of_two_from((n + 1) / 2);
 }
 
-// The shared memory of a tile of PHASES times HEIGHT x kTileWidth pixels, each with TAPS x TAPS kernel values, over an
-// image of which neighbouring pixels are STEP apart.
+// The layout in shared memory of a tile of PHASES times HEIGHT x kTileWidth pixels, each with TAPS x TAPS kernel
+// values, over an image in which neighboring pixels are STEP apart.
 template <typename scalar_t_, int TAPS, int STEP, int PIXELS, int HEIGHT, int PHASES>
 struct TileLayout {
   using scalar_t = scalar_t_;
@@ -118,9 +119,9 @@ struct TileLayout {
   static constexpr int kStrips = kTileWidth / PIXELS;
   static constexpr int kThreads = PHASES * kOctets * HEIGHT * kStrips;
 
-  // The image: a column holds kVectors vectors of channels. A thread's vectors are those of its parity, so that the
-  // two octets read neighbouring ones. The pitch puts the 4 rows that 8 lanes read (a quarter of a warp: one pass of
-  // 16-byte accesses) into different banks: rows of lanes are an odd multiple of 32 bytes apart.
+  // The image: a column holds kVectors vectors of channels. A thread reads the vectors of its parity, so that the two
+  // octets read neighboring vectors. The pitch puts the 4 rows that 8 lanes read (a quarter of a warp: one pass of
+  // 16-byte accesses) into different banks: the rows of lanes are an odd multiple of 32 bytes apart.
   static constexpr int kRows = (HEIGHT - 1) * STEP + TAPS, kColumns = (kTileWidth - 1) * STEP + TAPS;
   static constexpr int kVectors = kTileChannels * sizeof(scalar_t) / kVectorBytes;
   static constexpr int kColumnBytes = kVectors * kVectorBytes;
@@ -130,8 +131,8 @@ struct TileLayout {
   static constexpr int kPitch = pitch(kColumns * kColumnBytes);
   static constexpr int kImageBytes = kRows * kPitch;
 
-  // Kernel values: rows of taps are filled up to a power of two, so that a thread reads one by one or two accesses. The
-  // pitch of pixel rows is an odd number of vectors: the lanes of a warp are 16 or 8 rows high.
+  // Kernel values: rows of taps are padded to a power of two, so that a thread reads a row by one or two accesses. The
+  // pitch of pixel rows is an odd number of vectors, because the lanes of a warp are 16 or 8 rows.
   static constexpr int kTapRow = power_of_two_from(TAPS);
   static constexpr int kPixelTaps = TAPS * kTapRow;
   static constexpr int kKernelPitch = kTileWidth * kPixelTaps + kVectorBytes / sizeof(scalar_t);
@@ -150,14 +151,14 @@ template <typename scalar_t, int K, int STRIDE>
 using ForwardLayout = TileLayout<scalar_t, K, STRIDE, TileSizes<scalar_t, K, STRIDE>::kForwardPixels,
                                  TileSizes<scalar_t, K, STRIDE>::kForwardHeight, 1>;
 
-// Of the K taps of a row, at most ceil(K / STRIDE) reach an input position: those of its phase.
+// At most ceil(K / STRIDE) of the K taps of a row reach an input position: those of its phase.
 template <typename scalar_t, int K, int STRIDE>
 using InputGradLayout =
     TileLayout<scalar_t, (K + STRIDE - 1) / STRIDE, 1, TileSizes<scalar_t, K, STRIDE>::kInputGradPixels,
                TileSizes<scalar_t, K, STRIDE>::kInputGradHeight, STRIDE * STRIDE>;
 
-// Copies ROWS x COLUMNS pixels from (y, x) on, `channels` channels of each, into `slot(row, column, vector)`. Outside of
-// the image, and beyond the channels, they are zero.
+// Copies `channels` channels of ROWS x COLUMNS pixels from (y, x) on into `slot(row, column, vector)`. Values outside
+// of the image and after the last channel become zero.
 template <int ROWS, int COLUMNS, int VECTORS, int THREADS, typename scalar_t, typename Slot>
 __device__ void stage_image(const TiledImage<const scalar_t>& image, int64_t b, int first_channel, int channels, int y,
                             int x, const Slot& slot) {
@@ -173,8 +174,8 @@ __device__ void stage_image(const TiledImage<const scalar_t>& image, int64_t b, 
   }
 }
 
-// The K * K taps of a pixel, an odd number of elements, begin anywhere within an aligned vector. Whatever that place
-// is, they touch the same number of vectors, since K * K is 1 modulo 8.
+// The K * K taps of a pixel, an odd number of elements, begin at any element of an aligned vector. They always overlap
+// the same number of vectors, because K * K is 1 modulo 8.
 template <typename scalar_t, int K>
 struct TapVectors {
   static constexpr int kSize = Vector<scalar_t>::kSize;
@@ -182,9 +183,9 @@ struct TapVectors {
   static_assert(K * K % kSize == 1, "holds for odd K");
 };
 
-// Calls f(tap, value) for the taps in the n-th aligned vector that the taps from `taps` on touch. The vector may hold
-// neighbouring elements, which are dropped; it reaches over the ends of the tensor by less than 16 bytes, which stay
-// inside of the allocation: it is aligned, and memory is allocated in multiples of at least 256 bytes.
+// Calls f(tap, value) for the taps in the n-th aligned vector that the taps from `taps` on overlap. Neighboring
+// elements in the vector are discarded. The vector can extend beyond the ends of the tensor by less than 16 bytes. It
+// remains inside of the allocation, because it is aligned and memory is allocated in multiples of at least 256 bytes.
 template <int K, typename scalar_t, typename F>
 __device__ inline void for_taps_of_vector(const scalar_t* taps, int n, const F& f) {
   constexpr int kSize = TapVectors<scalar_t, K>::kSize;
@@ -201,8 +202,8 @@ __device__ inline void for_taps_of_vector(const scalar_t* taps, int n, const F& 
   }
 }
 
-// The kernels of HEIGHT x kTileWidth pixels from (y, x) on, into `slot(y, x, u, v)`. Those of pixels outside of the
-// output stay what they are: nothing of what they are multiplied with is written.
+// Copies the kernels of HEIGHT x kTileWidth pixels from (y, x) on into `slot(y, x, u, v)`. The kernels of pixels
+// outside of the output are not initialized, because their results are not written.
 template <int K, int HEIGHT, int THREADS, typename scalar_t, typename Slot>
 __device__ void stage_kernels(const TiledKernels<const scalar_t>& kernels, int64_t b, int group, int y, int x,
                               const Slot& slot) {
@@ -211,19 +212,19 @@ __device__ void stage_kernels(const TiledKernels<const scalar_t>& kernels, int64
   for (int n = threadIdx.x; n < HEIGHT * kTileWidth * kCount; n += THREADS) {
     const int column = n / kCount % kTileWidth, row = n / kCount / kTileWidth;
     if (kernels.holds(y + row, x + column)) {
-      for_taps_of_vector<K>(kernels.at(b, group, y + row, x + column), n % kCount, [&](int tap, scalar_t value) {
-        *slot(row, column, tap / K, tap % K) = value;
-      });
+      for_taps_of_vector<K>(kernels.at(b, group, y + row, x + column), n % kCount,
+                            [&](int tap, scalar_t value) { *slot(row, column, tap / K, tap % K) = value; });
     }
   }
 }
 
-// For the input gradient: every tap that reaches a pixel of the tile, from whichever output pixel's kernel, into
-// `slot(phase, y, x, u, v)` of the pixel that it reaches.
+// For the input gradient: copies every tap that reaches a pixel of the tile, from the kernels of all output pixels,
+// into `slot(phase, y, x, u, v)` of the pixel that it reaches.
 //
-// With q = (y + padding) / STRIDE, and the phase (y + padding) % STRIDE = a, input row y is reached from output row i
-// by tap u = STRIDE * (q - i) + a. Its gathered taps count backwards, m = TAPS - 1 - (q - i), so that tap m meets the
-// output gradient of row q - (TAPS - 1) + m: a forward pass of stride 1. (y, x) is the q of the tile's first pixel.
+// With q = (y + padding) / STRIDE and the phase a = (y + padding) % STRIDE, tap u = STRIDE * (q - i) + a of output row
+// i reaches input row y. The gathered taps are in reverse order, m = TAPS - 1 - (q - i), so that tap m is multiplied
+// by the output gradient of row q - (TAPS - 1) + m, as in a forward pass with stride 1. (y, x) is q of the tile's
+// first pixel.
 template <int K, int STRIDE, int HEIGHT, int THREADS, typename scalar_t, typename Slot>
 __device__ void stage_gathered_kernels(const TiledKernels<const scalar_t>& kernels, int64_t b, int group, int y, int x,
                                        const Slot& slot) {
@@ -232,7 +233,7 @@ __device__ void stage_gathered_kernels(const TiledKernels<const scalar_t>& kerne
   constexpr int kRows = HEIGHT + kReach, kColumns = kTileWidth + kReach;
   for (int n = threadIdx.x; n < kRows * kColumns * kCount; n += THREADS) {
     const int column = n / kCount % kColumns, row = n / kCount / kColumns, vector = n % kCount;
-    // Vectors whose rows of taps reach no row of the tile are not read.
+    // Vectors whose rows of taps reach no row of the tile are skipped.
     const int first_u = (vector - 1) * kSize / K, last_u = (vector * kSize + kSize - 1) / K;
     if (row - kReach + last_u / STRIDE < 0 || row - kReach + first_u / STRIDE >= HEIGHT) {
       continue;
@@ -247,7 +248,7 @@ __device__ void stage_gathered_kernels(const TiledKernels<const scalar_t>& kerne
     const int i = y - kReach + row, j = x - kReach + column;
     if (kernels.holds(i, j)) {
       for_taps_of_vector<K>(kernels.at(b, group, i, j), vector, put);
-    } else {  // meets a zero of the output gradient, and must not make it NaN
+    } else {  // multiplied by a zero of the output gradient: must not be NaN
       for (int tap = vector * kSize; tap < K * K && tap < (vector + 1) * kSize; ++tap) {
         put(tap, scalar_t(0));
       }

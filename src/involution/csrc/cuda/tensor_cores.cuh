@@ -1,51 +1,53 @@
 // The tensor-core kernels: bfloat16 and half, 7 x 7 windows of stride 1, groups of 16 channels, channels-last.
 //
-// For one row u of taps, the outputs of 16 channels and 8 neighbouring pixels are a product
+// For one row u of taps, the outputs of 16 channels and 8 neighboring pixels are a product
 //   [16 channels x 14 input columns] * [14 columns x 8 pixels],   B[q][t] = kernel(pixel t, tap (u, q - t)),
-// whose right-hand side is a band: zero but for 0 <= q - t < 7. With the columns filled up to 16 it is one
-// mma.m16n8k16, and seven of them, one for each u, are the window. The input gradient is the same product with gathered
-// kernels (cuda_tiles.cuh), the kernel gradient is the band of [columns x 16 channels] * [16 channels x 8 pixels], and
-// the fused forward computes the kernel values by mma as well.
+// whose right-hand side is banded: zero except for 0 <= q - t < 7. With the columns padded to 16, it is one
+// mma.m16n8k16, and seven of them, one for each u, compute the window. The input gradient is the same product with
+// gathered kernels (tiles.cuh). The kernel gradient is the band of [columns x 16 channels] * [16 channels x 8 pixels].
+// The fused forward pass computes the kernel values by mma as well.
 //
-// The zeros of the band multiply values that the definition does not. An infinite or NaN input value makes its channel
-// NaN in all 8 pixels of every product that it enters: in the rows that the definition reaches from it, but up to 10
-// columns away instead of 3. The same holds for the output gradient in the input gradient. Other channels are not
-// affected, nor is the kernel gradient, which drops what is not in the band. With finite values the results are those
-// of the definition up to the rounding of sums.
+// The zeros outside of the band multiply values that the definition does not multiply. An infinite or NaN input value
+// makes its channel NaN in all 8 pixels of every product that it is part of: in the same rows as in the definition,
+// but up to 10 columns away instead of 3. The same applies to the output gradient in the input gradient. Other
+// channels are not affected, and neither is the kernel gradient, which discards values outside of the band. For finite
+// values, the results equal those of the definition up to the rounding of sums.
 #pragma once
 
-#include "cuda_mma.cuh"
-#include "cuda_tiled_kernel_grad.cuh"
+#include "mma.cuh"
+#include "tiled_kernel_grad.cuh"
 
 namespace involution {
 
 // A tile of 16 x 8 pixels, a warp for every 4 of its rows.
 struct TensorCoreLayout {
   static constexpr int kK = 7, kHeight = 16;
-  static constexpr int kHiddenChannels = 16;  // of a product that makes kernel values
-  // An input row feeds all rows of a warp whose window holds it: 10 are loaded for the 28 products of 4 rows. More
-  // rows would share better, but leave fewer warps to hide the latency of the staging, and 4 accumulators for each row.
+  static constexpr int kHiddenChannels = 16;  // of a product that generates kernel values
+  // An input row is used for all rows of a warp whose windows contain it: 10 rows are loaded for the 28 products of 4
+  // rows. More rows would share more, but leave fewer warps to hide the latency of staging, and need 4 accumulators
+  // each.
   static constexpr int kWarpRows = 4;
   static constexpr int kThreads = kHeight / kWarpRows * kWarp;
 
-  // The image: 14 columns and two of zeros. A column is two vectors of 8 channels, exchanged in every other four columns
-  // so that the 8 columns that ldmatrix reads at a time lie in different banks.
+  // The image: 14 columns and two columns of zeros. A column is two vectors of 8 channels. They are exchanged in every
+  // second group of four columns, so that the 8 columns that ldmatrix reads at a time are in different banks.
   static constexpr int kRows = kHeight + kK - 1, kColumns = 16, kUsedColumns = kTileWidth + kK - 1;
   static constexpr int kColumnBytes = 32, kPitch = kColumns * kColumnBytes, kImageBytes = kRows * kPitch;
 
-  // Kernel values: a row of taps is 8 values. A band's register holds two taps of neighbouring columns q and q + 1 for
-  // even q: taps (q - t, q - t + 1) of pixel t. Odd pixels have their row shifted by one, [0, taps] for [taps, 0], so
-  // that these two lie in one aligned word. The words that a warp reads, 4 of each of 8 pixels 28 words apart, lie in
-  // different banks.
+  // Kernel values: a row of taps is 8 values. A register of the band holds two taps of neighboring columns q and q + 1
+  // for even q: taps (q - t, q - t + 1) of pixel t. The rows of odd pixels are shifted by one, [0, taps] instead of
+  // [taps, 0], so that these two taps are in one aligned word. The words that a warp reads, 4 for each of 8 pixels
+  // that are 28 words apart, are in different banks.
   static constexpr int kTapRow = 8, kPixelTaps = kK * kTapRow;
   static constexpr int kKernelBytes = kHeight * kTileWidth * kPixelTaps * 2;
 
   // 25 KB: 6 blocks of 4 warps on an SM of sm_80, and 8 on one of sm_90.
   static constexpr int kBytes = kKernelBytes + kImageBytes;
-  // Kernel gradient: the image, output gradients (8 columns) and results.
+  // The kernel gradient: image, output gradients (8 columns) and results.
   static constexpr int kGradPitch = kTileWidth * kColumnBytes, kGradBytes = kHeight * kGradPitch;
   static constexpr int kKernelGradBytes = kImageBytes + kGradBytes + kHeight * kTileWidth * kK * kK * 2;
-  static_assert(std::max(kBytes, kKernelGradBytes) <= kSharedBytes, "a block's tile must fit into static shared memory");
+  static_assert(std::max(kBytes, kKernelGradBytes) <= kSharedBytes,
+                "a block's tile must fit into static shared memory");
 
   static __device__ int vector_offset(int column, int vector) {
     return column * kColumnBytes + (vector ^ (column / 4 % 2)) * kVectorBytes;
@@ -55,7 +57,7 @@ struct TensorCoreLayout {
   }
 };
 
-// The zero beside the 7 taps of every row, which fills its first or last word.
+// Writes the zero before or after the 7 taps of every row.
 template <typename scalar_t>
 __device__ inline void fill_tap_rows(scalar_t* kernels) {
   using L = TensorCoreLayout;
@@ -79,15 +81,16 @@ __device__ void stage_columns(unsigned char* staged, const TiledImage<const scal
   }
 }
 
-// The products of a warp's rows: sums[i] is [16 channels x 8 pixels] of its i-th row.
+// Computes the products of the rows of a warp: sums[i] is [16 channels x 8 pixels] of its i-th row.
 template <typename scalar_t>
 __device__ void multiply_bands(const unsigned char* staged, const scalar_t* kernels, int first_row,
                                float (&sums)[TensorCoreLayout::kWarpRows][4]) {
   using L = TensorCoreLayout;
   const int lane = threadIdx.x % kWarp;
-  // A is transposed from [column][channel]; its fragments are, in order, channels and columns (0, 0), (8, 0), (0, 8), (8, 8).
+  // A is transposed from [column][channel]; its fragments are, in order, channels and columns (0, 0), (8, 0), (0, 8),
+  // (8, 8).
   const unsigned char* row = staged + first_row * L::kPitch + L::vector_offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
-  // B: pixel t of this lane and the element of its tap row that column 2p falls on (and 8 columns on).
+  // B: pixel t of this lane, and the element of its tap row for column 2p (and for column 2p + 8).
   const int t = lane / 4, element = lane % 4 * 2 - t + t % 2;
   const bool in_band[2] = {element >= 0 && element < L::kTapRow, element + 8 >= 0 && element + 8 < L::kTapRow};
   const scalar_t* taps = kernels + (first_row * kTileWidth + t) * L::kPixelTaps;
@@ -100,16 +103,15 @@ __device__ void multiply_bands(const unsigned char* staged, const scalar_t* kern
       const int u = r - i;
       if (u >= 0 && u < L::kK) {
         const scalar_t* tap_row = taps + i * kTileWidth * L::kPixelTaps + u * L::kTapRow;
-        const std::uint32_t b[2] = {
-            in_band[0] ? *reinterpret_cast<const std::uint32_t*>(tap_row + element) : 0u,
-            in_band[1] ? *reinterpret_cast<const std::uint32_t*>(tap_row + element + 8) : 0u};
+        const std::uint32_t b[2] = {in_band[0] ? *reinterpret_cast<const std::uint32_t*>(tap_row + element) : 0u,
+                                    in_band[1] ? *reinterpret_cast<const std::uint32_t*>(tap_row + element + 8) : 0u};
         multiply_add<scalar_t>(sums[i], a, b);
       }
     }
   }
 }
 
-// Writes a warp's rows through shared memory, `scratch`, which turns its fragments (two pixels of a channel) into
+// Writes the rows of a warp. `scratch`, in shared memory, converts its fragments (two pixels of a channel) into
 // vectors of 8 channels.
 template <typename scalar_t>
 __device__ void write_rows(scalar_t* scratch, const float (&sums)[TensorCoreLayout::kWarpRows][4],
@@ -137,10 +139,11 @@ __device__ void write_rows(scalar_t* scratch, const float (&sums)[TensorCoreLayo
   }
 }
 
-// Applies the kernels in `memory` to the image from (y, x) on and writes the tile from (out_y, out_x) on.
+// Applies the kernels in `memory` to the image from (y, x) on, and writes the tile from (out_y, out_x) on.
 template <typename scalar_t>
-__device__ void apply_bands(unsigned char* memory, const TiledImage<const scalar_t>& image, int b, int group, int y, int x,
-                            const TiledImage<scalar_t>& output, int out_y, int out_x, const Epilogue<float>& epilogue) {
+__device__ void apply_bands(unsigned char* memory, const TiledImage<const scalar_t>& image, int b, int group, int y,
+                            int x, const TiledImage<scalar_t>& output, int out_y, int out_x,
+                            const Epilogue<float>& epilogue) {
   using L = TensorCoreLayout;
   scalar_t* kernels = reinterpret_cast<scalar_t*>(memory);
   unsigned char* staged = memory + L::kKernelBytes;
@@ -150,16 +153,17 @@ __device__ void apply_bands(unsigned char* memory, const TiledImage<const scalar
   const int first_row = threadIdx.x / kWarp * L::kWarpRows;
   float sums[L::kWarpRows][4] = {};
   multiply_bands(staged, kernels, first_row, sums);
-  __syncwarp();  // the kernels of these rows are this warp's alone, and have been read
-  write_rows(kernels + first_row * kTileWidth * L::kPixelTaps, sums, output, b, group, out_y + first_row, out_x, epilogue);
+  __syncwarp();  // only this warp reads the kernels of these rows, and it has read them
+  write_rows(kernels + first_row * kTileWidth * L::kPixelTaps, sums, output, b, group, out_y + first_row, out_x,
+             epilogue);
 }
 
 template <typename scalar_t>
 __global__ void __launch_bounds__(TensorCoreLayout::kThreads)
-    tensor_core_forward_kernel(TileGrid grid, TiledImage<const scalar_t> input,
-                               TiledKernels<const scalar_t> kernels, TiledImage<scalar_t> output) {
+    tensor_core_forward_kernel(TileGrid grid, TiledImage<const scalar_t> input, TiledKernels<const scalar_t> kernels,
+                               TiledImage<scalar_t> output) {
   using L = TensorCoreLayout;
-  SHARED_MEMORY(memory, L::kBytes);
+  INVOLUTION_SHARED_MEMORY(memory, L::kBytes);
   const TileGrid::Tile tile = grid.tile(blockIdx.x);
   const int y = tile.y * L::kHeight, x = tile.x * kTileWidth;
   stage_kernels<L::kK, L::kHeight, L::kThreads>(
@@ -175,26 +179,27 @@ __global__ void __launch_bounds__(TensorCoreLayout::kThreads)
     tensor_core_input_grad_kernel(TileGrid grid, TiledImage<const scalar_t> grad_output,
                                   TiledKernels<const scalar_t> kernels, TiledImage<scalar_t> grad_input) {
   using L = TensorCoreLayout;
-  SHARED_MEMORY(memory, L::kBytes);
+  INVOLUTION_SHARED_MEMORY(memory, L::kBytes);
   const TileGrid::Tile tile = grid.tile(blockIdx.x);
   const int y = tile.y * L::kHeight, x = tile.x * kTileWidth;
   stage_gathered_kernels<L::kK, 1, L::kHeight, L::kThreads>(
-      kernels, tile.b, tile.group, y + grid.padding_h, x + grid.padding_w, [&](int, int row, int column, int u, int v) {
+      kernels, tile.b, tile.group, y + grid.padding_h, x + grid.padding_w,
+      [&](int, int row, int column, int u, int v) {
         return reinterpret_cast<scalar_t*>(memory) + L::kernel_slot(row, column, u, v);
       });
   apply_bands(memory, grad_output, tile.b, tile.group, y + grid.padding_h - L::kK + 1, x + grid.padding_w - L::kK + 1,
               grad_input, y, x, Epilogue<float>{nullptr, nullptr, false});
 }
 
-// For every input row and every output row that it meets, [16 columns x 16 channels] * [16 channels x 8 pixels]; of a
-// column q and pixel t the result is the gradient of tap q - t.
+// Computes [16 columns x 16 channels] * [16 channels x 8 pixels] for every input row and every output row whose
+// windows contain it. The result for column q and pixel t is the gradient of tap q - t.
 template <typename scalar_t>
 __global__ void __launch_bounds__(TensorCoreLayout::kThreads)
     tensor_core_kernel_grad_kernel(TileGrid grid, TiledImage<const scalar_t> grad_output,
                                    TiledImage<const scalar_t> input, TiledKernels<scalar_t> grad_kernel) {
   using L = TensorCoreLayout;
   constexpr int K = L::kK;
-  SHARED_MEMORY(memory, L::kKernelGradBytes);
+  INVOLUTION_SHARED_MEMORY(memory, L::kKernelGradBytes);
   unsigned char* grads = memory + L::kImageBytes;
   scalar_t* results = reinterpret_cast<scalar_t*>(grads + L::kGradBytes);
   const TileGrid::Tile tile = grid.tile(blockIdx.x);
@@ -206,11 +211,12 @@ __global__ void __launch_bounds__(TensorCoreLayout::kThreads)
   __syncthreads();
 
   const int lane = threadIdx.x % kWarp, first_row = threadIdx.x / kWarp * L::kWarpRows;
-  // B of two rows at a time: the fragments are channels 0 and 8 of the first row, then of the second.
+  // B for two rows at a time: the fragments are channels 0 and 8 of the first row, then of the second row.
   std::uint32_t b[L::kWarpRows / 2][4];
 #pragma unroll
   for (int i = 0; i < L::kWarpRows / 2; ++i) {
-    load_matrices(b[i], grads + (first_row + 2 * i + lane / 16) * L::kGradPitch + L::vector_offset(lane % 8, lane / 8 % 2));
+    load_matrices(b[i],
+                  grads + (first_row + 2 * i + lane / 16) * L::kGradPitch + L::vector_offset(lane % 8, lane / 8 % 2));
   }
   // A's fragments are, in order, columns and channels (0, 0), (8, 0), (0, 8), (8, 8).
   const unsigned char* row = memory + first_row * L::kPitch + L::vector_offset(lane % 16, lane / 16);
@@ -238,13 +244,13 @@ __global__ void __launch_bounds__(TensorCoreLayout::kThreads)
   write_kernels<K, L::kHeight, L::kThreads>(results, grad_kernel, tile.b, tile.group, y, x);
 }
 
-// The kernels of a warp's rows: [taps, filled up to 64, x R] * [R x 8 pixels] for each of them. Both operands have
-// their hidden channels side by side in memory, as the fragments want them; the weights of a group are the same for
-// all warps and come from the cache.
+// Generates the kernels of the rows of a warp: [taps, padded to 64, x R] * [R x 8 pixels] for each row. The hidden
+// channels of both operands are adjacent in memory, as fragments require. The weights of a group are the same for all
+// warps and are read from the cache.
 //
-// The results go through shared memory, not from registers to registers: a lane has the taps of fixed rows of D for
-// two pixels, while the band wants tap q - t of column q, so that nearly every value changes its lane, by a shuffle of
-// its own for each of 64; the pixels that a warp writes are those that it reads.
+// The results are exchanged through shared memory, not between registers: a lane holds the taps of fixed rows of D for
+// two pixels, whereas the band requires tap q - t of column q. Therefore nearly every value is used by another lane,
+// which would take 64 shuffles. A warp reads only the pixels that it writes.
 template <typename scalar_t>
 __device__ void multiply_kernels(scalar_t* kernels, const TiledGeneration<scalar_t>& generation, int b, int group,
                                  int first_row, int tile_y, int x) {
@@ -302,10 +308,10 @@ __device__ void multiply_kernels(scalar_t* kernels, const TiledGeneration<scalar
 
 template <typename scalar_t>
 __global__ void __launch_bounds__(TensorCoreLayout::kThreads)
-    tensor_core_fused_kernel(TileGrid grid, TiledImage<const scalar_t> input,
-                             TiledGeneration<scalar_t> generation, Epilogue<float> epilogue, TiledImage<scalar_t> output) {
+    tensor_core_fused_kernel(TileGrid grid, TiledImage<const scalar_t> input, TiledGeneration<scalar_t> generation,
+                             Epilogue<float> epilogue, TiledImage<scalar_t> output) {
   using L = TensorCoreLayout;
-  SHARED_MEMORY(memory, L::kBytes);
+  INVOLUTION_SHARED_MEMORY(memory, L::kBytes);
   const TileGrid::Tile tile = grid.tile(blockIdx.x);
   const int y = tile.y * L::kHeight, x = tile.x * kTileWidth;
   multiply_kernels(reinterpret_cast<scalar_t*>(memory), generation, tile.b, tile.group,

@@ -1,29 +1,29 @@
-// When the tiled and the tensor-core kernels serve, and their launches.
+// The conditions of the tiled and tensor-core kernels, and their launches.
 #pragma once
 
-#include "cuda_general_fused.cuh"
-#include "cuda_tensor_cores.cuh"
+#include "general_fused.cuh"
+#include "tensor_cores.cuh"
 
 #include <cstdlib>
 #include <string_view>
 
 namespace involution {
 
-// Read once, at the first use of an operator.
-inline bool tensor_cores_wanted() {
-  static const bool wanted = [] {
+// Reads the environment once, at the first use of an operator.
+inline bool uses_tensor_cores() {
+  static const bool requested = [] {
     const char* value = std::getenv("INVOLUTION_TENSOR_CORES");
     return value != nullptr && std::string_view(value) == "1";
   }();
-  return wanted && has_tensor_cores();
+  return requested && has_tensor_cores();
 }
 
 inline bool is_aligned(const at::Tensor& t) {
   return reinterpret_cast<std::uintptr_t>(t.const_data_ptr()) % kVectorBytes == 0;
 }
 
-// Whether every pixel's channels lie side by side from an aligned address on, at 32-bit offsets within an image.
-// Strides of dimensions of size 1 are never used and may be anything.
+// Whether the channels of every pixel are adjacent and start at an aligned address, at 32-bit offsets within an image.
+// Strides of dimensions of size 1 are never used and can have any value.
 inline bool is_tiled_image(const at::Tensor& t) {
   const int64_t vector = kVectorBytes / t.element_size();
   const auto fits = [&](int64_t dim) { return t.size(dim) == 1 || t.stride(dim) % vector == 0; };
@@ -31,7 +31,7 @@ inline bool is_tiled_image(const at::Tensor& t) {
          last_offset(t, 1) < std::numeric_limits<int32_t>::max();
 }
 
-// Whether the taps of every pixel and group lie side by side; they may begin anywhere.
+// Whether the taps of every pixel and group are adjacent. They can start at any element.
 inline bool are_tiled_kernels(const at::Tensor& t) {
   return t.stride(3) == 1 && t.stride(2) == t.size(3) && last_offset(t, 1) < std::numeric_limits<int32_t>::max();
 }
@@ -44,30 +44,40 @@ inline bool is_tiled_geometry(const Geometry& g, at::ScalarType dtype) {
 }
 
 inline bool is_tensor_core_geometry(const Geometry& g, at::ScalarType dtype) {
-  return tensor_cores_wanted() && g.kernel_h == TensorCoreLayout::kK && g.stride_h == 1 &&
+  return uses_tensor_cores() && g.kernel_h == TensorCoreLayout::kK && g.stride_h == 1 &&
          g.group_channels() == kTileChannels && dtype != at::kFloat;
 }
 
-// Whether a group's rows of the 1x1 convolution can be read by vectors.
+// Whether vectors can read the features and the rows of the weight of the 1x1 convolution.
 inline bool is_tiled_generation(const FusedArguments& arguments) {
   const at::Tensor& weight = arguments.weight;
   const int64_t vector = kVectorBytes / weight.element_size();
   return is_tiled_image(arguments.features) && weight.size(1) % kThreadChannels == 0 && weight.stride(1) == 1 &&
-         weight.stride(0) % vector == 0 && is_aligned(weight) && last_offset(weight) < std::numeric_limits<int32_t>::max();
+         weight.stride(0) % vector == 0 && is_aligned(weight) &&
+         last_offset(weight) < std::numeric_limits<int32_t>::max();
 }
 
 template <typename scalar_t>
 TiledImage<scalar_t> tiled_image(const at::Tensor& t) {
   const Image<scalar_t, int64_t> i = image<scalar_t, int64_t>(t);
-  return {i.data, i.stride_b, static_cast<int>(i.stride_h), static_cast<int>(i.stride_w), static_cast<int>(t.size(2)),
+  return {i.data,
+          i.stride_b,
+          static_cast<int>(i.stride_h),
+          static_cast<int>(i.stride_w),
+          static_cast<int>(t.size(2)),
           static_cast<int>(t.size(3))};
 }
 
 template <typename scalar_t>
 TiledKernels<scalar_t> tiled_kernels(const at::Tensor& t) {
   const Kernels<scalar_t, int64_t> k = kernels<scalar_t, int64_t>(t);
-  return {k.data, k.stride_b, static_cast<int>(k.stride_g), static_cast<int>(k.stride_h), static_cast<int>(k.stride_w),
-          static_cast<int>(t.size(4)), static_cast<int>(t.size(5))};
+  return {k.data,
+          k.stride_b,
+          static_cast<int>(k.stride_g),
+          static_cast<int>(k.stride_h),
+          static_cast<int>(k.stride_w),
+          static_cast<int>(t.size(4)),
+          static_cast<int>(t.size(5))};
 }
 
 template <typename scalar_t>
@@ -78,16 +88,19 @@ TiledGeneration<scalar_t> tiled_generation(const FusedArguments& arguments) {
           bias.defined() ? bias.const_data_ptr<scalar_t>() : nullptr};
 }
 
-// Calls f(scalar, K, STRIDE) for a geometry that is_tiled_geometry.
+// Calls f(scalar, K, STRIDE) for a geometry that satisfies is_tiled_geometry.
 template <typename F>
 void with_tiles(const Geometry& g, at::ScalarType dtype, const F& f) {
   const auto with_sizes = [&](auto scalar) {
     const auto with_stride = [&](auto K) {
-      g.stride_h == 1 ? f(scalar, K, std::integral_constant<int, 1>{}) : f(scalar, K, std::integral_constant<int, 2>{});
+      g.stride_h == 1 ? f(scalar, K, std::integral_constant<int, 1>{})
+                      : f(scalar, K, std::integral_constant<int, 2>{});
     };
     g.kernel_h == 7 ? with_stride(std::integral_constant<int, 7>{}) : with_stride(std::integral_constant<int, 3>{});
   };
-  dtype == at::kFloat ? with_sizes(float{}) : dtype == at::kHalf ? with_sizes(c10::Half{}) : with_sizes(c10::BFloat16{});
+  dtype == at::kFloat  ? with_sizes(float{})
+  : dtype == at::kHalf ? with_sizes(c10::Half{})
+                       : with_sizes(c10::BFloat16{});
 }
 
 template <typename F>
@@ -95,7 +108,8 @@ void with_16_bits(at::ScalarType dtype, const F& f) {
   dtype == at::kHalf ? f(c10::Half{}) : f(c10::BFloat16{});
 }
 
-// Calls launch(grid, blocks) for tiles of `tile_h` rows over height x width pixels, if their number is one of a launch.
+// Calls launch(grid, blocks) for tiles of `tile_h` rows over height x width pixels, unless there are too many of them
+// for one launch. Returns whether it did.
 template <typename F>
 bool with_grid(const Geometry& g, int64_t height, int64_t width, int tile_h, const F& launch) {
   const int64_t tiles_h = (height + tile_h - 1) / tile_h, tiles_w = (width + kTileWidth - 1) / kTileWidth;
@@ -104,36 +118,40 @@ bool with_grid(const Geometry& g, int64_t height, int64_t width, int tile_h, con
     return false;
   }
   const TileGrid grid{static_cast<int>(g.groups), static_cast<int>(g.group_channels()), static_cast<int>(tiles_w),
-                      static_cast<int>(tiles_h), static_cast<int>(g.padding_h), static_cast<int>(g.padding_w)};
+                      static_cast<int>(tiles_h),  static_cast<int>(g.padding_h),        static_cast<int>(g.padding_w)};
   launch(grid, static_cast<int>(blocks));
   return true;
 }
 
-// These launch a kernel and return true, or return false where none of theirs serves.
+// The following functions launch a kernel and return true, or return false if no kernel supports the arguments.
 
 inline bool launch_tiled_forward(const Geometry& g, const at::Tensor& input, const at::Tensor& kernel,
                                  const at::Tensor& output) {
   const auto dtype = input.scalar_type();
-  if (!is_tiled_geometry(g, dtype) || !is_tiled_image(input) || !are_tiled_kernels(kernel) || !is_tiled_image(output)) {
+  if (!is_tiled_geometry(g, dtype) || !is_tiled_image(input) || !are_tiled_kernels(kernel) ||
+      !is_tiled_image(output)) {
     return false;
   }
   bool launched = false;
   const auto with_tensor_cores = [&](auto scalar) {
     using scalar_t = decltype(scalar);
     launched = with_grid(g, g.out_h, g.out_w, TensorCoreLayout::kHeight, [&](const TileGrid& grid, int blocks) {
-      LAUNCH((tensor_core_forward_kernel<scalar_t>), blocks, TensorCoreLayout::kThreads, grid,
-             tiled_image<const scalar_t>(input), tiled_kernels<const scalar_t>(kernel), tiled_image<scalar_t>(output));
+      INVOLUTION_LAUNCH((tensor_core_forward_kernel<scalar_t>), blocks, TensorCoreLayout::kThreads, grid,
+                        tiled_image<const scalar_t>(input), tiled_kernels<const scalar_t>(kernel),
+                        tiled_image<scalar_t>(output));
     });
   };
-  const auto plainly = [&](auto scalar, auto K, auto stride) {
+  const auto without_tensor_cores = [&](auto scalar, auto K, auto stride) {
     using scalar_t = decltype(scalar);
     using L = ForwardLayout<scalar_t, decltype(K)::value, decltype(stride)::value>;
     launched = with_grid(g, g.out_h, g.out_w, L::kHeight, [&](const TileGrid& grid, int blocks) {
-      LAUNCH((tiled_forward_kernel<scalar_t, decltype(K)::value, decltype(stride)::value>), blocks, L::kThreads, grid,
-             tiled_image<const scalar_t>(input), tiled_kernels<const scalar_t>(kernel), tiled_image<scalar_t>(output));
+      INVOLUTION_LAUNCH((tiled_forward_kernel<scalar_t, decltype(K)::value, decltype(stride)::value>), blocks,
+                        L::kThreads, grid, tiled_image<const scalar_t>(input), tiled_kernels<const scalar_t>(kernel),
+                        tiled_image<scalar_t>(output));
     });
   };
-  is_tensor_core_geometry(g, dtype) ? with_16_bits(dtype, with_tensor_cores) : with_tiles(g, dtype, plainly);
+  is_tensor_core_geometry(g, dtype) ? with_16_bits(dtype, with_tensor_cores)
+                                    : with_tiles(g, dtype, without_tensor_cores);
   return launched;
 }
 
@@ -148,26 +166,28 @@ inline bool launch_tiled_input_grad(const Geometry& g, const at::Tensor& grad_ou
   const auto with_tensor_cores = [&](auto scalar) {
     using scalar_t = decltype(scalar);
     launched = with_grid(g, g.height, g.width, TensorCoreLayout::kHeight, [&](const TileGrid& grid, int blocks) {
-      LAUNCH((tensor_core_input_grad_kernel<scalar_t>), blocks, TensorCoreLayout::kThreads, grid,
-             tiled_image<const scalar_t>(grad_output), tiled_kernels<const scalar_t>(kernel),
-             tiled_image<scalar_t>(grad_input));
+      INVOLUTION_LAUNCH((tensor_core_input_grad_kernel<scalar_t>), blocks, TensorCoreLayout::kThreads, grid,
+                        tiled_image<const scalar_t>(grad_output), tiled_kernels<const scalar_t>(kernel),
+                        tiled_image<scalar_t>(grad_input));
     });
   };
   // Positions of the padded input in units of the stride, from the first to the last that the input holds.
   const auto positions = [](int64_t size, int64_t padding, int64_t stride) {
     return (size - 1 + padding) / stride - padding / stride + 1;
   };
-  const int64_t height = positions(g.height, g.padding_h, g.stride_h), width = positions(g.width, g.padding_w, g.stride_w);
-  const auto plainly = [&](auto scalar, auto K, auto stride) {
+  const int64_t height = positions(g.height, g.padding_h, g.stride_h),
+                width = positions(g.width, g.padding_w, g.stride_w);
+  const auto without_tensor_cores = [&](auto scalar, auto K, auto stride) {
     using scalar_t = decltype(scalar);
     using L = InputGradLayout<scalar_t, decltype(K)::value, decltype(stride)::value>;
     launched = with_grid(g, height, width, L::kHeight, [&](const TileGrid& grid, int blocks) {
-      LAUNCH((tiled_input_grad_kernel<scalar_t, decltype(K)::value, decltype(stride)::value>), blocks, L::kThreads, grid,
-             tiled_image<const scalar_t>(grad_output), tiled_kernels<const scalar_t>(kernel),
-             tiled_image<scalar_t>(grad_input));
+      INVOLUTION_LAUNCH((tiled_input_grad_kernel<scalar_t, decltype(K)::value, decltype(stride)::value>), blocks,
+                        L::kThreads, grid, tiled_image<const scalar_t>(grad_output),
+                        tiled_kernels<const scalar_t>(kernel), tiled_image<scalar_t>(grad_input));
     });
   };
-  is_tensor_core_geometry(g, dtype) ? with_16_bits(dtype, with_tensor_cores) : with_tiles(g, dtype, plainly);
+  is_tensor_core_geometry(g, dtype) ? with_16_bits(dtype, with_tensor_cores)
+                                    : with_tiles(g, dtype, without_tensor_cores);
   return launched;
 }
 
@@ -182,53 +202,55 @@ inline bool launch_tiled_kernel_grad(const Geometry& g, const at::Tensor& grad_o
   const auto with_tensor_cores = [&](auto scalar) {
     using scalar_t = decltype(scalar);
     launched = with_grid(g, g.out_h, g.out_w, TensorCoreLayout::kHeight, [&](const TileGrid& grid, int blocks) {
-      LAUNCH((tensor_core_kernel_grad_kernel<scalar_t>), blocks, TensorCoreLayout::kThreads, grid,
-             tiled_image<const scalar_t>(grad_output), tiled_image<const scalar_t>(input),
-             tiled_kernels<scalar_t>(grad_kernel));
+      INVOLUTION_LAUNCH((tensor_core_kernel_grad_kernel<scalar_t>), blocks, TensorCoreLayout::kThreads, grid,
+                        tiled_image<const scalar_t>(grad_output), tiled_image<const scalar_t>(input),
+                        tiled_kernels<scalar_t>(grad_kernel));
     });
   };
-  const auto plainly = [&](auto scalar, auto K, auto stride) {
+  const auto without_tensor_cores = [&](auto scalar, auto K, auto stride) {
     using scalar_t = decltype(scalar);
     using L = KernelGradLayout<scalar_t, decltype(K)::value, decltype(stride)::value>;
     launched = with_grid(g, g.out_h, g.out_w, L::kHeight, [&](const TileGrid& grid, int blocks) {
-      LAUNCH((tiled_kernel_grad_kernel<scalar_t, decltype(K)::value, decltype(stride)::value>), blocks, L::kThreads, grid,
-             tiled_image<const scalar_t>(grad_output), tiled_image<const scalar_t>(input),
-             tiled_kernels<scalar_t>(grad_kernel));
+      INVOLUTION_LAUNCH((tiled_kernel_grad_kernel<scalar_t, decltype(K)::value, decltype(stride)::value>), blocks,
+                        L::kThreads, grid, tiled_image<const scalar_t>(grad_output),
+                        tiled_image<const scalar_t>(input), tiled_kernels<scalar_t>(grad_kernel));
     });
   };
-  is_tensor_core_geometry(g, dtype) ? with_16_bits(dtype, with_tensor_cores) : with_tiles(g, dtype, plainly);
+  is_tensor_core_geometry(g, dtype) ? with_16_bits(dtype, with_tensor_cores)
+                                    : with_tiles(g, dtype, without_tensor_cores);
   return launched;
 }
 
 inline bool launch_tiled_fused(const Geometry& g, const at::Tensor& input, const FusedArguments& arguments,
                                const at::Tensor& output) {
   const auto dtype = input.scalar_type();
-  if (!is_tiled_geometry(g, dtype) || !is_tiled_image(input) || !is_tiled_generation(arguments) || !is_tiled_image(output)) {
+  if (!is_tiled_geometry(g, dtype) || !is_tiled_image(input) || !is_tiled_generation(arguments) ||
+      !is_tiled_image(output)) {
     return false;
   }
-  const Epilogue<float> after = epilogue<float>(arguments.scale, arguments.shift, arguments.relu);
+  const Epilogue<float> epilogue_ = epilogue<float>(arguments.scale, arguments.shift, arguments.relu);
   bool launched = false;
   const auto with_tensor_cores = [&](auto scalar) {
     using scalar_t = decltype(scalar);
     launched = with_grid(g, g.out_h, g.out_w, TensorCoreLayout::kHeight, [&](const TileGrid& grid, int blocks) {
-      LAUNCH((tensor_core_fused_kernel<scalar_t>), blocks, TensorCoreLayout::kThreads, grid,
-             tiled_image<const scalar_t>(input), tiled_generation<scalar_t>(arguments), after,
-             tiled_image<scalar_t>(output));
+      INVOLUTION_LAUNCH((tensor_core_fused_kernel<scalar_t>), blocks, TensorCoreLayout::kThreads, grid,
+                        tiled_image<const scalar_t>(input), tiled_generation<scalar_t>(arguments), epilogue_,
+                        tiled_image<scalar_t>(output));
     });
   };
-  const auto plainly = [&](auto scalar, auto K, auto stride) {
+  const auto without_tensor_cores = [&](auto scalar, auto K, auto stride) {
     using scalar_t = decltype(scalar);
     using L = ForwardLayout<scalar_t, decltype(K)::value, decltype(stride)::value>;
     launched = with_grid(g, g.out_h, g.out_w, L::kHeight, [&](const TileGrid& grid, int blocks) {
-      LAUNCH((tiled_fused_kernel<scalar_t, decltype(K)::value, decltype(stride)::value>), blocks, L::kThreads, grid,
-             tiled_image<const scalar_t>(input), tiled_generation<scalar_t>(arguments), after,
-             tiled_image<scalar_t>(output));
+      INVOLUTION_LAUNCH((tiled_fused_kernel<scalar_t, decltype(K)::value, decltype(stride)::value>), blocks,
+                        L::kThreads, grid, tiled_image<const scalar_t>(input), tiled_generation<scalar_t>(arguments),
+                        epilogue_, tiled_image<scalar_t>(output));
     });
   };
   // A product takes 16 hidden channels.
   const bool whole_products = arguments.features.size(1) % TensorCoreLayout::kHiddenChannels == 0;
   is_tensor_core_geometry(g, dtype) && whole_products ? with_16_bits(dtype, with_tensor_cores)
-                                                      : with_tiles(g, dtype, plainly);
+                                                      : with_tiles(g, dtype, without_tensor_cores);
   return launched;
 }
 

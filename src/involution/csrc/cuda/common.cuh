@@ -1,14 +1,14 @@
-// What the CUDA kernels share: the type that sums are taken in, 16-byte vectors and checks of 32-bit offsets.
+// What all CUDA kernels share: the accumulation type, 16-byte vectors and checks of 32-bit offsets.
 //
-// These files need no CUDA header of their own: the tests compile them as host C++ with a small shim that plays
-// blocks, threads and warps. Whoever includes them defines
-//   LAUNCH((kernel), blocks, threads, arguments...)   launches on the current stream and checks the launch,
-//   SHARED_MEMORY(name, bytes)                        declares an unsigned char array, aligned to 16, in shared memory,
-//   involution::has_tensor_cores()                    whether the current device has mma.m16n8k16 (sm_80 and later),
-// and, where there is no CUDA compiler, the warp instructions of cuda_mma.cuh.
+// The headers in this folder include no CUDA headers: the tests compile them as host C++, with a small shim that
+// emulates blocks, threads and warps. The file that includes them has to define
+//   INVOLUTION_LAUNCH((kernel), blocks, threads, arguments...)   launches on the current stream and checks the launch,
+//   INVOLUTION_SHARED_MEMORY(name, bytes)   declares an unsigned char array in shared memory, aligned to 16,
+//   involution::has_tensor_cores()          whether the current device has mma.m16n8k16 (sm_80 and later),
+// and, without a CUDA compiler, the warp instructions of mma.cuh.
 #pragma once
 
-#include "geometry.h"
+#include "../geometry.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -21,9 +21,9 @@ template <typename scalar_t>
 using opmath_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
 
 constexpr int kThreads = 256;
-// Enough blocks to fill any GPU several times over; a grid-stride loop does the rest.
+// Enough blocks to fill any GPU several times; a grid-stride loop processes the remaining elements.
 constexpr int64_t kMaxBlocks = 1 << 16;
-// Static shared memory of a block on every architecture; more would have to be asked for with each launch.
+// The static shared memory of a block on every architecture. More would have to be requested at each launch.
 constexpr int kSharedBytes = 48 * 1024;
 
 constexpr int kVectorBytes = 16;  // the widest access of a thread
@@ -44,10 +44,10 @@ __device__ inline void store_vector(void* address, const Vector<scalar_t>& vecto
   *static_cast<Vector<scalar_t>*>(address) = vector;
 }
 
-// What follows the sum of an output element: the affine map of its channel, where there is one, and ReLU.
+// Applied to the sum of an output element: scale and shift of its channel, if given, and ReLU.
 template <typename acc_t>
 struct Epilogue {
-  const acc_t* scale;  // null: no affine map
+  const acc_t* scale;  // null if there is none
   const acc_t* shift;
   bool relu;
 
@@ -55,11 +55,11 @@ struct Epilogue {
     if (scale != nullptr) {
       sum = sum * scale[channel] + shift[channel];
     }
-    return relu && sum < acc_t(0) ? acc_t(0) : sum;  // NaN is not below zero and stays
+    return relu && sum < acc_t(0) ? acc_t(0) : sum;  // NaN remains, because it is not less than zero
   }
 };
 
-// The last offset into the tensor, in elements, from its dimension `first` on.
+// The largest offset into the dimensions of the tensor from `first` on, in elements.
 inline int64_t last_offset(const at::Tensor& t, int64_t first = 0) {
   int64_t last = 0;
   for (int64_t dim = first; dim < t.dim(); ++dim) {
@@ -68,7 +68,7 @@ inline int64_t last_offset(const at::Tensor& t, int64_t first = 0) {
   return last;
 }
 
-// Positions in the padded input, which may lie beyond any offset into it.
+// Whether positions in the padded input, which can exceed all offsets into the input, fit into 32 bits.
 inline bool fits_32_bits(const Geometry& g) {
   const int64_t limit = std::numeric_limits<int32_t>::max() / 2;
   return g.out_h * g.stride_h + g.kernel_h * g.dilation_h + g.height + g.padding_h < limit &&

@@ -1,18 +1,18 @@
-// The tiled kernels: forward, fused forward and input gradient, by one function that applies a tile's kernels to its
-// image; the kernel gradient is in cuda_tiled_kernel_grad.cuh.
+// The tiled kernels of forward pass, fused forward pass and input gradient. They share one function, which applies the
+// kernels of a tile to its image. The kernel gradient is in tiled_kernel_grad.cuh.
 #pragma once
 
-#include "cuda_tiles.cuh"
+#include "tiles.cuh"
 
 namespace involution {
 
-// The taps of a row, filled up to a power of two; read by one access where they fit into 16 bytes.
+// The taps of a row, padded to a power of two; one access reads them if they fit into 16 bytes.
 template <typename scalar_t, int COUNT>
 struct alignas(std::min<int>(COUNT * sizeof(scalar_t), kVectorBytes)) TapRow {
   scalar_t values[COUNT];
 };
 
-// 8 channels as float: vectors `step` bytes apart.
+// Loads 8 channels as float, from vectors that are `step` bytes apart.
 template <typename scalar_t>
 __device__ inline void load_channels(const unsigned char* address, int step, float (&channels)[kThreadChannels]) {
   constexpr int kSize = Vector<scalar_t>::kSize;
@@ -26,7 +26,8 @@ __device__ inline void load_channels(const unsigned char* address, int step, flo
   }
 }
 
-// sums[t][c] += image column * tap, over the taps from (first_u, first_v) on, for the pixels t and channels c of a thread.
+// Adds image column * tap to sums[t][c] for the taps from (first_u, first_v) on and the pixels t and channels c of a
+// thread.
 template <typename L>
 __device__ void accumulate(const unsigned char* image, const typename L::scalar_t* kernels, int first_u, int first_v,
                            float (&sums)[L::kPixels][kThreadChannels]) {
@@ -41,7 +42,8 @@ __device__ void accumulate(const unsigned char* image, const typename L::scalar_
 #pragma unroll
     for (int q = 0; q < (L::kPixels - 1) * L::kStep + L::kTaps; ++q) {
       float channels[kThreadChannels];
-      load_channels<typename L::scalar_t>(image + u * L::kPitch + q * L::kColumnBytes, kOctets * kVectorBytes, channels);
+      load_channels<typename L::scalar_t>(image + u * L::kPitch + q * L::kColumnBytes, kOctets * kVectorBytes,
+                                          channels);
 #pragma unroll
       for (int t = 0; t < L::kPixels; ++t) {
         const int v = q - t * L::kStep;
@@ -57,31 +59,34 @@ __device__ void accumulate(const unsigned char* image, const typename L::scalar_
   }
 }
 
-// A thread's place in its tile.
+// The position of a thread in its tile.
 template <typename L>
-struct Place {
+struct Position {
   int octet, row, strip, phase;
 
-  __device__ Place()
-      : octet(threadIdx.x % kOctets), row(threadIdx.x / kOctets % L::kHeight),
-        strip(threadIdx.x / kOctets / L::kHeight % L::kStrips), phase(threadIdx.x / kOctets / L::kHeight / L::kStrips) {}
+  __device__ Position()
+      : octet(threadIdx.x % kOctets),
+        row(threadIdx.x / kOctets % L::kHeight),
+        strip(threadIdx.x / kOctets / L::kHeight % L::kStrips),
+        phase(threadIdx.x / kOctets / L::kHeight / L::kStrips) {}
 };
 
-// Applies the kernels that lie in `memory` to the image from (y, x) on, kTileChannels of the group at a time, and
-// hands `store(t, channel of the group, sums)` the channels of a vector for pixel t of the thread.
+// Applies the kernels in `memory` to the image from (y, x) on, for kTileChannels channels of the group at a time.
+// Calls `store(t, channel of the group, sums)` with the channels of a vector for each pixel t of the thread.
 template <typename L, typename Store>
 __device__ void apply_tile(unsigned char* memory, const TiledImage<const typename L::scalar_t>& image, int b,
-                           int group, int group_channels, int y, int x, const Place<L>& place, int first_u, int first_v,
-                           const Store& store) {
+                           int group, int group_channels, int y, int x, const Position<L>& position, int first_u,
+                           int first_v, const Store& store) {
   using scalar_t = typename L::scalar_t;
   constexpr int kSize = Vector<scalar_t>::kSize;
   const scalar_t* kernels = reinterpret_cast<const scalar_t*>(memory) +
-                            L::kernel_slot(place.phase, place.row, place.strip * L::kPixels, 0, 0);
+                            L::kernel_slot(position.phase, position.row, position.strip * L::kPixels, 0, 0);
   unsigned char* staged = memory + L::kKernelBytes;
-  const unsigned char* columns = staged + place.row * L::kStep * L::kPitch +
-                                 place.strip * L::kPixels * L::kStep * L::kColumnBytes + place.octet * kVectorBytes;
+  const unsigned char* columns = staged + position.row * L::kStep * L::kPitch +
+                                 position.strip * L::kPixels * L::kStep * L::kColumnBytes +
+                                 position.octet * kVectorBytes;
   for (int first = 0; first < group_channels; first += kTileChannels) {
-    __syncthreads();  // what lay there before is no longer read
+    __syncthreads();  // all threads have read the previous values
     stage_image<L::kRows, L::kColumns, L::kVectors, L::kThreads>(
         image, b, group * group_channels + first, group_channels - first, y, x, [&](int row, int column, int vector) {
           return staged + row * L::kPitch + column * L::kColumnBytes + vector * kVectorBytes;
@@ -91,7 +96,7 @@ __device__ void apply_tile(unsigned char* memory, const TiledImage<const typenam
     accumulate<L>(columns, kernels, first_u, first_v, sums);
 #pragma unroll
     for (int n = 0; n < kThreadChannels / kSize; ++n) {
-      const int channel = first + (n * kOctets + place.octet) * kSize;
+      const int channel = first + (n * kOctets + position.octet) * kSize;
 #pragma unroll
       for (int t = 0; t < L::kPixels; ++t) {
         if (channel < group_channels) {
@@ -115,20 +120,19 @@ __device__ inline Vector<scalar_t> to_vector(const float* sums) {
 template <typename scalar_t, int K, int STRIDE>
 __global__ void __launch_bounds__(ForwardLayout<scalar_t, K, STRIDE>::kThreads,
                                   ForwardLayout<scalar_t, K, STRIDE>::kBlocks)
-    tiled_forward_kernel(TileGrid grid, TiledImage<const scalar_t> input,
-                         TiledKernels<const scalar_t> kernels, TiledImage<scalar_t> output) {
+    tiled_forward_kernel(TileGrid grid, TiledImage<const scalar_t> input, TiledKernels<const scalar_t> kernels,
+                         TiledImage<scalar_t> output) {
   using L = ForwardLayout<scalar_t, K, STRIDE>;
-  SHARED_MEMORY(memory, L::kBytes);
+  INVOLUTION_SHARED_MEMORY(memory, L::kBytes);
   const TileGrid::Tile tile = grid.tile(blockIdx.x);
   const int tile_y = tile.y * L::kHeight, tile_x = tile.x * kTileWidth;
   stage_kernels<K, L::kHeight, L::kThreads>(
-      kernels, tile.b, tile.group, tile_y, tile_x, [&](int y, int x, int u, int v) {
-        return reinterpret_cast<scalar_t*>(memory) + L::kernel_slot(0, y, x, u, v);
-      });
-  const Place<L> place;
+      kernels, tile.b, tile.group, tile_y, tile_x,
+      [&](int y, int x, int u, int v) { return reinterpret_cast<scalar_t*>(memory) + L::kernel_slot(0, y, x, u, v); });
+  const Position<L> position;
   apply_tile<L>(memory, input, tile.b, tile.group, grid.group_channels, tile_y * STRIDE - grid.padding_h,
-                tile_x * STRIDE - grid.padding_w, place, 0, 0, [&](int t, int channel, const float* sums) {
-                  const int y = tile_y + place.row, x = tile_x + place.strip * L::kPixels + t;
+                tile_x * STRIDE - grid.padding_w, position, 0, 0, [&](int t, int channel, const float* sums) {
+                  const int y = tile_y + position.row, x = tile_x + position.strip * L::kPixels + t;
                   if (output.holds(y, x)) {
                     store_vector(output.at(tile.b, y, x) + tile.group * grid.group_channels + channel,
                                  to_vector<scalar_t>(sums));
@@ -142,24 +146,24 @@ __global__ void __launch_bounds__(InputGradLayout<scalar_t, K, STRIDE>::kThreads
     tiled_input_grad_kernel(TileGrid grid, TiledImage<const scalar_t> grad_output,
                             TiledKernels<const scalar_t> kernels, TiledImage<scalar_t> grad_input) {
   using L = InputGradLayout<scalar_t, K, STRIDE>;
-  SHARED_MEMORY(memory, L::kBytes);
+  INVOLUTION_SHARED_MEMORY(memory, L::kBytes);
   const TileGrid::Tile tile = grid.tile(blockIdx.x);
-  // q = (y + padding) / STRIDE of the tile's first pixel; the padding's own need no gradient.
-  const int tile_y = grid.padding_h / STRIDE + tile.y * L::kHeight, tile_x = grid.padding_w / STRIDE + tile.x * kTileWidth;
+  // q = (y + padding) / STRIDE of the first pixel of the tile. The padding itself needs no gradient.
+  const int tile_y = grid.padding_h / STRIDE + tile.y * L::kHeight,
+            tile_x = grid.padding_w / STRIDE + tile.x * kTileWidth;
   stage_gathered_kernels<K, STRIDE, L::kHeight, L::kThreads>(
       kernels, tile.b, tile.group, tile_y, tile_x, [&](int phase, int y, int x, int u, int v) {
         return reinterpret_cast<scalar_t*>(memory) + L::kernel_slot(phase, y, x, u, v);
       });
-  const Place<L> place;
-  const int phase_y = place.phase / STRIDE, phase_x = place.phase % STRIDE;
-  // Of the TAPS gathered taps of a row, the first is missing in phases that fewer taps belong to.
+  const Position<L> position;
+  const int phase_y = position.phase / STRIDE, phase_x = position.phase % STRIDE;
+  // In phases with fewer taps, the first of the TAPS gathered taps of a row does not exist.
   const int first_u = L::kTaps - (K - phase_y + STRIDE - 1) / STRIDE;
   const int first_v = L::kTaps - (K - phase_x + STRIDE - 1) / STRIDE;
   apply_tile<L>(memory, grad_output, tile.b, tile.group, grid.group_channels, tile_y - L::kTaps + 1,
-                tile_x - L::kTaps + 1, place, first_u, first_v,
-                [&](int t, int channel, const float* sums) {
-                  const int y = (tile_y + place.row) * STRIDE + phase_y - grid.padding_h;
-                  const int x = (tile_x + place.strip * L::kPixels + t) * STRIDE + phase_x - grid.padding_w;
+                tile_x - L::kTaps + 1, position, first_u, first_v, [&](int t, int channel, const float* sums) {
+                  const int y = (tile_y + position.row) * STRIDE + phase_y - grid.padding_h;
+                  const int x = (tile_x + position.strip * L::kPixels + t) * STRIDE + phase_x - grid.padding_w;
                   if (grad_input.holds(y, x)) {
                     store_vector(grad_input.at(tile.b, y, x) + tile.group * grid.group_channels + channel,
                                  to_vector<scalar_t>(sums));
@@ -167,17 +171,17 @@ __global__ void __launch_bounds__(InputGradLayout<scalar_t, K, STRIDE>::kThreads
                 });
 }
 
-// The 1x1 convolution that makes the kernel. Features are channels-last, rows of the weight are contiguous.
+// The 1x1 convolution that generates the kernel. Features are channels-last, and rows of the weight are contiguous.
 template <typename scalar_t>
 struct TiledGeneration {
   TiledImage<const scalar_t> features;
   const scalar_t* weight;
   int weight_stride, hidden_channels;
-  const scalar_t* bias;  // null: none
+  const scalar_t* bias;  // null if there is none
 };
 
-// Computes the kernels of the tile's pixels, all taps of a pixel by one thread, from weights staged as float. A pixel's
-// features are read by that thread only, so they go from global memory to registers.
+// Generates the kernels of the pixels of a tile from weights that are staged as float. One thread computes all taps of
+// a pixel. Only this thread reads the features of the pixel, so they are loaded from global memory into registers.
 template <typename L, int K>
 __device__ void generate_kernels(unsigned char* memory, const TiledGeneration<typename L::scalar_t>& generation, int b,
                                  int group, int tile_y, int tile_x) {
@@ -186,7 +190,7 @@ __device__ void generate_kernels(unsigned char* memory, const TiledGeneration<ty
   constexpr int kPixels = L::kHeight * kTileWidth / L::kThreads;
   constexpr int kTapsPitch = (K * K + 3) / 4 * 4;  // of float vectors
   static_assert(L::kHeight * kTileWidth % L::kThreads == 0);
-  static_assert(kHidden * kTapsPitch * sizeof(float) <= L::kImageBytes, "the weights lie where the image will");
+  static_assert(kHidden * kTapsPitch * sizeof(float) <= L::kImageBytes, "the weights take the place of the image");
   float* weights = reinterpret_cast<float*>(memory + L::kKernelBytes);  // [hidden channel][tap]
 
   float taps[kPixels][K * K];
@@ -244,7 +248,8 @@ __device__ void generate_kernels(unsigned char* memory, const TiledGeneration<ty
     const int n = threadIdx.x + p * L::kThreads;
 #pragma unroll
     for (int tap = 0; tap < K * K; ++tap) {
-      kernels[L::kernel_slot(0, n / kTileWidth, n % kTileWidth, tap / K, tap % K)] = static_cast<scalar_t>(taps[p][tap]);
+      kernels[L::kernel_slot(0, n / kTileWidth, n % kTileWidth, tap / K, tap % K)] =
+          static_cast<scalar_t>(taps[p][tap]);
     }
   }
 }
@@ -252,17 +257,17 @@ __device__ void generate_kernels(unsigned char* memory, const TiledGeneration<ty
 template <typename scalar_t, int K, int STRIDE>
 __global__ void __launch_bounds__(ForwardLayout<scalar_t, K, STRIDE>::kThreads,
                                   ForwardLayout<scalar_t, K, STRIDE>::kBlocks)
-    tiled_fused_kernel(TileGrid grid, TiledImage<const scalar_t> input,
-                       TiledGeneration<scalar_t> generation, Epilogue<float> epilogue, TiledImage<scalar_t> output) {
+    tiled_fused_kernel(TileGrid grid, TiledImage<const scalar_t> input, TiledGeneration<scalar_t> generation,
+                       Epilogue<float> epilogue, TiledImage<scalar_t> output) {
   using L = ForwardLayout<scalar_t, K, STRIDE>;
-  SHARED_MEMORY(memory, L::kBytes);
+  INVOLUTION_SHARED_MEMORY(memory, L::kBytes);
   const TileGrid::Tile tile = grid.tile(blockIdx.x);
   const int tile_y = tile.y * L::kHeight, tile_x = tile.x * kTileWidth;
   generate_kernels<L, K>(memory, generation, tile.b, tile.group, tile_y, tile_x);
-  const Place<L> place;
+  const Position<L> position;
   apply_tile<L>(memory, input, tile.b, tile.group, grid.group_channels, tile_y * STRIDE - grid.padding_h,
-                tile_x * STRIDE - grid.padding_w, place, 0, 0, [&](int t, int group_channel, const float* sums) {
-                  const int y = tile_y + place.row, x = tile_x + place.strip * L::kPixels + t;
+                tile_x * STRIDE - grid.padding_w, position, 0, 0, [&](int t, int group_channel, const float* sums) {
+                  const int y = tile_y + position.row, x = tile_x + position.strip * L::kPixels + t;
                   const int channel = tile.group * grid.group_channels + group_channel;
                   if (output.holds(y, x)) {
                     float results[Vector<scalar_t>::kSize];

@@ -1,21 +1,21 @@
-// Involution on CUDA: the operators, and which kernels serve them.
+// The operators on CUDA, and the selection of their kernels.
 //
-//   cuda_general*.cuh      any strides, dtype, geometry and size
-//   cuda_tiled*.cuh        channels-last float, half and bfloat16, windows of 3 x 3 and 7 x 7, strides of 1 and 2
-//   cuda_tensor_cores.cuh  the paper's case of these in 16 bits; only with INVOLUTION_TENSOR_CORES=1 in the environment,
-//                          because it was not measured on a GPU and answers to infinities differently (see there)
+//   general*.cuh       any strides, dtype, geometry and size
+//   tiled*.cuh         channels-last float, half and bfloat16; windows of 3 x 3 and 7 x 7, strides 1 and 2
+//   tensor_cores.cuh   the paper's case of these in 16 bits. Only with INVOLUTION_TENSOR_CORES=1 in the environment,
+//                      because it has not been measured on a GPU and propagates infinities differently (see there)
 #pragma once
 
-#include "cuda_general_fused.cuh"
-#include "cuda_tiled_launch.cuh"
+#include "tiled_launch.cuh"
+#include "general_fused.cuh"
 
 #include <ATen/ops/addcmul.h>
 #include <ATen/ops/conv2d.h>
 
 namespace involution {
 
-inline at::Tensor forward(const at::Tensor& input, const at::Tensor& kernel, at::IntArrayRef stride, at::IntArrayRef padding,
-                          at::IntArrayRef dilation) {
+inline at::Tensor forward(const at::Tensor& input, const at::Tensor& kernel, at::IntArrayRef stride,
+                          at::IntArrayRef padding, at::IntArrayRef dilation) {
   const Geometry g = forward_geometry(input, kernel, stride, padding, dilation);
   const at::Tensor output = empty_image(input, g.batch, g.channels, g.out_h, g.out_w);
   if (output.numel() != 0 && !launch_tiled_forward(g, input, kernel, output)) {
@@ -51,14 +51,16 @@ inline at::Tensor kernel_grad(const at::Tensor& grad_output, const at::Tensor& i
   return grad_kernel;
 }
 
-// From so many hidden channels on, a convolution of its own makes the kernel. On FMA units, generating takes R / 16 times
-// the multiplications of applying, and a convolution has the tensor cores for it. Reasoned, not measured on a GPU.
-constexpr int64_t kHiddenChannelsApart = 64;
+// From this number of hidden channels on, a separate convolution generates the kernel. On FMA units, generation takes
+// R / 16 times the multiplications of the involution, whereas a convolution uses tensor cores. This value was derived,
+// not measured on a GPU.
+constexpr int64_t kMinHiddenChannelsForConvolution = 64;
 
-inline at::Tensor apart(const Geometry& g, const at::Tensor& input, const at::Tensor& features, const at::Tensor& weight,
-                        const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& scale,
-                        const std::optional<at::Tensor>& shift, bool relu, at::IntArrayRef stride, at::IntArrayRef padding,
-                        at::IntArrayRef dilation) {
+inline at::Tensor convolve_and_apply(const Geometry& g, const at::Tensor& input, const at::Tensor& features,
+                                     const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                                     const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& shift,
+                                     bool relu, at::IntArrayRef stride, at::IntArrayRef padding,
+                                     at::IntArrayRef dilation) {
   const at::Tensor kernel = at::conv2d(features, weight, bias).unflatten(1, {g.groups, g.kernel_h, g.kernel_w});
   const at::Tensor output = forward(input, kernel, stride, padding, dilation);
   if (scale) {
@@ -71,13 +73,14 @@ inline at::Tensor fused(const at::Tensor& input, const at::Tensor& features, con
                         const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& scale,
                         const std::optional<at::Tensor>& shift, bool relu, at::IntArrayRef kernel_size,
                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
-  const Geometry g = fused_geometry(input, features, weight, bias, scale, shift, kernel_size, stride, padding, dilation);
+  const Geometry g =
+      fused_geometry(input, features, weight, bias, scale, shift, kernel_size, stride, padding, dilation);
   const at::Tensor output = empty_image(input, g.batch, g.channels, g.out_h, g.out_w);
   if (output.numel() == 0) {
     return output;
   }
-  if (features.size(1) >= kHiddenChannelsApart && !is_tensor_core_geometry(g, input.scalar_type())) {
-    return apart(g, input, features, weight, bias, scale, shift, relu, stride, padding, dilation);
+  if (features.size(1) >= kMinHiddenChannelsForConvolution && !is_tensor_core_geometry(g, input.scalar_type())) {
+    return convolve_and_apply(g, input, features, weight, bias, scale, shift, relu, stride, padding, dilation);
   }
   const auto vector = [](const std::optional<at::Tensor>& t) { return t ? t->contiguous() : at::Tensor(); };
   const FusedArguments arguments{features, weight, vector(bias), vector(scale), vector(shift), relu};

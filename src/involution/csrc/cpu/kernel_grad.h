@@ -1,29 +1,30 @@
 // The gradient of the kernel on the CPU.
-
 #pragma once
 
-#include "cpu_common.h"
+#include "packing.h"
 
 namespace involution {
 namespace {
 
-// Planar packing for the kernel gradient: per channel a row in which the taps of a window lie side by side, whatever
-// the dilation (columns are split by their phase), followed by slack so that whole vectors of taps can be loaded.
+// Planar packing: for each channel, a row in which the taps of a window are adjacent for every dilation, because
+// columns are sorted by their phase. Each phase is followed by unused elements, so that whole vectors of taps can be
+// loaded.
 struct PlanarRow {
   int64_t columns, phase_length, length;
 
   explicit PlanarRow(const Geometry& g)
-      : columns(packed_columns(g)), phase_length((columns + g.dilation_w - 1) / g.dilation_w + kTapLanes),
+      : columns(packed_columns(g)),
+        phase_length((columns + g.dilation_w - 1) / g.dilation_w + kTapLanes),
         length(phase_length * g.dilation_w) {}
   int64_t at(const Geometry& g, int64_t column) const {
     return column % g.dilation_w * phase_length + column / g.dilation_w;
   }
 };
 
-// One image row of all channels of a group to [channel][plane_step]. No source: all zeros.
+// Packs an image row of all channels of a group into [channel][plane_step]. If `from` is null, all values are zeros.
 template <typename scalar_t, typename acc_t>
-void pack_planar_row(const Geometry& g, const PlanarRow& layout, acc_t* to, int64_t plane_step, const scalar_t* from, int64_t stride_c,
-                     int64_t stride_w) {
+void pack_planar_row(const Geometry& g, const PlanarRow& layout, acc_t* to, int64_t plane_step, const scalar_t* from,
+                     int64_t stride_c, int64_t stride_w) {
   const int64_t channels = g.group_channels();
   for (int64_t c = 0; c < channels; ++c) {
     std::fill(to + c * plane_step, to + c * plane_step + layout.length, acc_t(0));
@@ -32,8 +33,8 @@ void pack_planar_row(const Geometry& g, const PlanarRow& layout, acc_t* to, int6
   if (g.dilation_w == 1) {
     for (int64_t x = g.padding_w; x < end; x += kLanes) {
       for (int64_t c = 0; c < channels; c += kLanes) {
-        transpose(to + c * plane_step + x, plane_step, from + (x - g.padding_w) * stride_w + c * stride_c, stride_c, stride_w,
-                  std::min(kLanes, end - x), std::min(kLanes, channels - c));
+        transpose(to + c * plane_step + x, plane_step, from + (x - g.padding_w) * stride_w + c * stride_c, stride_c,
+                  stride_w, std::min(kLanes, end - x), std::min(kLanes, channels - c));
       }
     }
     return;
@@ -45,21 +46,23 @@ void pack_planar_row(const Geometry& g, const PlanarRow& layout, acc_t* to, int6
   }
 }
 
-// The kernel gradient of one pixel, [tap]: a vector of taps per kernel row, summed over the group's channels.
+// Computes the kernel gradient of one pixel, [tap]: for each kernel row a vector of taps, summed over the channels of
+// the group.
 template <int K, typename acc_t>
-__attribute__((noinline)) void kernel_grad_pixel(const Geometry& g, const acc_t* x, int64_t row_step, int64_t plane_step, const acc_t* grad,
-                              acc_t* out) {
+__attribute__((noinline)) void kernel_grad_pixel(const Geometry& g, const acc_t* x, int64_t row_step,
+                                                 int64_t plane_step, const acc_t* grad, acc_t* out) {
   using V = Taps<acc_t>;
   const int64_t channels = g.group_channels();
   if constexpr (K > 0 && K <= kTapLanes) {
     V acc[K] = {};
     for (int64_t c = 0; c < channels; ++c, x += plane_step) {
-      UNROLL for (int u = 0; u < K; ++u) {
+      INVOLUTION_UNROLL for (int u = 0; u < K; ++u) {
         acc[u] += load<V>(x + u * row_step) * grad[c];
       }
     }
-    // Whole vectors: the lanes beyond the K taps are overwritten by the next row, the last ones fall into slack.
-    UNROLL for (int u = 0; u < K; ++u) {
+    // Whole vectors are stored: the next row overwrites the lanes after the K taps, and the last row's lanes are
+    // unused.
+    INVOLUTION_UNROLL for (int u = 0; u < K; ++u) {
       store(out + u * K, acc[u]);
     }
   } else {
@@ -93,11 +96,13 @@ void kernel_grad_kernel(const Geometry& g, const at::Tensor& grad_output, const 
       Buffer<acc_t> packed(channels * plane_step + kTapLanes), grad(g.out_w * channels), taps(g.taps() + kTapLanes);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t group = task % g.groups, b = task / g.groups / strips.count;
-        const int64_t first = task / g.groups % strips.count * strips.rows, last = std::min(first + strips.rows, g.out_h);
+        const int64_t first = task / g.groups % strips.count * strips.rows,
+                      last = std::min(first + strips.rows, g.out_h);
         const int64_t rows = (last - first - 1) * g.stride_h + g.kernel_h;
         for (int64_t q = 0; q < rows; ++q) {
           pack_planar_row(g, layout, packed.get() + q * layout.length, plane_step,
-                          x.row(b, group * channels, first * g.stride_h - g.padding_h + q * g.dilation_h), x.stride_c, x.stride_w);
+                          x.row(b, group * channels, first * g.stride_h - g.padding_h + q * g.dilation_h), x.stride_c,
+                          x.stride_w);
         }
         for (int64_t i = first; i < last; ++i) {
           const scalar_t* dy_row = dy.row(b, group * channels, i);
@@ -110,8 +115,8 @@ void kernel_grad_kernel(const Geometry& g, const at::Tensor& grad_output, const 
           scalar_t* dk_row = dk + b * dk_stride[0] + group * dk_stride[1] + i * dk_stride[4];
           for (int64_t j = 0; j < g.out_w; ++j) {
             kernel_grad_pixel<decltype(K)::value>(g, window + layout.at(g, j * g.stride_w), layout.length, plane_step,
-                                 grad.get() + j * channels, taps.get());
-            // Both layouts of `empty_kernel` have one stride from tap to tap.
+                                                  grad.get() + j * channels, taps.get());
+            // In both layouts of `empty_kernel`, the stride between all neighboring taps is the same.
             scalar_t* to = dk_row + j * dk_stride[5];
             if (dk_stride[3] == 1) {
               std::copy(taps.get(), taps.get() + g.taps(), to);

@@ -1,29 +1,30 @@
 // The gradient of the input on the CPU.
-
 #pragma once
 
-#include "cpu_common.h"
+#include "packing.h"
 
 namespace involution {
 namespace {
 
-// Scatters T output gradients through one kernel row into the packed input row that it met.
+// Scatters T output gradients, multiplied by one kernel row, into the packed input row that this kernel row applied
+// to.
 template <int K, int S, int T, typename acc_t>
-__attribute__((noinline)) void input_grad_tile(const Geometry& g, const acc_t* grad, const acc_t* taps, int64_t pixel_stride, acc_t* row) {
+__attribute__((noinline)) void input_grad_tile(const Geometry& g, const acc_t* grad, const acc_t* taps,
+                                               int64_t pixel_stride, acc_t* row) {
   using V = Channels<acc_t>;
   if constexpr (K > 0) {
     constexpr int columns = (T - 1) * S + K;
     V acc[columns];
-    UNROLL for (int q = 0; q < columns; ++q) {
+    INVOLUTION_UNROLL for (int q = 0; q < columns; ++q) {
       acc[q] = load<V>(row + q * kLanes);
     }
-    UNROLL for (int t = 0; t < T; ++t) {
+    INVOLUTION_UNROLL for (int t = 0; t < T; ++t) {
       const V value = load<V>(grad + t * kLanes);
-      UNROLL for (int v = 0; v < K; ++v) {
+      INVOLUTION_UNROLL for (int v = 0; v < K; ++v) {
         acc[t * S + v] += value * taps[t * pixel_stride + v];
       }
     }
-    UNROLL for (int q = 0; q < columns; ++q) {
+    INVOLUTION_UNROLL for (int q = 0; q < columns; ++q) {
       store(row + q * kLanes, acc[q]);
     }
   } else {
@@ -49,8 +50,9 @@ void input_grad_kernel(const Geometry& g, const at::Tensor& grad_output, const a
   const Image<scalar_t> dx(grad_input);
   const int64_t columns = std::max(packed_columns(g), g.padding_w + g.width), row_step = columns * kLanes;
   const int64_t chunks = g.groups * chunks_per_group(g);
-  // Strips of input rows: each task owns what it writes and meets every output row whose window reaches it.
-  const int64_t strip_rows = std::clamp<int64_t>(kStripBytes / (row_step * int64_t(sizeof(acc_t))), 1, std::max<int64_t>(g.height, 1));
+  // Strips of input rows: each task writes its own rows, and reads all output rows whose windows reach them.
+  const int64_t strip_rows =
+      std::clamp<int64_t>(kStripBytes / (row_step * int64_t(sizeof(acc_t))), 1, std::max<int64_t>(g.height, 1));
   const int64_t strips = (g.height + strip_rows - 1) / strip_rows;
   with_static_window(g, [&](auto K, auto S) {
     at::parallel_for(0, g.batch * strips * chunks, 1, [&](int64_t begin, int64_t end) {
@@ -61,7 +63,8 @@ void input_grad_kernel(const Geometry& g, const at::Tensor& grad_output, const a
         const int64_t b = task / chunks / strips, first = task / chunks % strips * strip_rows;
         const int64_t last = std::min(first + strip_rows, g.height);
         std::fill(packed.get(), packed.get() + (last - first) * row_step, acc_t(0));
-        const int64_t i_begin = std::max<int64_t>(ceil_div(first + g.padding_h - (g.kernel_h - 1) * g.dilation_h, g.stride_h), 0);
+        const int64_t i_begin =
+            std::max<int64_t>(ceil_div(first + g.padding_h - (g.kernel_h - 1) * g.dilation_h, g.stride_h), 0);
         const int64_t i_end = std::min((last - 1 + g.padding_h) / g.stride_h + 1, g.out_h);
         for (int64_t i = i_begin; i < i_end; ++i) {
           pack_row(grad.get(), dy.row(b, chunk.first, i), dy.stride_c, dy.stride_w, g.out_w, 0, g.out_w, chunk.count);
@@ -70,8 +73,9 @@ void input_grad_kernel(const Geometry& g, const at::Tensor& grad_output, const a
             for (int64_t u = 0; u < g.kernel_h; ++u) {
               const int64_t y = i * g.stride_h + u * g.dilation_h - g.padding_h;
               if (y >= first && y < last) {
-                input_grad_tile<decltype(K)::value, decltype(S)::value, decltype(T)::value>(g, grad.get() + j * kLanes, tile.data + u * g.kernel_w, tile.pixel_stride,
-                                         packed.get() + (y - first) * row_step + j * g.stride_w * kLanes);
+                input_grad_tile<decltype(K)::value, decltype(S)::value, decltype(T)::value>(
+                    g, grad.get() + j * kLanes, tile.data + u * g.kernel_w, tile.pixel_stride,
+                    packed.get() + (y - first) * row_step + j * g.stride_w * kLanes);
               }
             }
           });

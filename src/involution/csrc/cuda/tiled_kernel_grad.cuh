@@ -1,8 +1,8 @@
-// The tiled kernel gradient: for every pixel and tap, the product of output gradient and input, summed over the
-// channels of the group by one thread.
+// The tiled kernel gradient. For each pixel and tap, one thread sums the products of output gradient and input over
+// the channels of the group.
 #pragma once
 
-#include "cuda_tiled.cuh"
+#include "tiled.cuh"
 
 namespace involution {
 
@@ -14,21 +14,22 @@ struct KernelGradLayout {
   static constexpr int kRows = (kHeight - 1) * STRIDE + K, kColumns = (kTileWidth - 1) * STRIDE + K;
   static constexpr int kColumnBytes = Sizes::kKernelGradBytes, kVectors = kColumnBytes / kVectorBytes;
   static constexpr int kChannels = kColumnBytes / sizeof(scalar_t);
-  // Lanes are rows: odd numbers of vectors put them into different banks (in pairs with stride 2). Both numbers of
-  // columns take an even number of vectors.
+  // Lanes are rows. Pitches of an odd number of vectors put them into different banks (in pairs with stride 2). The
+  // columns occupy an even number of vectors, to which one is added.
   static constexpr int kPitch = kColumns * kColumnBytes + kVectorBytes;
   static constexpr int kGradPitch = kTileWidth * kColumnBytes + kVectorBytes;
   static constexpr int kImageBytes = kRows * kPitch, kGradBytes = kHeight * kGradPitch;
-  // The results take the place of both when they have been read.
+  // The results overwrite both after they have been read.
   static constexpr int kResults = kHeight * kTileWidth * K * K;
   static constexpr int kBytes = std::max<int>(kImageBytes + kGradBytes, kResults * sizeof(scalar_t));
   static constexpr int kBlocks = resident_blocks(kBytes, kThreads);
   static_assert(kBytes <= kSharedBytes, "a block's tile must fit into static shared memory");
 };
 
-// sums[t][v] += output gradient of pixel t * input column under tap v, over the staged channels, 8 at a time.
+// Adds output gradient of pixel t * input column under tap v to sums[t][v], over the staged channels, 8 at a time.
 template <typename L, typename scalar_t, int K, int STRIDE>
-__device__ void accumulate_products(const unsigned char* image, const unsigned char* grads, float (&sums)[L::kPixels][K]) {
+__device__ void accumulate_products(const unsigned char* image, const unsigned char* grads,
+                                    float (&sums)[L::kPixels][K]) {
 #pragma unroll 1
   for (int n = 0; n < L::kChannels / kThreadChannels; ++n) {
     const int offset = n * kThreadChannels * static_cast<int>(sizeof(scalar_t));
@@ -55,8 +56,9 @@ __device__ void accumulate_products(const unsigned char* image, const unsigned c
   }
 }
 
-// Writes [row][column][tap] of a tile. Neighbouring threads write neighbouring taps: the 49 of a pixel begin at any
-// element, so wider accesses would fit only their middle, and the cache gathers what a warp writes into sectors.
+// Writes [row][column][tap] of a tile. Neighboring threads write neighboring taps. The taps of a pixel begin at any
+// element, so that wider accesses would be aligned only in their middle. The cache combines the accesses of a warp
+// into sectors.
 template <int K, int HEIGHT, int THREADS, typename scalar_t>
 __device__ void write_kernels(const scalar_t* results, const TiledKernels<scalar_t>& kernels, int b, int group, int y,
                               int x) {
@@ -69,14 +71,15 @@ __device__ void write_kernels(const scalar_t* results, const TiledKernels<scalar
   }
 }
 
-// Warp u computes the taps of row u, for 32 strips of neighbouring pixels: a lane is one of kHeight rows.
+// Warp u computes the taps of row u for 32 strips of neighboring pixels; each lane computes a strip in one of kHeight
+// rows.
 template <typename scalar_t, int K, int STRIDE>
 __global__ void __launch_bounds__(KernelGradLayout<scalar_t, K, STRIDE>::kThreads,
                                   KernelGradLayout<scalar_t, K, STRIDE>::kBlocks)
-    tiled_kernel_grad_kernel(TileGrid grid, TiledImage<const scalar_t> grad_output,
-                             TiledImage<const scalar_t> input, TiledKernels<scalar_t> grad_kernel) {
+    tiled_kernel_grad_kernel(TileGrid grid, TiledImage<const scalar_t> grad_output, TiledImage<const scalar_t> input,
+                             TiledKernels<scalar_t> grad_kernel) {
   using L = KernelGradLayout<scalar_t, K, STRIDE>;
-  SHARED_MEMORY(memory, L::kBytes);
+  INVOLUTION_SHARED_MEMORY(memory, L::kBytes);
   unsigned char* grads = memory + L::kImageBytes;
   const TileGrid::Tile tile = grid.tile(blockIdx.x);
   const int tile_y = tile.y * L::kHeight, tile_x = tile.x * kTileWidth;
@@ -86,13 +89,16 @@ __global__ void __launch_bounds__(KernelGradLayout<scalar_t, K, STRIDE>::kThread
   float sums[L::kPixels][K] = {};
   for (int first = 0; first < grid.group_channels; first += L::kChannels) {
     const int channel = tile.group * grid.group_channels + first, count = grid.group_channels - first;
-    __syncthreads();  // what lay there before is no longer read
+    __syncthreads();  // all threads have read the previous values
     stage_image<L::kRows, L::kColumns, L::kVectors, L::kThreads>(
         input, tile.b, channel, count, tile_y * STRIDE - grid.padding_h, tile_x * STRIDE - grid.padding_w,
-        [&](int y, int x, int vector) { return memory + y * L::kPitch + x * L::kColumnBytes + vector * kVectorBytes; });
+        [&](int y, int x, int vector) {
+          return memory + y * L::kPitch + x * L::kColumnBytes + vector * kVectorBytes;
+        });
     stage_image<L::kHeight, kTileWidth, L::kVectors, L::kThreads>(
-        grad_output, tile.b, channel, count, tile_y, tile_x,
-        [&](int y, int x, int vector) { return grads + y * L::kGradPitch + x * L::kColumnBytes + vector * kVectorBytes; });
+        grad_output, tile.b, channel, count, tile_y, tile_x, [&](int y, int x, int vector) {
+          return grads + y * L::kGradPitch + x * L::kColumnBytes + vector * kVectorBytes;
+        });
     __syncthreads();
     accumulate_products<L, scalar_t, K, STRIDE>(
         memory + (row * STRIDE + u) * L::kPitch + first_pixel * STRIDE * L::kColumnBytes,

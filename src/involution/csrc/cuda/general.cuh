@@ -1,11 +1,11 @@
 // The general kernels: any strides, dtype and geometry, with 32-bit or 64-bit indices.
 //
-// One thread computes one element of the result, in a grid-stride loop over the elements in the order in which they
-// lie in memory, so that neighbouring threads write, and mostly read, neighbouring addresses in either memory
-// format. All tensors are read through their strides. Sums are taken in float, or double for double.
+// A thread computes single elements of the result, in a grid-stride loop over the elements in the order of memory.
+// Therefore neighboring threads write, and mostly read, neighboring addresses in both memory formats. All tensors are
+// read through their strides. Sums are accumulated in float, or double for double.
 #pragma once
 
-#include "cuda_common.cuh"
+#include "common.cuh"
 
 #include <ATen/Dispatch.h>
 
@@ -13,16 +13,27 @@
 
 namespace involution {
 
-// The geometry in the type that indices are computed in: 32 bits wherever all offsets fit, 64 where not.
+// The geometry in the type of indices: 32 bits if all offsets fit, otherwise 64 bits.
 template <typename index_t>
 struct Window {
   index_t channels, height, width, groups, group_channels, kernel_h, kernel_w, out_h, out_w;
   index_t stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
 
   explicit Window(const Geometry& g)
-      : channels(g.channels), height(g.height), width(g.width), groups(g.groups), group_channels(g.group_channels()),
-        kernel_h(g.kernel_h), kernel_w(g.kernel_w), out_h(g.out_h), out_w(g.out_w), stride_h(g.stride_h),
-        stride_w(g.stride_w), padding_h(g.padding_h), padding_w(g.padding_w), dilation_h(g.dilation_h),
+      : channels(g.channels),
+        height(g.height),
+        width(g.width),
+        groups(g.groups),
+        group_channels(g.group_channels()),
+        kernel_h(g.kernel_h),
+        kernel_w(g.kernel_w),
+        out_h(g.out_h),
+        out_w(g.out_w),
+        stride_h(g.stride_h),
+        stride_w(g.stride_w),
+        padding_h(g.padding_h),
+        padding_w(g.padding_w),
+        dilation_h(g.dilation_h),
         dilation_w(g.dilation_w) {}
 };
 
@@ -45,7 +56,8 @@ struct Pixel {
 
 // Splits a linear index into an image position, in the order of the memory format.
 template <typename index_t>
-__device__ inline Pixel<index_t> pixel_at(index_t n, index_t channels, index_t height, index_t width, bool channels_last) {
+__device__ inline Pixel<index_t> pixel_at(index_t n, index_t channels, index_t height, index_t width,
+                                          bool channels_last) {
   if (channels_last) {
     const index_t c = n % channels, x = n / channels % width, y = n / channels / width % height;
     return {n / channels / width / height, c, y, x};
@@ -54,10 +66,11 @@ __device__ inline Pixel<index_t> pixel_at(index_t n, index_t channels, index_t h
   return {n / width / height / channels, c, y, x};
 }
 
-// K is the size of a square kernel where it is known when compiling, 0 where not.
+// K is the size of a square kernel if it is a compile-time constant, otherwise 0.
 template <int K, typename scalar_t, typename index_t>
-__global__ void forward_kernel(index_t elements, Window<index_t> w, bool channels_last, Image<const scalar_t, index_t> input,
-                               Kernels<const scalar_t, index_t> kernel, Image<scalar_t, index_t> output) {
+__global__ void forward_kernel(index_t elements, Window<index_t> w, bool channels_last,
+                               Image<const scalar_t, index_t> input, Kernels<const scalar_t, index_t> kernel,
+                               Image<scalar_t, index_t> output) {
   using acc_t = opmath_t<scalar_t>;
   const index_t kernel_h = K ? K : w.kernel_h, kernel_w = K ? K : w.kernel_w;
   const index_t step = static_cast<index_t>(blockDim.x) * gridDim.x;
@@ -74,7 +87,7 @@ __global__ void forward_kernel(index_t elements, Window<index_t> w, bool channel
       for (index_t v = 0; v < kernel_w; ++v) {
         const index_t x = p.x * w.stride_w + v * w.dilation_w - w.padding_w;
         const bool inside = y >= 0 && y < w.height && x >= 0 && x < w.width;
-        // The padding is a zero that is multiplied, as in the definition: times infinity it gives NaN.
+        // The padding is a zero that is multiplied, as in the definition: times infinity, it gives NaN.
         const acc_t value = inside ? static_cast<acc_t>(in[y * input.stride_h + x * input.stride_w]) : acc_t(0);
         sum += value * static_cast<acc_t>(taps[u * kernel.stride_u + v * kernel.stride_v]);
       }
@@ -84,7 +97,7 @@ __global__ void forward_kernel(index_t elements, Window<index_t> w, bool channel
   }
 }
 
-// Gathers, for one input element, from every output element whose window holds it.
+// For each input element, gathers from all output elements whose windows contain it.
 template <int K, typename scalar_t, typename index_t>
 __global__ void input_grad_kernel(index_t elements, Window<index_t> w, bool channels_last,
                                   Image<const scalar_t, index_t> grad_output, Kernels<const scalar_t, index_t> kernel,
@@ -119,7 +132,7 @@ __global__ void input_grad_kernel(index_t elements, Window<index_t> w, bool chan
   }
 }
 
-// One kernel element: the product of output gradient and input, summed over the channels of its group.
+// Computes a kernel element: the product of output gradient and input, summed over the channels of its group.
 template <int K, typename scalar_t, typename index_t>
 __global__ void kernel_grad_kernel(index_t elements, Window<index_t> w, bool channels_last,
                                    Image<const scalar_t, index_t> grad_output, Image<const scalar_t, index_t> input,
@@ -128,7 +141,7 @@ __global__ void kernel_grad_kernel(index_t elements, Window<index_t> w, bool cha
   const index_t kernel_w = K ? K : w.kernel_w, taps = K ? K * K : w.kernel_h * w.kernel_w;
   const index_t step = static_cast<index_t>(blockDim.x) * gridDim.x;
   for (index_t n = static_cast<index_t>(blockIdx.x) * blockDim.x + threadIdx.x; n < elements; n += step) {
-    // The taps of all groups are the "channels" of the kernel tensor in both of its layouts.
+    // In both layouts of the kernel tensor, the taps of all groups are its "channels".
     const Pixel<index_t> p = pixel_at<index_t>(n, w.groups * taps, w.out_h, w.out_w, channels_last);
     const index_t group = p.c / taps, u = p.c % taps / kernel_w, v = p.c % kernel_w;
     const index_t y = p.y * w.stride_h + u * w.dilation_h - w.padding_h;
@@ -165,7 +178,12 @@ Kernels<scalar_t, index_t> kernels(const at::Tensor& t) {
   const auto stride = [&](int64_t dim) { return static_cast<index_t>(t.stride(dim)); };
   if constexpr (std::is_const_v<scalar_t>) {
     return {t.const_data_ptr<std::remove_const_t<scalar_t>>(),
-            stride(0), stride(1), stride(2), stride(3), stride(4), stride(5)};
+            stride(0),
+            stride(1),
+            stride(2),
+            stride(3),
+            stride(4),
+            stride(5)};
   } else {
     return {t.mutable_data_ptr<scalar_t>(), stride(0), stride(1), stride(2), stride(3), stride(4), stride(5)};
   }
@@ -201,10 +219,10 @@ inline void launch_general_forward(const Geometry& g, const at::Tensor& input, c
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "involution2d", [&] {
     with_index_and_size(g, {input, kernel, output}, [&](auto index, auto K) {
       using index_t = decltype(index);
-      LAUNCH((forward_kernel<decltype(K)::value, scalar_t, index_t>), blocks_for(output.numel()), kThreads,
-             static_cast<index_t>(output.numel()), Window<index_t>(g), is_channels_last(output),
-             (image<const scalar_t, index_t>(input)), (kernels<const scalar_t, index_t>(kernel)),
-             (image<scalar_t, index_t>(output)));
+      INVOLUTION_LAUNCH((forward_kernel<decltype(K)::value, scalar_t, index_t>), blocks_for(output.numel()), kThreads,
+                        static_cast<index_t>(output.numel()), Window<index_t>(g), is_channels_last(output),
+                        (image<const scalar_t, index_t>(input)), (kernels<const scalar_t, index_t>(kernel)),
+                        (image<scalar_t, index_t>(output)));
     });
   });
 }
@@ -214,10 +232,10 @@ inline void launch_general_input_grad(const Geometry& g, const at::Tensor& grad_
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, kernel.scalar_type(), "involution2d_input_grad", [&] {
     with_index_and_size(g, {grad_output, kernel, grad_input}, [&](auto index, auto K) {
       using index_t = decltype(index);
-      LAUNCH((input_grad_kernel<decltype(K)::value, scalar_t, index_t>), blocks_for(grad_input.numel()), kThreads,
-             static_cast<index_t>(grad_input.numel()), Window<index_t>(g), is_channels_last(grad_input),
-             (image<const scalar_t, index_t>(grad_output)), (kernels<const scalar_t, index_t>(kernel)),
-             (image<scalar_t, index_t>(grad_input)));
+      INVOLUTION_LAUNCH((input_grad_kernel<decltype(K)::value, scalar_t, index_t>), blocks_for(grad_input.numel()),
+                        kThreads, static_cast<index_t>(grad_input.numel()), Window<index_t>(g),
+                        is_channels_last(grad_input), (image<const scalar_t, index_t>(grad_output)),
+                        (kernels<const scalar_t, index_t>(kernel)), (image<scalar_t, index_t>(grad_input)));
     });
   });
 }
@@ -227,10 +245,10 @@ inline void launch_general_kernel_grad(const Geometry& g, const at::Tensor& grad
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "involution2d_kernel_grad", [&] {
     with_index_and_size(g, {grad_output, input, grad_kernel}, [&](auto index, auto K) {
       using index_t = decltype(index);
-      LAUNCH((kernel_grad_kernel<decltype(K)::value, scalar_t, index_t>), blocks_for(grad_kernel.numel()), kThreads,
-             static_cast<index_t>(grad_kernel.numel()), Window<index_t>(g), is_channels_last(input),
-             (image<const scalar_t, index_t>(grad_output)), (image<const scalar_t, index_t>(input)),
-             (kernels<scalar_t, index_t>(grad_kernel)));
+      INVOLUTION_LAUNCH((kernel_grad_kernel<decltype(K)::value, scalar_t, index_t>), blocks_for(grad_kernel.numel()),
+                        kThreads, static_cast<index_t>(grad_kernel.numel()), Window<index_t>(g),
+                        is_channels_last(input), (image<const scalar_t, index_t>(grad_output)),
+                        (image<const scalar_t, index_t>(input)), (kernels<scalar_t, index_t>(grad_kernel)));
     });
   });
 }

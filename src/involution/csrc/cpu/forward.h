@@ -1,13 +1,15 @@
-// Involution on the CPU with a given kernel.
-
+// The forward pass on the CPU, with a given kernel.
 #pragma once
 
-#include "cpu_common.h"
+#include "packing.h"
+
+#include <type_traits>
+#include <utility>
 
 namespace involution {
 namespace {
 
-// What follows the sum: scale and shift of up to 16 channels, and ReLU. NaN stays NaN.
+// Scale, shift and ReLU of up to 16 channels, applied to the sums. NaN remains NaN.
 template <typename acc_t>
 struct Epilogue {
   Channels<acc_t> scale, shift;
@@ -24,7 +26,7 @@ struct Epilogue {
   }
 };
 
-// T output pixels: x points at the packed column of the first one's first tap.
+// Computes T output pixels. `x` points to the packed column of the first tap of the first pixel.
 template <int K, int S, int T, typename acc_t, typename TapsOfTile>
 __attribute__((noinline)) void forward_tile(const Geometry& g, const acc_t* x, int64_t row_step, TapsOfTile taps,
                                             const Epilogue<acc_t>& epilogue, acc_t* out, int64_t out_step) {
@@ -32,10 +34,10 @@ __attribute__((noinline)) void forward_tile(const Geometry& g, const acc_t* x, i
   V acc[T] = {};
   if constexpr (K > 0) {
     for (int u = 0; u < K; ++u, x += row_step) {
-      // Each column is loaded once and meets every pixel whose window holds it.
-      UNROLL for (int q = 0; q < (T - 1) * S + K; ++q) {
+      // Each column is loaded once, for all pixels whose windows contain it.
+      INVOLUTION_UNROLL for (int q = 0; q < (T - 1) * S + K; ++q) {
         const V column = load<V>(x + q * kLanes);
-        UNROLL for (int t = 0; t < T; ++t) {
+        INVOLUTION_UNROLL for (int t = 0; t < T; ++t) {
           if (q - t * S >= 0 && q - t * S < K) {
             acc[t] += column * taps(t, u * K + q - t * S);
           }
@@ -45,18 +47,18 @@ __attribute__((noinline)) void forward_tile(const Geometry& g, const acc_t* x, i
   } else {
     for (int64_t u = 0, tap = 0; u < g.kernel_h; ++u, x += row_step) {
       for (int64_t v = 0; v < g.kernel_w; ++v, ++tap) {
-        UNROLL for (int t = 0; t < T; ++t) {
+        INVOLUTION_UNROLL for (int t = 0; t < T; ++t) {
           acc[t] += load<V>(x + (t * g.stride_w + v * g.dilation_w) * kLanes) * taps(t, tap);
         }
       }
     }
   }
-  UNROLL for (int t = 0; t < T; ++t) {
+  INVOLUTION_UNROLL for (int t = 0; t < T; ++t) {
     store(out + t * out_step, epilogue(acc[t]));
   }
 }
 
-// Scale, shift and ReLU of all channels; null where there is no scale.
+// Scale, shift and ReLU of all channels. Scale and shift are null if there are none.
 template <typename acc_t>
 struct Epilogues {
   const acc_t *scale = nullptr, *shift = nullptr;
@@ -72,8 +74,8 @@ struct Epilogues {
   }
 };
 
-// Where the tiles of an output row are written: in place where its memory is 16 channels side by side, else into a
-// buffer that `finish` unpacks.
+// Writes the tiles of an output row: in place if 16 channels are adjacent in memory, otherwise into a buffer that
+// `finish` unpacks.
 template <typename scalar_t, typename acc_t>
 struct RowWriter {
   const Image<scalar_t> image;
@@ -94,8 +96,8 @@ struct RowWriter {
   }
   void finish(int64_t b, const Chunk& chunk, int64_t i, int64_t begin, int64_t end) {
     if (!in_place(chunk)) {
-      unpack_row(image.row(b, chunk.first, i) + begin * image.stride_w, image.stride_c, image.stride_w, buffer.get() + begin * kLanes,
-                 end - begin, chunk.count);
+      unpack_row(image.row(b, chunk.first, i) + begin * image.stride_w, image.stride_c, image.stride_w,
+                 buffer.get() + begin * kLanes, end - begin, chunk.count);
     }
   }
 };
