@@ -1,1 +1,1 @@
-"""Data of the model cards: the template, a file for each published depth, the picture."""
+"""Data of the model cards: the template, one file for each published depth, and the picture."""

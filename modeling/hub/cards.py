@@ -1,6 +1,12 @@
-"""Model cards: the template, and what is known of each checkpoint."""
+"""Model cards, rendered from the template and the data in `hub_cards`.
 
-import re
+Two parts of a card change after it was rendered: the results, and the repository that the examples load. Each stands in
+a block between two marks (HTML comments, which are not shown), so that an update finds it and leaves all other text as
+it is. The results are a function of the card's metadata: an update renders the block again, unless somebody edited it.
+"""
+
+import hashlib
+import warnings
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,35 +21,34 @@ from rednet.profile import count_macs, count_parameters
 FOLDER = Path(str(files("rednet.hub_cards")))
 PICTURE = FOLDER / "involution.png"
 PAPER_RECIPE = """\
-ImageNet-1k (1.28 million images, 1000 classes) in the paper's recipe: SGD with Nesterov momentum 0.9, learning rate 0.8
-at a batch of 2048, weight decay 1e-4, 130 epochs, cosine schedule after a linear warm-up of 3130 iterations, label
-smoothing 0.1, random resized crops of 224 and flips. Evaluation: resize to 256, centre crop of 224."""
-LIMITS = """\
-It knows the {num_labels} classes of its training set, and gives one of them for every picture, also for one that shows
-none of them. Its accuracy is known on the validation images named above and on nothing else; pictures of another
-kind, of other regions of the world or of people may be treated worse. The biases of the training images are its own."""
+The recipe of the paper, on ImageNet-1k (1.28 million images, 1000 classes): SGD with Nesterov momentum 0.9, weight decay
+1e-4, learning rate 0.8 for a batch of 2048 images, cosine schedule after a linear warm-up of 3130 iterations, 130
+epochs, label smoothing 0.1, random resized crops of 224 x 224 and flips. For evaluation, images are resized to 256 and
+cropped at the center to 224 x 224."""
+UNKNOWN_PICTURES = """\
+The accuracy on pictures of another kind than those of the results above is unknown. It can be lower, for example on
+pictures of people or from other regions of the world. The model inherits the biases of its training images."""
+LIMITS = f"""\
+The model assigns one of its {{num_labels}} classes to every picture, even if the picture shows none of them.
+{UNKNOWN_PICTURES}"""
+LIMITS_OF_SEGMENTATION = f"""\
+The model assigns one of its {{num_labels}} classes to every pixel, even if the pixel shows none of them.
+{UNKNOWN_PICTURES}"""
 LIMITS_OF_FEATURES = """\
-Its features are what its training set taught it, and have the biases of those images. What they are worth for a task
-is known once it was measured there."""
+The features depend on the training images, and inherit their biases. How well they work for another task has to be
+measured on that task."""
 GENERATION = {
-    "bottleneck": "that very pixel by two small linear maps",
-    "linear": "that very pixel by a linear map",
-    "neighborhood": "that pixel and its neighbors by two small maps",
+    "bottleneck": "that pixel by two small linear layers",
+    "linear": "that pixel by one linear layer",
+    "neighborhood": "that pixel and its neighbors by two small layers",
 }
-NOT_MEASURED = (
-    " The accuracies below are those published with {publisher} for this depth; they were not measured again."
-)
-LIMITS_OF_SEGMENTATION = """\
-It knows the {num_labels} classes of its training set, and gives one of them to every pixel, also where none of them
-is. How well is known on the validation images named above and on nothing else; pictures of another kind, of other
-regions of the world or of people may be treated worse. The biases of the training images are its own."""
-# What `architectures` of a configuration says, the task of that model, and its limits. Else it is a classifier.
+# Model class, task and limits for the first name in `architectures`. Any other model is a classifier.
 TASKS = {
     "RedNetModel": (RedNetModel, "image-feature-extraction", LIMITS_OF_FEATURES),
     "RedNetForSemanticSegmentation": (RedNetForSemanticSegmentation, "image-segmentation", LIMITS_OF_SEGMENTATION),
 }
 CLASSIFICATION = (RedNetForImageClassification, "image-classification", LIMITS)
-# Whose weights, and where they say what these reach.
+# The publishers of weights, and the pages with their results.
 SOURCES = {
     "authors": ("the authors' release", "https://github.com/d-li14/involution"),
     "paddleclas": ("the release of PaddleClas", "https://github.com/PaddlePaddle/PaddleClas"),
@@ -51,49 +56,33 @@ SOURCES = {
 
 
 def known_checkpoints() -> dict[str, dict]:
-    """The data files of this folder, by name: rednet-26 to rednet-152."""
+    """Returns the data of the published depths by name, from rednet-26 to rednet-152."""
     paths = sorted(FOLDER.glob("rednet-*.yaml"), key=lambda path: int(path.stem.split("-")[1]))
     return {path.stem: yaml.safe_load(path.read_text()) for path in paths}
 
 
 def imagenet_card(config: RedNetConfig, repository: str, weights: str | None) -> ModelCard:
     """
-    The card of converted weights, with what their publishers, if they were published, say of that depth.
+    Renders the card of converted weights. It has the results that the publisher reports for this depth, if any.
 
     Args:
-        config: the converted model's. A depth that nobody published gets a card without results.
-        repository: the id or folder that the card's examples load.
-        weights: who published them, `authors` or `paddleclas`, or None: of those nothing is claimed.
+        config: the configuration of the converted model.
+        repository: the repository that the examples load, see `make_card`.
+        weights: the publisher, `authors` or `paddleclas`. None if it is somebody else: the card claims no results.
     """
     depths = list(config.depths)
-    facts = next((facts for facts in known_checkpoints().values() if facts["depths"] == depths), {})
-    classifier = config.architectures != ["RedNetModel"]
-    name = facts.get("name", f"RedNet with stages of {', '.join(map(str, depths))} bottlenecks")
-    origin, results = "a checkpoint", []
-    training = "The checkpoint does not say how it was trained, and its accuracy was not measured."
+    checkpoint = next((data for data in known_checkpoints().values() if data["depths"] == depths), {})
+    is_classifier = config.architectures != ["RedNetModel"]
+    name = checkpoint.get("name", f"RedNet with stages of {', '.join(map(str, depths))} bottlenecks")
+    origin, training, results = "a checkpoint", "The checkpoint does not say how it was trained.", []
     if weights is not None:
         publisher, url = SOURCES[weights]
         origin, training = f"a checkpoint of {publisher} ({url})", f"See {publisher}, {url}."
-    introduction = f"{name}, converted from {origin} without a change of any weight."
-    if weights is not None and config.num_labels == 1000 and facts and classifier:
-        results = [
-            EvalResult(
-                task_type="image-classification",
-                dataset_type="ILSVRC/imagenet-1k",
-                dataset_name="ImageNet-1k",
-                dataset_split="validation",
-                metric_type="accuracy",
-                metric_name=metric_name,
-                metric_value=round(facts["released"][weights][key] / 100, 6),
-                source_name=f"as published with {publisher}",
-                source_url=url,
-            )
-            for metric_name, key in (("Top-1", "top_1"), ("Top-5", "top_5"))
-        ]
-        introduction += NOT_MEASURED.format(publisher=publisher)
-        training = PAPER_RECIPE
-    elif not classifier:
-        introduction += " It has no classifier: it gives features."
+        if checkpoint and is_classifier and config.num_labels == 1000:
+            results, training = _published_results(checkpoint["released"][weights], publisher, url), PAPER_RECIPE
+    introduction = f"{name}, converted from {origin}. The conversion does not change the weights."
+    if not is_classifier:
+        introduction += " The model has no classifier: it computes features."
     return make_card(
         config,
         name,
@@ -102,9 +91,26 @@ def imagenet_card(config: RedNetConfig, repository: str, weights: str | None) ->
         training,
         results=results,
         datasets=["ILSVRC/imagenet-1k"] if results else None,
-        paper=facts.get("paper") if results else None,
-        speed=facts.get("speed"),
+        paper=checkpoint.get("paper") if results else None,
+        speed=checkpoint.get("speed"),
     )
+
+
+def _published_results(percentages: dict[str, float], publisher: str, url: str) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type="ILSVRC/imagenet-1k",
+            dataset_name="ImageNet-1k",
+            dataset_split="validation",
+            metric_type="accuracy",
+            metric_name=metric_name,
+            metric_value=round(percentages[key] / 100, 6),
+            source_name=f"as published with {publisher}",
+            source_url=url,
+        )
+        for metric_name, key in (("Top-1", "top_1"), ("Top-5", "top_5"))
+    ]
 
 
 def make_card(
@@ -123,15 +129,20 @@ def make_card(
     options: str | None = None,
 ) -> ModelCard:
     """
-    Renders the template.
+    Renders the card of a model.
 
     Args:
-        config: its architecture is counted: parameters and multiply-accumulates at `image_size`, or height and width.
-        repository: the id or folder that the examples load.
-        introduction, training: paragraphs of Markdown: what it is, and how it was trained.
-        results: metrics as parts of 1, each with its data set, and its source where it is not our measurement.
-        paper, speed: tables, as in the data files of this folder.
-        options: of the training script, as YAML.
+        config: the configuration of the model. Parameters and multiply-accumulates are counted from it.
+        name: the title of the card.
+        repository: the repository that the examples load: an id `owner/name`, or a name, which gets the owner
+            `your-name`. A push replaces it by the id of the repository that it pushes to.
+        introduction, training: Markdown paragraphs: what the model is, and how it was trained.
+        image_size: of the images that the multiply-accumulates are for: pixels of the side, or (height, width).
+        results: metrics from 0 to 1. Results that others measured name their source.
+        datasets: ids of the data sets on the Hub that the model was trained on.
+        base_model: id of the model on the Hub that the training started from.
+        paper, speed: tables, in the form of the data files in `hub_cards`.
+        options: all options of the training script, as YAML.
     """
     model_class, task, limits = TASKS.get((config.architectures or [""])[0], CLASSIFICATION)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -153,12 +164,13 @@ def make_card(
         card_data,
         template_path=str(FOLDER / "model_card.md"),
         name=name,
-        repository=repository,
+        # Always with a slash: no other string in the examples has one, so a push replaces nothing else.
+        repository=repository if "/" in repository else f"your-name/{repository}",
         introduction=introduction,
         training=training,
         limits=limits.format(num_labels=config.num_labels),
         task=task,
-        result_rows=[result_row(result) for result in results or []],
+        results=_results_block(results or []),
         size=f"{height} x {width}",
         parameters=f"{count_parameters(model):,}",
         macs=f"{count_macs(model, height, width) / 1e9:,.3f} G",
@@ -175,39 +187,67 @@ def make_card(
     )
 
 
-def set_repository(card: ModelCard, repository: str) -> None:
-    """Lets the examples of a rendered card load `repository`."""
-    if loaded := re.search(r'AutoImageProcessor\.from_pretrained\("([^"]+)"\)', card.text):
-        name, loads = (
-            re.escape(loaded[1]),
-            r"(from_pretrained\(|model=|^ *)",
-        )  # a folder may have the name of an option
-        card.text = re.sub(rf'{loads}"{name}"', rf'\1"{repository}"', card.text, flags=re.MULTILINE)
-
-
-def result_row(result: EvalResult) -> str:
-    source = result.source_name or "measured with this repository's weights"
-    return f"| {result.metric_name} on {result.dataset_name} | {100 * result.metric_value:.2f} % ({source}) |"
-
-
 def add_results(card: ModelCard, results: list[EvalResult]) -> None:
     """
-    Puts accuracies that were measured on one split of one data set into a card, in the place of those that it has of
-    that split: into its metadata, and into the table of a card that `make_card` rendered.
+    Adds results of one split of one data set to a card. They replace the results that the card has for this split.
+
+    The metadata always gets them. The text gets them if it has a block of results that nobody edited; otherwise it stays
+    as it is, and a warning says so.
     """
-    split, known = results[0].unique_identifier, card.data.eval_results or []
-    replaced = [result for result in known if result.unique_identifier == split]
-    card.data.eval_results = [result for result in known if result not in replaced] + results
-    text = card.text
-    for publisher, _ in SOURCES.values() if any(result.source_url for result in replaced) else ():
-        text = text.replace(NOT_MEASURED.format(publisher=publisher), "")
-    rows = {result_row(result) for result in replaced}
-    lines = [line for line in text.split("\n") if line not in rows]
-    # Below the last row of the table that is not a result.
-    place = next((number for number, line in enumerate(lines, 1) if line.startswith("| Image | ")), None)
-    if place is not None:
-        lines[place:place] = [result_row(result) for result in results]
-    card.text = "\n".join(lines)
+    split = results[0].unique_identifier
+    others = [result for result in card.data.eval_results or [] if result.unique_identifier != split]
+    card.data.eval_results = others + results
+    before, digest, body, after = _split(card.text, "results")
+    if digest == _digest(body):
+        card.text = before + _results_block(card.data.eval_results) + after
+    else:
+        warnings.warn(
+            "only the metadata of the card has the new results: the results in its text were edited, or rednet did not "
+            "write them",
+            stacklevel=2,
+        )
 
 
-__all__ = ["PICTURE", "add_results", "imagenet_card", "known_checkpoints", "make_card", "set_repository"]
+def set_repository(card: ModelCard, repository: str) -> None:
+    """Lets the examples of a card that `make_card` rendered load `repository`, an id `owner/name`."""
+    before, loaded, examples, after = _split(card.text, "examples")
+    if loaded:
+        examples = examples.replace(f'"{loaded}"', f'"{repository}"')
+        card.text = before + _block("examples", repository, examples) + after
+
+
+def _results_block(results: list[EvalResult]) -> str:
+    body = "\nThe accuracy of these weights has not been measured.\n"
+    if results:
+        body = "\n".join(["", "| Metric | Value |", "|---|---|", *map(_result_row, results), ""])
+        if any(result.source_url for result in results):
+            body += "\nPublished results were not measured again with these weights.\n"
+    return _block("results", _digest(body), body)
+
+
+def _result_row(result: EvalResult) -> str:
+    value = result.metric_value
+    if isinstance(value, int | float) and 0 <= value <= 1:
+        value = f"{100 * value:.2f} %"
+    source = result.source_name or "measured with this repository's weights"
+    return f"| {result.metric_name or result.metric_type} on {result.dataset_name} | {value} ({source}) |"
+
+
+def _digest(body: str) -> str:
+    """Shows whether a block was edited. White space, such as line ends of another system, does not count."""
+    return hashlib.sha256(" ".join(body.split()).encode()).hexdigest()[:8]
+
+
+def _block(kind: str, key: str, body: str) -> str:
+    return f"<!-- rednet {kind} {key} -->{body}<!-- end of rednet {kind} -->"
+
+
+def _split(text: str, kind: str) -> tuple[str, str, str, str]:
+    """Splits a text into what is before a block, the block's key and body, and what is after it.
+
+    The key of a text without such a block is empty.
+    """
+    before, _, rest = text.partition(f"<!-- rednet {kind} ")
+    key, _, rest = rest.partition(" -->")
+    body, end, after = rest.partition(f"<!-- end of rednet {kind} -->")
+    return (before, key, body, after) if end else (text, "", "", "")

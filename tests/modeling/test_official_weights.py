@@ -214,7 +214,7 @@ def test_accuracies_are_not_claimed_of_ones_own_training(authors_weights, tmp_pa
     convert(tmp_path / "mine.pth", tmp_path / "mine")
     card = ModelCard.load(tmp_path / "mine/README.md")
     assert not card.data.eval_results and not card.data.datasets and "75.96" not in card.text
-    assert "authors' release" not in card.text and "Beside ResNet" not in card.text
+    assert "authors' release" not in card.text and "Comparison with ResNet" not in card.text
 
 
 HOLDS_ITSELF: dict = {"epoch": 3}

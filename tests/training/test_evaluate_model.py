@@ -204,7 +204,7 @@ def test_measured_results_take_the_place_of_published_ones():
     assert found == [("v2", 0.5, None), ("imagenet-1k", 0.75, None)]
     measured = "(measured with this repository's weights)"
     rows = [line for line in card.text.splitlines() if line.startswith("| Top-")]
-    assert rows == [f"| Top-1 on imagenet-1k | 75.00 % {measured} |", f"| Top-1 on v2 | 50.00 % {measured} |"]
+    assert rows == [f"| Top-1 on v2 | 50.00 % {measured} |", f"| Top-1 on imagenet-1k | 75.00 % {measured} |"]
     assert "were not measured again" not in card.text
 
 
