@@ -1,4 +1,4 @@
-"""What a training run leaves: a complete Hub folder, with a card that says what was trained and what it reaches."""
+"""What a training run leaves: a complete Hub folder, whose card says how the model was trained and what it reaches."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,8 +6,7 @@ from pathlib import Path
 import rednet
 import yaml
 from huggingface_hub import EvalResult, ModelCard
-from rednet import hub
-from rednet.hub.cards import make_card
+from rednet.hub import check_token, make_card, push_hub_folder, save_hub_folder
 from rednet.training.options.describe import describe_augmentation, describe_dense_augmentation
 from rednet.training.options.groups import DataOptions, LoopOptions, SegmentationConfig, TrainingConfig
 from transformers import BaseImageProcessor
@@ -20,11 +19,18 @@ def save_classifier_folder(
     config: TrainingConfig,
     results: dict,
 ) -> None:
-    """Replaces the files of a model in `folder`. `results` has `eval_accuracy`, `eval_top_5_accuracy` and `eval_samples`."""
-    training = f"{optimization(config)}, label smoothing {config.label_smoothing:g}. Training images: {describe_augmentation(config)}."
+    """Writes the Hub folder of a classifier; a model that is already in `folder` is replaced.
+
+    Args:
+        results: has `eval_accuracy`, `eval_top_5_accuracy` (both from 0 to 1) and `eval_samples`.
+    """
+    training = (
+        f"{describe_optimization(config)}, label smoothing {config.label_smoothing:g}. Training images: "
+        f"{describe_augmentation(config)}."
+    )
     metrics = accuracies(results, model.config.num_labels)
     card = trained_card(model, config, results, training, asdict(config), metrics, config.image_size)
-    hub.save_hub_folder(folder, model, processor, card)
+    save_hub_folder(folder, model, processor, card)
 
 
 def save_segmentation_folder(
@@ -34,11 +40,15 @@ def save_segmentation_folder(
     config: SegmentationConfig,
     results: dict,
 ) -> None:
-    """Replaces the files of a model in `folder`. `results` has `eval_mean_iou`, `eval_overall_accuracy` and `eval_samples`."""
+    """Writes the Hub folder of a segmentation model; a model that is already in `folder` is replaced.
+
+    Args:
+        results: has `eval_mean_iou`, `eval_overall_accuracy` (both from 0 to 1) and `eval_samples`.
+    """
     height, width = config.crop_size
     training = (
-        f"{optimization(config)}, batches of {config.per_device_train_batch_size} a process. Training images: "
-        f"{describe_dense_augmentation(config)}."
+        f"{describe_optimization(config)}, {config.per_device_train_batch_size} images per process and step. Training "
+        f"images: {describe_dense_augmentation(config)}."
     )
     metrics = {
         "mIoU": ("mean_iou", results["eval_mean_iou"]),
@@ -46,10 +56,10 @@ def save_segmentation_folder(
     }
     task = "image-segmentation"
     card = trained_card(model, config, results, training, asdict(config), metrics, (height, width), task)
-    hub.save_hub_folder(folder, model, processor, card)
+    save_hub_folder(folder, model, processor, card)
 
 
-def optimization(config: LoopOptions) -> str:
+def describe_optimization(config: LoopOptions) -> str:
     momentum = " with Nesterov momentum" if config.nesterov else " with momentum"
     length = f"{config.max_train_steps} steps" if config.max_train_steps else f"{config.num_train_epochs} epochs"
     average = "" if config.ema_decay is None else f", averaged weights (decay {config.ema_decay:g})"
@@ -57,7 +67,7 @@ def optimization(config: LoopOptions) -> str:
 
 
 def accuracies(results: dict, num_labels: int) -> dict[str, tuple[str, float]]:
-    """There is no top-5 accuracy of five classes."""
+    """Returns type and value of each accuracy by its name. With five classes or fewer, top-5 means nothing."""
     metrics = {"Top-1": ("accuracy", results["eval_accuracy"])}
     if num_labels > 5:
         metrics["Top-5"] = ("accuracy", results["eval_top_5_accuracy"])
@@ -74,82 +84,103 @@ def trained_card(
     image_size: int | tuple[int, int],
     task: str = "image-classification",
 ) -> ModelCard:
-    """
+    """Renders the card of a trained model.
+
     Args:
-        training: how it was trained, in words.
-        options: the same, in full.
-        metrics: the type and the value of each, from 0 to 1.
-        image_size: that it was trained at, or height and width.
-        task: as the Hub calls it.
+        results: has `eval_samples`, the number of images on which the metrics were measured.
+        training: a sentence about the training.
+        options: all options of the script.
+        metrics: type and value (from 0 to 1) of each metric by its name.
+        image_size: of the training images: pixels of the side, or (height, width).
+        task: the name that the Hub has for it.
     """
     title = title_of(config)
-    origin = f"from {config.model_name_or_path}" if config.model_name_or_path else "from scratch"
-    local_model = config.model_name_or_path is not None and Path(config.model_name_or_path).exists()
-    held_out = f"of its split `{config.validation_split}`"
-    if config.train_val_split is not None:
-        held_out = f"of it that were held out, a part of {config.train_val_split}"
-    elif config.validation_dir is not None:
-        held_out = f"of {Path(config.validation_dir).name}"
-    part = "" if config.max_train_samples is None else f"at most {config.max_train_samples:,} images of "
-    the = "the " if config.max_eval_samples is None else ""
-    introduction = (
-        f"A RedNet for {task.replace('-', ' ')}, trained {origin} on {part}{title}, and measured on {the}"
-        f"{results['eval_samples']:,} images {held_out}."
-    )
+    starts_from_folder = config.model_name_or_path is not None and Path(config.model_name_or_path).exists()
     return make_card(
         model.config,
         f"RedNet, trained on {title}",
         f"rednet-{title.replace(' ', '-')}",
-        introduction,
+        introduce(config, results["eval_samples"], task),
         training,
         image_size=image_size,
         results=measured(config, metrics, task),
         datasets=None if Path(config.source).exists() else [config.source],
-        base_model=None if local_model else config.model_name_or_path,
+        base_model=None if starts_from_folder else config.model_name_or_path,
         options=yaml.safe_dump(options, sort_keys=False).strip(),
     )
 
 
+def introduce(config: TrainingConfig | SegmentationConfig, eval_samples: int, task: str) -> str:
+    """Returns a sentence about the model, with its training images and the images on which it was measured."""
+    origin = f"from {config.model_name_or_path}" if config.model_name_or_path else "from scratch"
+    part = "" if config.max_train_samples is None else f"at most {config.max_train_samples:,} images of "
+    held_out = f"of its split `{config.validation_split}`"
+    if config.train_val_split is not None:
+        held_out = f"that were held out of it, a part of {config.train_val_split}"
+    elif config.validation_dir is not None:
+        held_out = f"of {Path(config.validation_dir).name}"
+    the = "the " if config.max_eval_samples is None else ""
+    return (
+        f"A RedNet for {task.replace('-', ' ')}, trained {origin} on {part}{title_of(config)}, and measured on {the}"
+        f"{eval_samples:,} images {held_out}."
+    )
+
+
 def title_of(config: DataOptions) -> str:
+    """Returns the name of the data set without its owner; of a folder `pictures/train`, it is `pictures`."""
     parts = config.source.rstrip("/").split("/")
-    name = parts[-2] if len(parts) > 1 and parts[-1] == config.train_split else parts[-1]  # pictures/train
+    name = parts[-2] if len(parts) > 1 and parts[-1] == config.train_split else parts[-1]
     return name.replace("_", " ")
 
 
 def measured(
     config: DataOptions, metrics: dict[str, tuple[str, float]], task: str = "image-classification"
 ) -> list[EvalResult]:
-    """Metrics in the form of a card, which need not tell the world about folders of this machine."""
-    local = Path(config.source).exists()
+    """Returns metrics as results of a card. Of a data set in a local folder, the card has the name but not the path."""
+    is_local = Path(config.source).exists()
     return [
         EvalResult(
             task_type=task,
-            dataset_type=title_of(config) if local else config.source,
+            dataset_type=title_of(config) if is_local else config.source,
             dataset_name=title_of(config),
             dataset_split=config.validation_split,
-            metric_type=kind,
+            metric_type=metric_type,
             metric_name=name,
             metric_value=value,
         )
-        for name, (kind, value) in metrics.items()
+        for name, (metric_type, value) in metrics.items()
     ]
 
 
 def check_push(output_dir: str, repository: str | None) -> None:
-    """Before hours of training, not after them: whether the Hub lets this account write to the repository."""
+    """Checks before the training that a push at its end is allowed.
+
+    Args:
+        repository: by default, a repository with the name of `output_dir`.
+
+    Raises:
+        SystemExit: there is no valid token, it may not write to the repository, or the Hub cannot be reached.
+    """
     try:
-        hub.check_token(repository or Path(output_dir).resolve().name)
-    except (OSError, ValueError) as error:  # no token, no permission, no Hub, no name of a repository
+        check_token(repository or Path(output_dir).resolve().name)
+    except (OSError, ValueError) as error:
         raise SystemExit(f"error: --push_to_hub: {error}") from error
 
 
 def push(folder: Path, repository: str | None, private: bool | None = None) -> None:
-    """Pushes the folder of a run to `repository`, or to one with the name of the run's `output_dir`."""
+    """Pushes a Hub folder in the `output_dir` of a run.
+
+    Args:
+        repository: by default, a repository with the name of `output_dir`.
+
+    Raises:
+        SystemExit: the push failed. The message has the command that repeats it.
+    """
     repository = repository or folder.resolve().parent.name
     try:
-        print(hub.push_hub_folder(folder, repository, private).repo_url)
-    except Exception as error:  # what a broken connection raises differs between releases of huggingface_hub
+        print(push_hub_folder(folder, repository, private).repo_url)
+    except Exception as error:  # the class for a broken connection differs between releases of huggingface_hub
         raise SystemExit(
-            f"{folder} is whole, but was not pushed: {error}\n"
-            f"To push it: python -m rednet.hub push {folder} {repository}"
+            f"error: --push_to_hub: {error}\n"
+            f"{folder} is complete. To push it: python -m rednet.hub push {folder} {repository}"
         ) from error
