@@ -1,0 +1,149 @@
+"""Reads the weights in a checkpoint file (.pth or .pdparams) under the authors' names. No code in a file is executed."""
+
+import argparse
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+# Prefixes of the other parts of a detector or of a segmentation model, of which only the backbone is converted.
+OTHER_PARTS = ("neck.", "rpn_head.", "roi_head.", "bbox_head.", "mask_head.", "decode_head.", "auxiliary_head.")
+# Entries of a checkpoint that can have the weights. Averaged weights come first, because they are those to evaluate.
+ENTRIES = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "model_state_dict", "net", "module")
+# Harmless classes in checkpoints besides tensors: the options of a script, and NumPy numbers such as the best accuracy.
+NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+SAFE_CLASSES = [
+    argparse.Namespace,
+    np.dtype,
+    *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},
+    *[(NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")],
+]
+
+
+def read_checkpoint(path: str | Path) -> tuple[str | None, dict[str, Tensor]]:
+    """
+    Reads the weights in a checkpoint of the authors, of PaddleClas, or of a training with the authors' code.
+
+    Returns:
+        The publisher (`authors`, `paddleclas`, or None for somebody else's training), and the weights under the
+        authors' names without the prefix `backbone.`.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file cannot be read, has no weights, or has weights that are not tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    if path.suffix == ".pdparams":
+        return "paddleclas", _from_paddle(_read(path, _load_pickle))
+    content = _read(path, _load_torch)
+    # A file that the authors published has weights and metadata, but nothing to resume the training with.
+    filled = {key for key, value in content.items() if value is not None} if isinstance(content, dict) else set()
+    is_published = filled <= {"meta", "state_dict"} or _weights_entry(content) is None
+    while entry := _weights_entry(content):
+        content = content.pop(entry)  # `pop`, so that the loop ends even for a dict that contains itself
+    if isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
+        names = shorten(sorted(map(str, content)))
+        raise ValueError(f"{path} has no weights: its entries are {names}, expected one of {', '.join(ENTRIES)}")
+    weights = _check_values(content, Tensor, path)
+    weights = {key: value for key, value in weights.items() if key != "n_averaged"}  # the counter of torch's averaging
+    unwrapped = {_remove_wrappers(key): value for key, value in weights.items()}
+    if len(unwrapped) < len(weights):
+        raise ValueError(f"{path} has some weights twice, with and without prefixes of wrappers")
+    return "authors" if is_published and unwrapped.keys() == weights.keys() else None, _from_mmcls(unwrapped)
+
+
+def _read(path: Path, load: Callable[[Path], Any]) -> Any:
+    try:
+        return load(path)
+    except Exception as error:  # a damaged file can raise any exception
+        unknown = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {unknown[1]}, and only tensors are read" if unknown else str(error).split("\n")[0]
+        raise ValueError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {reason}") from error
+
+
+def _load_torch(path: Path) -> Any:
+    with torch.serialization.safe_globals(SAFE_CLASSES):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _load_pickle(path: Path) -> dict[str, np.ndarray]:
+    with open(path, "rb") as file:
+        content = NumpyUnpickler(file).load()
+    if isinstance(content, dict):
+        content.pop("StructuredToParameterName@@", None)
+    return _check_values(content, np.ndarray, path)
+
+
+class NumpyUnpickler(pickle.Unpickler):
+    """Loads NumPy arrays, dicts and plain values. Every other class or function in the file raises an error."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = {
+            ("multiarray", "_reconstruct"): lambda kind, shape, code: np.ndarray.__new__(np.ndarray, (0,), "b"),
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+            ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
+        }
+        try:
+            return allowed[re.sub(r"^numpy\._?core\.", "", module), name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only NumPy arrays are read") from None
+
+
+def _check_values(content: Any, kind: type, path: Path) -> dict:
+    """Returns `content` if it is a dict of numbers of this kind, Tensor or ndarray, by name."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, expected a dict of weights")
+    for key, value in content.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{path} has weights under {key!r}, expected names")
+        if not isinstance(value, kind) or (kind is np.ndarray and value.dtype.kind not in "fiu"):
+            raise ValueError(f"{path}: {key!r} is {type(value).__name__}, expected {kind.__name__} of numbers")
+    return content
+
+
+def _weights_entry(content: Any) -> str | None:
+    """Returns the name of the entry with the weights, or None if `content` is not a dict with such an entry."""
+    if not isinstance(content, dict):
+        return None
+    # The entry may contain a dict with the weights. An entry with nothing but the options of an averaging is skipped.
+    entries = [name for name in ENTRIES if isinstance(content.get(name), dict)]
+    return next((name for name in entries if any(isinstance(v, Tensor | dict) for v in content[name].values())), None)
+
+
+def _remove_wrappers(key: str) -> str:
+    """Removes the prefixes of DDP, of torch.compile, and of a module in a training script that contains the model."""
+    key = ".".join(part for part in key.split(".") if part not in ("module", "_orig_mod"))
+    return re.sub(r"^((model|net|ema)\.)+", "", key)
+
+
+def _from_mmcls(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not any(key.startswith("backbone.") for key in weights):
+        return weights  # only a backbone, without the prefix
+    kept = {key: value for key, value in weights.items() if not key.startswith(OTHER_PARTS)}
+    return {key.removeprefix("backbone.").removeprefix("head."): value for key, value in kept.items()}
+
+
+def _from_paddle(weights: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    renamed = {}
+    for key, value in weights.items():
+        key = re.sub(r"\._mean$", ".running_mean", re.sub(r"\._variance$", ".running_var", key))
+        # The weight of a linear layer of Paddle has the shape (in, out).
+        renamed[key] = torch.tensor(value.T if key == "fc.weight" else value)
+        if key.endswith(".running_mean"):
+            renamed[key.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
+    return renamed
+
+
+def shorten(names: list[str], most: int = 5) -> str:
+    """Returns the first names for an error message."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + rest
