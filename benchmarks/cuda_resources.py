@@ -1,14 +1,13 @@
-"""Registers, spills, shared memory and theoretical occupancy of the CUDA kernels, from the compiler: no GPU is needed.
+"""Registers, spills, shared memory and theoretical occupancy of the CUDA kernels, from the compiler. It needs no GPU.
 
     python benchmarks/cuda_resources.py --output benchmarks/results/cuda-resources-NAME-DATE
 
-Compiles the shipped source for sm_80 and sm_90 by the command that builds the extension, with `-Xptxas -v`. Occupancy
+Compiles the source for sm_80 and sm_90 with the command that builds the extension and `-Xptxas -v`. Occupancy
 is the formula of NVIDIA's occupancy calculator (Nsight Compute) with the limits of the CUDA C++ Programming Guide,
-"Technical Specifications per Compute Capability". It bounds how much latency an SM can hide; it is no measure of speed.
+"Technical Specifications per Compute Capability". It limits how much latency an SM can hide, and does not measure speed.
 """
 
 import argparse
-import csv
 import datetime
 import os
 import re
@@ -18,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from rednet.training.utils.files import write_csv, write_text
 from torch.utils import cpp_extension
 
 from involution import extension
@@ -159,11 +159,8 @@ def main() -> None:
     program = Path(cpp_extension.CUDA_HOME, "bin/nvcc")
     nvcc = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
     versions = {"nvcc": re.search(r"V([\d.]+)", nvcc).group(1), "torch": torch.__version__}
-    with open(f"{output}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    Path(f"{output}.md").write_text(markdown(rows, versions))
+    write_csv(Path(f"{output}.csv"), [{column: row[column] for column in COLUMNS} for row in rows])
+    write_text(Path(f"{output}.md"), markdown(rows, versions))
     spilling = [
         f"{row['kernel']} ({row['architecture']})" for row in rows if row["spill_stores"] or row["spill_loads"]
     ]

@@ -1,8 +1,8 @@
-"""What RedNet-50 costs in detection and segmentation, beside the paper's figures.
+"""Parameters and operations of RedNet-50 in detection and segmentation, against those of the paper.
 
     python benchmarks/dense_costs.py > benchmarks/results/dense-costs.md
 
-Needs torchvision. Nothing is computed: models and images are shapes alone.
+Requires torchvision. Models and images are on the meta device, so nothing is computed.
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
 
-# Model, neck and head, and the paper's 10^6 parameters and 10^9 operations (section 4 and the authors' README).
+# Model, neck, head, and the paper's parameters (10^6) and operations (10^9), from section 4 and the authors' README.
 PUBLISHED = [
     ("Faster R-CNN", "convolution", "convolution", 31.6, 177.9),
     ("Faster R-CNN", "involution", "convolution", 29.5, 135.0),
@@ -40,13 +40,13 @@ TEXT = f"""\
 # RedNet-50 in detection and segmentation
 
 Parameters in millions and multiply-accumulates in 10^9, counted by `rednet.count_parameters` and `rednet.count_macs`,
-beside the paper's. Written by `python benchmarks/dense_costs.py`; a test compares it with the code.
+and those of the paper. Written by `python benchmarks/dense_costs.py`; a test compares it with the code.
 
 {{table}}
 Detectors: {COCO_CLASSES} classes, an image of {COCO_SIZE[1]} x {COCO_SIZE[0]}, 1000 regions to the box head and 100 to the mask head. Segmentation:
-{CITYSCAPES_CLASSES} classes, an image of {CITYSCAPES_SIZE[1]} x {CITYSCAPES_SIZE[0]}. These sizes are inferred: they are what gives the paper's operations.
+{CITYSCAPES_CLASSES} classes, an image of {CITYSCAPES_SIZE[1]} x {CITYSCAPES_SIZE[0]}. The paper does not state these sizes: they reproduce its operations.
 
-Why they are not the paper's to the last digit:
+Why they differ from the paper's in the last digits:
 
 - The paper's parameters of detectors are those that are trained: without stem and first stage (139,086), which are
   frozen. In segmentation nothing is frozen.
@@ -62,7 +62,7 @@ Why they are not the paper's to the last digit:
 
 
 def build(name: str, neck: str, head: str) -> tuple[nn.Module, int, int]:
-    """A row's model and the height and width of its image."""
+    """The model of a row, and height and width of its image."""
     if name in DETECTORS:
         stages = STAGES[1:] if name == "RetinaNet" else STAGES
         backbone = RedNetBackbone(RedNetConfig(stem_kernel_size=7, out_features=stages))
@@ -77,7 +77,7 @@ def build(name: str, neck: str, head: str) -> tuple[nn.Module, int, int]:
 
 
 def count(name: str, neck: str, head: str) -> tuple[int, int, int]:
-    """Parameters, those of them that are trained, and multiply-accumulates."""
+    """Parameters, trained parameters, and multiply-accumulates."""
     with torch.device("meta"):
         model, height, width = build(name, neck, head)
     return count_parameters(model), count_parameters(model, trainable_only=True), count_macs(model, height, width)

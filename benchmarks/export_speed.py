@@ -1,8 +1,8 @@
-"""RedNet-50 outside of PyTorch: onnxruntime, OpenVINO and AOTInductor beside PyTorch, and ResNet-50 in the same.
+"""Speed of exported models: RedNet-50 in onnxruntime, OpenVINO and AOTInductor against PyTorch and against ResNet-50.
 
     python benchmarks/export_speed.py --device cpu --output benchmarks/results/export-cpu-DEVICE-DATE
 
-Inference on the CPU at 224 x 224, float32: images per second. Every file is exported once, for any batch and size.
+Inference on the CPU at 224 x 224 in float32, in images per second. Each file is exported once, for any batch and size.
 """
 
 import copy
@@ -16,11 +16,12 @@ import openvino
 import torch
 from rednet import RedNetConfig, RedNetForImageClassification
 from rednet.export import export_model
+from rednet.profile import median_seconds
 from torch import nn
 from tqdm import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from measure import arguments, report, seconds
+from measure import arguments, report
 
 
 EAGER = "PyTorch, eager"
@@ -58,11 +59,11 @@ def export_resnet(model: nn.Module, path: Path) -> None:
     ).save(path)
 
 
-def sides(folder: Path, threads: int) -> dict[tuple[str, str], Callable]:
-    """(model, runtime) -> what runs it on images (B, 3, 224, 224)."""
+def make_functions(folder: Path, threads: int) -> dict[tuple[str, str], Callable]:
+    """Functions that run a model on images (B, 3, 224, 224), by model and runtime."""
     rednet = RedNetForImageClassification(RedNetConfig(num_labels=1000)).eval()
     resnet = ResNetForImageClassification(ResNetConfig(num_labels=1000)).eval().requires_grad_(False)
-    found = {}
+    functions = {}
     with tqdm(total=3, desc="exporting") as progress:
         for format in ("onnx", "aoti"):
             path = folder / {"onnx": "rednet.onnx", "aoti": "rednet.pt2"}[format]
@@ -74,25 +75,25 @@ def sides(folder: Path, threads: int) -> dict[tuple[str, str], Callable]:
         ("RedNet-50", rednet, folder / "rednet.onnx"),
         ("ResNet-50", resnet, folder / "resnet.onnx"),
     ):
-        found[name, EAGER] = in_pytorch(model.to(memory_format=torch.channels_last))
-        found[name, "onnxruntime"] = in_onnxruntime(path, threads)
-        found[name, "OpenVINO"] = in_openvino(path, threads)
-    found["RedNet-50", "PyTorch, `fuse()`"] = in_pytorch(copy.deepcopy(rednet).fuse())
-    found["RedNet-50", "AOTInductor"] = torch._inductor.aoti_load_package(str(folder / "rednet.pt2"))
-    return found
+        functions[name, EAGER] = in_pytorch(model.to(memory_format=torch.channels_last))
+        functions[name, "onnxruntime"] = in_onnxruntime(path, threads)
+        functions[name, "OpenVINO"] = in_openvino(path, threads)
+    functions["RedNet-50", "PyTorch, `fuse()`"] = in_pytorch(copy.deepcopy(rednet).fuse())
+    functions["RedNet-50", "AOTInductor"] = torch._inductor.aoti_load_package(str(folder / "rednet.pt2"))
+    return functions
 
 
 def main() -> None:
     options = arguments(__doc__.splitlines()[0])
     if options.device != "cpu":
-        sys.exit(f"error: device is {options.device!r}, and this measures on the CPU only: add --device cpu")
+        sys.exit(f"error: device is {options.device!r}, expected 'cpu': add --device cpu")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        runs = sides(Path(folder), options.threads)
+        runs = make_functions(Path(folder), options.threads)
         for batch in (1, options.batch_size):
             images = torch.randn(batch, 3, 224, 224)
             repeats = 3 * options.repeats if batch == 1 else options.repeats
-            times = seconds({side: lambda run=run: run(images) for side, run in runs.items()}, repeats)
+            times = median_seconds({key: lambda run=run: run(images) for key, run in runs.items()}, repeats)
             for (model, runtime), time in sorted(times.items()):
                 peer = times.get(("ResNet-50", runtime)) if model == "RedNet-50" else None
                 rows.append({
@@ -100,8 +101,8 @@ def main() -> None:
                     "batch": batch,
                     "in": runtime,
                     "images/s": f"{batch / time:.1f}",
-                    "beside it in PyTorch, eager": f"{times[model, EAGER] / time:.2f} x as fast",
-                    "beside ResNet-50 in the same": "" if peer is None else f"{peer / time:.2f} x as fast",
+                    "against PyTorch, eager": f"{times[model, EAGER] / time:.2f} x as fast",
+                    "against ResNet-50 in the same": "" if peer is None else f"{peer / time:.2f} x as fast",
                 })  # fmt: skip
     packages = ("onnx", "onnxruntime", "openvino")
     report("RedNet-50 exported, 224 x 224, float32, on the CPU", rows, options, packages)

@@ -1,33 +1,32 @@
-"""What the benchmarks share: how time and memory are measured, and how they are recorded."""
+"""Options, conditions and reports of the benchmarks."""
 
 import argparse
 import contextlib
-import csv
 import datetime
 import importlib.metadata
 import os
 import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from rednet.training.utils.cpus import available_cpus
+from rednet.training.utils.files import write_csv, write_text
 
 
-# Tells glibc to keep what is freed. By default every large tensor is mapped and unmapped anew, and page faults, whose
-# cost changes with the machine's mood, are half of the time of a network on a CPU. All sides are measured with it.
+# Makes glibc keep freed memory. By default it maps and unmaps every large tensor, and page faults, whose cost varies
+# with the load of the machine, take half of the time of a network on a CPU. It applies to all measurements.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 
 def arguments(description: str) -> argparse.Namespace:
+    """Parses the options. On Linux, restarts the script with `ALLOCATOR` to measure on the CPU."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=min(torch.get_num_threads(), available_cpus()))
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--batch_size", type=int, help="of the large batch: 16 on a CPU, 256 on a GPU")
+    parser.add_argument("--batch_size", type=int, help="size of the large batch; default: 16 on a CPU, 256 on a GPU")
     parser.add_argument("--output", type=Path, help="writes OUTPUT.csv and OUTPUT.md")
     parsed = parser.parse_args()
     if parsed.device == "cpu" and sys.platform == "linux" and not ALLOCATOR.items() <= os.environ.items():
@@ -36,25 +35,6 @@ def arguments(description: str) -> argparse.Namespace:
     torch.set_num_threads(parsed.threads)
     torch.manual_seed(0)
     return parsed
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def seconds(sides: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """Median seconds of every side. They take turns, so that what slows the machine slows them all."""
-    times = {name: [] for name in sides}
-    for turn in range(repeats + 1):  # the first one warms up
-        for name, function in sides.items():
-            synchronize()
-            start = time.perf_counter()
-            function()
-            synchronize()
-            if turn > 0:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(list_) for name, list_ in times.items()}
 
 
 def device_name(device: str) -> str:
@@ -67,27 +47,25 @@ def device_name(device: str) -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 
 
-def circumstances(options: argparse.Namespace, more_packages: Sequence[str] = ()) -> str:
+def describe_conditions(options: argparse.Namespace, more_packages: Sequence[str] = ()) -> str:
+    """Date, machine, versions and method."""
     packages = ("torch", "transformers", "rednet", *more_packages)
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     allocator = ", glibc keeps freed memory" if ALLOCATOR.items() <= os.environ.items() else ""
     return (
         f"{datetime.date.today()}, {device_name(options.device)}, {versions}; median of {options.repeats} repeats, "
-        f"sides in turns{allocator}."
+        f"which take turns{allocator}."
     )
 
 
 def report(title: str, rows: list[dict], options: argparse.Namespace, more_packages: Sequence[str] = ()) -> None:
-    """Prints a table; with --output, leaves it as Markdown and as CSV."""
-    columns, how = list(rows[0]), circumstances(options, more_packages)
+    """Prints a table. With --output, writes it as Markdown and as CSV."""
+    columns, conditions = list(rows[0]), describe_conditions(options, more_packages)
     lines = [columns, ["---"] * len(columns), *([str(row[column]) for column in columns] for row in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    text = f"# {title}\n\n{how}\n\n{table}\n"
+    text = f"# {title}\n\n{conditions}\n\n{table}\n"
     print(f"\n{text}")
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.with_suffix(".md").write_text(text)
-        with open(options.output.with_suffix(".csv"), "w", newline="") as file:
-            writer = csv.DictWriter(file, [*columns, "circumstances"])
-            writer.writeheader()
-            writer.writerows({**row, "circumstances": how} for row in rows)
+        write_text(options.output.with_suffix(".md"), text)
+        write_csv(options.output.with_suffix(".csv"), [{**row, "conditions": conditions} for row in rows])

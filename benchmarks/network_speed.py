@@ -1,9 +1,9 @@
-"""RedNet-50 beside ResNet-50, transformers' and timm's, and beside itself in plain PyTorch.
+"""Speed and memory of RedNet-50 against ResNet-50 of transformers and timm, and against RedNet-50 in plain PyTorch.
 
     python benchmarks/network_speed.py --output benchmarks/results/network-DEVICE-DATE
 
-Inference and training at 224 x 224 in channels-last: images per second, and peak memory. The ratio of a row is against
-the better of the two ResNets under the same treatment.
+Inference and training at 224 x 224 in channels-last: images per second, and peak memory. Each row compares with the
+better of the two ResNets in the same mode.
 """
 
 import copy
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from rednet import RedNetConfig, RedNetForImageClassification
 from rednet.modeling_rednet import RedNetInvolution
-from rednet.profile import peak_bytes
+from rednet.profile import median_seconds, peak_bytes
 from torch import nn
 from torch._inductor import config as inductor_config
 from torch.fx.experimental import optimization
@@ -23,14 +23,14 @@ from tqdm import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from involution import reference
-from measure import arguments, report, seconds
+from measure import arguments, report
 
 
 OURS, PEERS, UNFOLD = "RedNet-50", ("ResNet-50 of transformers", "ResNet-50 of timm"), "RedNet-50 by unfold"
 
 
 def unfold_forward(self, hidden_state):
-    """RedNetInvolution in plain PyTorch, as it runs without the compiled operator."""
+    """The forward pass of RedNetInvolution without the compiled operator."""
     features, size, stride = self.reduce(self.pooler(hidden_state)), self.kernel_size, self.stride
     window = [size] * 2, [stride] * 2, [size // 2] * 2, [1, 1]
     return reference.involution2d_fused(
@@ -52,7 +52,7 @@ def networks(device: str, dtype: torch.dtype = torch.float32) -> dict[str, nn.Mo
 
 
 def folded(name: str, model: nn.Module) -> nn.Module:
-    """With BatchNorm folded into the convolutions, by the means of each library."""
+    """A copy with BatchNorm folded into the convolutions, by the function of each library."""
     model = copy.deepcopy(model)
     if name == OURS:
         return model.fuse()
@@ -117,7 +117,7 @@ class Benchmark:
 
     def add(self, what: str, batch: int, peer: str, sides: list[str], ratio: str, goal: str, met: bool) -> None:
         row = {"what": what, "batch": batch, OURS: sides[0], "peer": peer, "of the peer": sides[1]}
-        self.rows.append({**row, "beside the peer": ratio, "goal": f"{goal}, {'met' if met else 'not met'}"})
+        self.rows.append({**row, "against the peer": ratio, "goal": f"{goal}, {'met' if met else 'not met'}"})
 
     def inference(self, batch: int) -> None:
         repeats = 3 * self.options.repeats if batch == 1 else self.options.repeats
@@ -125,21 +125,21 @@ class Benchmark:
         for model in self.models.values():
             model.eval()
         main = {name: self.models[name] for name in (OURS, *PEERS)}
-        treatments = {
+        modes = {
             "eager": main,
             "folded": {name: folded(name, model) for name, model in main.items()},
             "compiled": {name: torch.compile(model, dynamic=False) for name, model in self.models.items()},
         }
-        sides = {(t, n): infer(m, images) for t, models in treatments.items() for n, m in models.items()}
-        times = seconds(sides, repeats)
-        by = {t: {n: times[t, n] for n in models} for t, models in treatments.items()}
+        sides = {(t, n): infer(m, images) for t, models in modes.items() for n, m in models.items()}
+        times = median_seconds(sides, repeats)
+        by = {t: {n: times[t, n] for n in models} for t, models in modes.items()}
         self.row("inference, eager", batch, by["eager"], 1.20)
         self.row("inference, folded", batch, by["folded"], 1.20)
         self.row("inference, compiled with freezing", batch, by["compiled"], 1.30)
         best = {name: min(models[name] for models in by.values()) for name in (OURS, *PEERS)}
         self.row("inference, best of each", batch, best, 1.30)
         plain = infer(self.models[UNFOLD], images)
-        slow = seconds({OURS: infer(self.models[OURS], images), UNFOLD: plain}, 3)
+        slow = median_seconds({OURS: infer(self.models[OURS], images), UNFOLD: plain}, 3)
         self.row("inference, eager", batch, slow, 4.5 if batch == 1 else 7, (UNFOLD,))
         self.row("inference, both compiled with freezing", batch, by["compiled"], 2.5, (UNFOLD,))
         torch._dynamo.reset()
@@ -149,20 +149,20 @@ class Benchmark:
         models = networks(self.device, torch.bfloat16)
         images = self.images(batch, torch.bfloat16)
         sides = {name: infer(models[name].eval(), images) for name in (OURS, *PEERS)}
-        self.row("inference, eager, bfloat16", batch, seconds(sides, self.options.repeats), 1.20)
+        self.row("inference, eager, bfloat16", batch, median_seconds(sides, self.options.repeats), 1.20)
         if self.device == "cuda":
             sides = {name: infer(torch.compile(models[name], dynamic=False), images) for name in (OURS, *PEERS)}
-            self.row("inference, compiled, bfloat16", batch, seconds(sides, self.options.repeats), 1.15)
+            self.row("inference, compiled, bfloat16", batch, median_seconds(sides, self.options.repeats), 1.15)
             sides = {name: train(models[name].train(), images) for name in (OURS, *PEERS)}
-            self.row("training step, eager, bfloat16", batch, seconds(sides, self.options.repeats), 1.0)
+            self.row("training step, eager, bfloat16", batch, median_seconds(sides, self.options.repeats), 1.0)
 
     def training(self) -> None:
         batch = self.options.batch_size
         images = self.images(batch)
         sides = {name: train(self.models[name].train(), images) for name in (OURS, *PEERS)}
-        self.row("training step, eager", batch, seconds(sides, self.options.repeats), 1.10)
+        self.row("training step, eager", batch, median_seconds(sides, self.options.repeats), 1.10)
         slow = {OURS: sides[OURS], UNFOLD: train(self.models[UNFOLD].train(), images)}
-        self.row("training step, eager", batch, seconds(slow, 2), 5, (UNFOLD,))
+        self.row("training step, eager", batch, median_seconds(slow, 2), 5, (UNFOLD,))
 
 
 def main() -> None:
@@ -181,7 +181,7 @@ def main() -> None:
         ):
             step()
             progress.update()
-    report("RedNet-50 beside ResNet-50, 224 x 224, channels-last", benchmark.rows, options, ("timm",))
+    report("RedNet-50 against ResNet-50, 224 x 224, channels-last", benchmark.rows, options, ("timm",))
 
 
 if __name__ == "__main__":

@@ -2,20 +2,21 @@
 
     python benchmarks/operator_speed.py --output benchmarks/results/operator-DEVICE-DATE
 
-Forward, both gradients, and the fused form, beside plain PyTorch (unfold, eager and compiled), beside the form of the
-authors (contiguous tensors, on a GPU one thread for each output), and beside the memory floor: the time in which a copy
-moves as many bytes as the operator has to read and write.
+Forward, both gradients, and the fused form, against plain PyTorch (unfold, eager and compiled), the authors' form
+(contiguous tensors; on a GPU one thread for each output), and the memory floor: the time in which a copy moves as many
+bytes as the operator reads and writes.
 """
 
 import torch
+from rednet.profile import median_seconds
 from tqdm import tqdm
 
 import involution
 from involution import reference
-from measure import arguments, report, seconds
+from measure import arguments, report
 
 
-# Channels, size of the input, stride, kernel size, and how many of RedNet-50's involutions are so: seventeen in all.
+# Channels, size of the input, stride, kernel size, and the number of such involutions in RedNet-50, seventeen in total.
 SHAPES = [
     (32, 112, 1, 3, 1),
     (64, 56, 1, 7, 3),
@@ -28,8 +29,8 @@ SHAPES = [
 ]
 
 
-def sides(shape: tuple, batch: int, device: str, dtype: torch.dtype) -> tuple[dict, dict]:
-    """The functions to be timed, and the bytes that each has to move."""
+def make_functions(shape: tuple, batch: int, device: str, dtype: torch.dtype) -> tuple[dict, dict]:
+    """The functions to time, and the bytes that each reads and writes."""
     channels, size, stride, kernel_size, _ = shape
     groups, hidden, out, taps = channels // 16, channels // 4, size // stride, kernel_size**2
 
@@ -74,15 +75,15 @@ def sides(shape: tuple, batch: int, device: str, dtype: torch.dtype) -> tuple[di
 def main() -> None:
     options = arguments(__doc__.splitlines()[0])
     one = torch.zeros(1, 1, 1, 1, device=options.device)
-    involution.involution2d(one, one[..., None, None])  # compiles where that is to do
-    block = torch.empty(2**26, device=options.device)  # 256 MB, more than any cache that matters
+    involution.involution2d(one, one[..., None, None])  # compiles the operator if necessary
+    block = torch.empty(2**26, device=options.device)  # 256 MB, more than the caches hold
     target = torch.empty_like(block)
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         for shape in tqdm(SHAPES, desc=str(dtype)):
             channels, size, stride, kernel_size, count = shape
-            functions, moved = sides(shape, options.batch_size, options.device, dtype)
-            times = seconds({**functions, "copy": lambda: target.copy_(block)}, options.repeats)
+            functions, moved = make_functions(shape, options.batch_size, options.device, dtype)
+            times = median_seconds({**functions, "copy": lambda: target.copy_(block)}, options.repeats)
             bandwidth = 2 * block.nbytes / times["copy"]
             output = options.batch_size * channels * (size // stride) ** 2
             row = {

@@ -1,8 +1,8 @@
-"""What each shortcut of `rednet.execution_rednet` gains: RedNet-50 with all of them, and with all but one.
+"""The gain of each shortcut of `rednet.execution_rednet`: RedNet-50 with all of them, and with all but one.
 
     python benchmarks/shortcut_speed.py --device cpu --output benchmarks/results/shortcuts-cpu-DATE
 
-Eager mode at 224 x 224 in channels-last. A shortcut that gains less than 5 % of time or memory everywhere is to be removed.
+Eager mode at 224 x 224 in channels-last. A shortcut that never gains 5 % of time or memory should be removed.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from rednet import RedNetConfig, RedNetForImageClassification, execution_rednet
-from rednet.profile import peak_bytes
+from rednet.profile import median_seconds, peak_bytes
 from tqdm import tqdm
 
-from measure import arguments, report, seconds
+from measure import arguments, report
 from network_speed import infer, train
 
 
@@ -29,7 +29,7 @@ def never(*_) -> bool:
     return False
 
 
-# Name, the phase that it is for, and what to put in place of which functions to leave it out.
+# Name, phase, and the functions that replace others to leave the shortcut out.
 SHORTCUTS = {
     "BatchNorm as scale and shift": (
         "inference",
@@ -76,7 +76,7 @@ def measure(phase: str, batch: int, dtype: torch.dtype, options) -> list[dict]:
     function = (train if phase == "training" else infer)(model, images.contiguous(memory_format=torch.channels_last))
     sides = {ALL: function}
     sides |= {name: without(patches, function) for name, (kind, patches) in SHORTCUTS.items() if kind == phase}
-    times = seconds(sides, options.repeats * (3 if batch == 1 else 1))
+    times = median_seconds(sides, options.repeats * (3 if batch == 1 else 1))
     peaks = {name: peak_bytes(side, options.device) / 2**20 for name, side in sides.items()}
     return [
         {
@@ -85,9 +85,9 @@ def measure(phase: str, batch: int, dtype: torch.dtype, options) -> list[dict]:
             "batch": batch,
             "dtype": str(dtype).removeprefix("torch."),
             "ms": f"{1000 * times[name]:.1f}",
-            "beside all shortcuts": f"{times[name] / times[ALL]:.3f} x the time",
+            "time against all shortcuts": f"{times[name] / times[ALL]:.3f} x",
             "peak MiB": f"{peaks[name]:.0f}",
-            "beside all shortcuts ": f"{peaks[name] / peaks[ALL]:.2f} x the memory",
+            "memory against all shortcuts": f"{peaks[name] / peaks[ALL]:.2f} x",
         }
         for name in sides
     ]

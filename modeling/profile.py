@@ -1,12 +1,17 @@
 """Counts the parameters and operations of a model, and measures its memory."""
 
-from collections.abc import Callable
-from typing import Any
+import statistics
+import time
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
+
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
@@ -96,4 +101,31 @@ def peak_bytes(function: Callable, device: str) -> int:
     return peak
 
 
-__all__ = ["count_macs", "count_parameters", "peak_bytes"]
+def median_seconds(functions: dict[Key, Callable], repeats: int, warmup: int = 1) -> dict[Key, float]:
+    """
+    Median duration of each function in seconds. The functions take turns, so that what slows the machine slows all of
+    them.
+
+    Args:
+        functions: called without arguments. Work that they start on an accelerator is part of their duration.
+        repeats: calls of each function that are measured.
+        warmup: calls of each function before them.
+    """
+    times: dict[Key, list[float]] = {key: [] for key in functions}
+    for turn in range(warmup + repeats):
+        for key, function in functions.items():
+            _synchronize()
+            start = time.perf_counter()
+            function()
+            _synchronize()
+            if turn >= warmup:
+                times[key].append(time.perf_counter() - start)
+    return {key: statistics.median(values) for key, values in times.items()}
+
+
+def _synchronize() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+__all__ = ["count_macs", "count_parameters", "median_seconds", "peak_bytes"]
