@@ -1,10 +1,10 @@
-"""Runs a study of RedNet's architecture: one value changed at a time, every run repeated with several seeds.
+"""Runs a study of RedNet's architecture: changes one value at a time, and repeats every run with several seeds.
 
     python training/ablate.py --config configs/ablations/fashion_mnist.yaml
 
-In `output_dir` appear a folder for every run of train.py, `runs.csv` with one row for each, `summary.md` and
-`summary.csv` with mean and standard deviation over the seeds, and `ablation.svg` and `.png`. Started again with the
-same options, an interrupted study goes on where it was; runs that have ended are not repeated.
+It writes a folder for every run of train.py to `output_dir`, `runs.csv` with one row for each, `summary.md` and
+`summary.csv` with mean and standard deviation over the seeds, and `ablation.svg` and `.png`. The same command resumes an
+interrupted study; it does not repeat finished runs.
 """
 
 import datetime
@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 import yaml
 from rednet import RedNetConfig, RedNetForImageClassification, count_macs, count_parameters
-from rednet.training.figures.study import BASE, draw, inference_seconds, shown, summarize, table, write_csv
+from rednet.training.engine.study import BASE, as_text, group_by_axis, inference_seconds, summarize, table
+from rednet.training.figures.study import draw_study
 from rednet.training.figures.style import save
 from rednet.training.options.groups import option
 from rednet.training.options.models import check_channels
@@ -28,7 +29,7 @@ from rednet.training.options.types import Count, Seeds
 from rednet.training.train import parse_config
 from rednet.training.utils.cpus import available_cpus
 from rednet.training.utils.errors import nearest
-from rednet.training.utils.files import write_json, write_text
+from rednet.training.utils.files import write_csv, write_json, write_text
 from tqdm.auto import tqdm
 from transformers import AutoConfig
 
@@ -38,22 +39,22 @@ TRAIN = Path(__file__).with_name("train.py")
 
 @dataclass
 class Study:
-    """What is compared, in which recipe."""
+    """The options of `ablate.py`."""
 
-    training: str = option("", "Recipe of every run: a YAML file for train.py.")
-    options: list[str] = option([], "More options of train.py, such as num_train_epochs=3.")
+    training: str = option("", "Recipe of every run: a YAML file for train.py, or a packaged name.")
+    options: list[str] = option([], "Options of train.py that differ from the recipe, such as num_train_epochs=3.")
     axes: list[str] = option(
-        [], "What is changed, one at a time: options of RedNetConfig and their values, name=1,2,null."
+        [], "Options of RedNetConfig and their values, name=1,2,null, which change one at a time."
     )
-    seeds: Seeds = option([0, 1, 2], "Every run is repeated with these.")
-    launch: str = option("python", "What starts train.py: python, or accelerate launch with its options.")
-    time_batch_size: Count = option(64, "Images in the batch whose inference is timed.")
-    output_dir: str = option("outputs/ablation", "Everything goes here.")
+    seeds: Seeds = option([0, 1, 2], "Seeds of the repeated runs.")
+    launch: str = option("python", "Command that starts train.py: python, or accelerate launch with its options.")
+    time_batch_size: Count = option(64, "Batch size of the inference that is timed.")
+    output_dir: str = option("outputs/ablation", "Folder of the study.")
 
 
 @dataclass
 class Variant:
-    """The base architecture with one value changed, or as it is."""
+    """The base architecture, or the base with one changed value."""
 
     axis: str
     value: object
@@ -61,8 +62,8 @@ class Variant:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What its rows have as axis and value."""
-        return self.axis, "" if self.axis == BASE else shown(self.value)
+        """Axis and value of its rows."""
+        return self.axis, "" if self.axis == BASE else as_text(self.value)
 
     @property
     def name(self) -> str:
@@ -94,36 +95,37 @@ def main(arguments: list[str] | None = None) -> None:
         write_csv(Path(study.output_dir) / "runs.csv", finished_rows(study, variants, costs))
     write_summary(study, variants, costs, recipe.image_size)
     if failed:
-        sys.exit(f"error: not finished, see their output above: {'; '.join(failed)}")
+        sys.exit(f"error: these runs failed, see their output above: {'; '.join(failed)}")
 
 
 def read_axes(axes: list[str]) -> dict[str, list]:
-    """`name=1,2,null` as {name: [1, 2, None]}.
+    """Parses `name=1,2,null` to {name: [1, 2, None]}.
 
     Raises:
-        ValueError: it is not of this form, or RedNetConfig has no such option.
+        ValueError: an axis has another form, or RedNetConfig has no such option.
     """
-    known, read = [field.name for field in fields(RedNetConfig)], {}
+    options: list[str] = [field.name for field in fields(RedNetConfig)]
+    parsed: dict[str, list] = {}
     for axis in axes:
         name, _, values = axis.partition("=")
         if not values:
             raise ValueError(f"axis {axis!r}: expected an option and its values, such as kernel_size=3,5,7")
-        if name not in known:
-            raise ValueError(f"axis {name!r} is no option of RedNetConfig{nearest(name, known)}")
+        if name not in options:
+            raise ValueError(f"axis {name!r} is not an option of RedNetConfig{nearest(name, options)}")
         try:
-            read[name] = yaml.safe_load(f"[{values}]")
+            parsed[name] = yaml.safe_load(f"[{values}]")
         except yaml.YAMLError as error:
             raise ValueError(f"axis {axis!r}: its values are not YAML: {error}") from error
-    if not read:
-        raise ValueError("axes is empty: expected what to change, such as kernel_size=3,5,7")
-    return read
+    if not parsed:
+        raise ValueError("axes is empty: expected options and their values, such as kernel_size=3,5,7")
+    return parsed
 
 
 def make_variants(base: dict, axes: dict[str, list]) -> list[Variant]:
     """The base, and every value of every axis that differs from it.
 
     Raises:
-        ValueError: RedNetConfig does not take one of the values.
+        ValueError: a value is invalid for RedNetConfig.
     """
     unchanged = RedNetConfig(**base)
     variants = [Variant(BASE, None, unchanged)]
@@ -131,28 +133,30 @@ def make_variants(base: dict, axes: dict[str, list]) -> list[Variant]:
         for value in values:
             try:
                 config = RedNetConfig(**{**base, axis: value})
-            except Exception as error:  # of `strict`, which has one of its own for every kind of mistake
-                raise ValueError(f"axis {axis}={shown(value)}: {error}") from error
-            check_channels(config, f"axis {axis}={shown(value)}")
+            except Exception as error:  # `strict` raises another class for each kind of mistake
+                raise ValueError(f"axis {axis}={as_text(value)}: {error}") from error
+            check_channels(config, f"axis {axis}={as_text(value)}")
             if getattr(unchanged, axis) != value:
                 variants.append(Variant(axis, value, config))
     return variants
 
 
 def check_study(study: Study) -> None:
-    """Refuses an `output_dir` with runs of another recipe; new axes and seeds are welcome."""
+    """Raises SystemExit if `output_dir` has runs of another recipe. Axes and seeds may change."""
     path = Path(study.output_dir) / "study.json"
     options = {"training": find_recipe(study.training).read_text(), "options": study.options}
     if path.exists() and json.loads(path.read_text()) != options:
         sys.exit(
-            f"error: {study.output_dir} holds a study with another recipe: give another --output_dir, or remove it"
+            f"error: {study.output_dir} belongs to a study with another recipe: choose another --output_dir, or remove "
+            "the folder"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, options)
 
 
 def train_options(study: Study) -> list[str]:
-    return ["--config", study.training, *(f"--{given}" for given in study.options)]
+    """The command line of train.py, without what differs from run to run."""
+    return ["--config", study.training, *(f"--{option}" for option in study.options)]
 
 
 def seed_folder(study: Study, variant: Variant, seed: int) -> Path:
@@ -160,7 +164,7 @@ def seed_folder(study: Study, variant: Variant, seed: int) -> Path:
 
 
 def train(study: Study, variant: Variant, seed: int) -> bool:
-    """Whether the run has ended with a result, now or before. Where it was interrupted, train.py goes on."""
+    """Starts or resumes a run, unless it is finished. Returns whether it has a result."""
     folder = seed_folder(study, variant, seed)
     if (folder / "results.json").exists():
         return True
@@ -180,7 +184,8 @@ def cost(config: RedNetConfig, image_size: int) -> dict[str, int]:
 
 
 def finished_rows(study: Study, variants: list[Variant], costs: dict[tuple, dict]) -> list[dict]:
-    """
+    """The rows of runs.csv.
+
     Args:
         costs: parameters and operations, by the variant's key.
     """
@@ -205,25 +210,27 @@ def finished_rows(study: Study, variants: list[Variant], costs: dict[tuple, dict
 
 
 def write_summary(study: Study, variants: list[Variant], costs: dict[tuple, dict], image_size: int) -> None:
-    """The runs that have ended, over the seeds: as a table, as a file, and as a picture."""
+    """Writes the summary of the finished runs as a table, a CSV file and a figure."""
     folder, rows, base = Path(study.output_dir), finished_rows(study, variants, costs), variants[0].config
     if all(row["axis"] == BASE for row in rows):  # nothing to compare
         return
     configs = {variant.key: variant.config for variant in variants}
     summary = summarize(rows, inference_seconds(configs, study.time_batch_size, image_size))
+    axes = group_by_axis(summary, base)
     write_csv(folder / "summary.csv", summary)
-    write_text(folder / "summary.md", table(summary, base) + "\n" + conditions(study) + "\n")
-    for path in save(draw(summary, base), folder, "ablation"):
+    write_text(folder / "summary.md", table(axes) + "\n" + describe_conditions(study) + "\n")
+    for path in save(draw_study(axes), folder, "ablation"):
         print(path)
     print((folder / "summary.md").read_text())
 
 
-def conditions(study: Study) -> str:
+def describe_conditions(study: Study) -> str:
+    """The text below the table."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return (
-        f"Seeds {', '.join(map(str, study.seeds))}: mean ± standard deviation of the top-1 in per cent. Recipe: "
-        f"`{study.training}` {' '.join(study.options)}. Inference: median of a batch of {study.time_batch_size}, all "
-        f"models in turns. {datetime.date.today()}, {device} of {available_cpus()}, torch {torch.__version__}."
+        f"Seeds {', '.join(map(str, study.seeds))}: mean ± standard deviation of the top-1 in percent. Recipe: "
+        f"`{study.training}` {' '.join(study.options)}. Inference: median of batches of {study.time_batch_size}, models "
+        f"take turns. {datetime.date.today()}, {device} of {available_cpus()}, torch {torch.__version__}."
     )
 
 

@@ -4,16 +4,17 @@
       --train_dir train2017 --train_annotations annotations/instances_train2017.json \\
       --validation_dir val2017 --validation_annotations annotations/instances_val2017.json
 
-Every option of the file can be given on the command line as well (`--help`). --model_name_or_path is a RedNet, a
-classifier for instance, or a folder that this script left. In `output_dir` appear `best` and `last`, which
-`rednet.detection.load_detector` loads; all else, and what happens after an interruption, is as with train.py.
+The command line takes every option of the file as well (`--help`). --model_name_or_path is a RedNet, such as a
+classifier, or a detector that this script saved. `rednet.detection.load_detector` loads the folders `best` and `last` of
+`output_dir`. The other files are those of train.py, and runs resume in the same way.
 """
 
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.utils import DistributedType, set_seed
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from rednet import RedNetBackbone, RedNetConfig
 from rednet.detection import DETECTORS, STAGES, read_detector_config, read_detector_weights, save_detector
 from rednet.training.data.detection import (
@@ -24,39 +25,37 @@ from rednet.training.data.detection import (
     load_annotations,
     make_index,
 )
-from rednet.training.engine.loop import Task, make_accelerator, prepare, train
-from rednet.training.engine.run_folder import check_options
+from rednet.training.engine.loop import Task, run_training
 from rednet.training.metrics.detection import evaluate_detection
 from rednet.training.options.groups import DetectionConfig
 from rednet.training.options.models import check_model_name, read_config
 from rednet.training.options.packaged import find_architecture
 from rednet.training.options.parser import MODELS, REPLACED, parse_options
 from rednet.training.utils.distributed import check_on_main_process
-from rednet.training.utils.errors import clear_errors
-from transformers.utils.logging import disable_progress_bar
+from torch import nn
+from torch.utils.data import DataLoader
 
 
 def main(arguments: list[str] | None = None) -> None:
     config = parse_config(arguments)
-    disable_progress_bar()
-    accelerator = make_accelerator(config)
-    if accelerator.distributed_type == DistributedType.FSDP:
-        raise SystemExit("error: detectors of torchvision are trained by DDP: not with FSDP")
-    check_options(config.output_dir, asdict(config))
-    set_seed(config.seed)
+    run_training(config, partial(build, config))
 
-    places = {"process": accelerator.process_index, "num_processes": accelerator.num_processes}
-    with clear_errors():
-        contents = [load_annotations(path) for path in (config.train_annotations, config.validation_annotations)]
-        check_on_main_process(accelerator, check_annotations, *contents, config)
-        annotations, truth = map(make_index, contents)
-        train_loader, eval_loader = detection_loaders(annotations, truth, config, **places)
-        del contents, annotations  # large, and now in the loader
-        images = [loader.dataset.images for loader in (train_loader, eval_loader)]
-        check_on_main_process(accelerator, check_pictures, *images)
-        categories = categories_of(truth)
-        options = detector_options(config, len(categories))
-        model = make_model(config, options, categories)
+
+def build(config: DetectionConfig, accelerator: Accelerator) -> tuple[nn.Module, Task, DataLoader]:
+    """The detector, what it is trained for, and the batches that it is trained on."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("FSDP is not supported for the detectors of torchvision: use DDP")
+    contents = [load_annotations(path) for path in (config.train_annotations, config.validation_annotations)]
+    check_on_main_process(accelerator, check_annotations, *contents, config)
+    annotations, truth = map(make_index, contents)
+    rank = (accelerator.process_index, accelerator.num_processes)
+    train_loader, eval_loader = detection_loaders(annotations, truth, config, *rank)
+    del contents, annotations  # large, and the loader has its own copy
+    images = [loader.dataset.images for loader in (train_loader, eval_loader)]
+    check_on_main_process(accelerator, check_pictures, *images)
+
+    categories = categories_of(truth)
+    options = detector_options(config, len(categories))
     kinds = ["bbox", "segm"] if config.detector == "maskrcnn" else ["bbox"]
     task = Task(
         loss=compute_loss,
@@ -65,14 +64,13 @@ def main(arguments: list[str] | None = None) -> None:
         metric="eval_box_ap",
         metric_name="box AP",
     )
-    train(prepare(config, accelerator, model, train_loader, task), train_loader)
-    accelerator.end_training()
+    return make_model(config, options, categories), task, train_loader
 
 
 def parse_config(arguments: list[str] | None = None) -> DetectionConfig:
     """
     Raises:
-        SystemExit: an argument is unknown, missing, of the wrong type or of no use; the message names it.
+        SystemExit: an argument is unknown, missing, invalid or contradicts another one. The message names it.
     """
     config, parser = parse_options(DetectionConfig, arguments, __doc__, REPLACED | MODELS)
     if (config.model_name_or_path is None) == (config.config_name is None):
@@ -80,32 +78,33 @@ def parse_config(arguments: list[str] | None = None) -> DetectionConfig:
     if config.config_name is not None and config.trainable_layers < len(STAGES) + 1:
         parser.error("--config_name starts from random weights, which must not be frozen: give --trainable_layers 5")
     for name in ("train", "validation"):
-        for option, there in ((f"{name}_dir", Path.is_dir), (f"{name}_annotations", Path.is_file)):
+        for option, exists in ((f"{name}_dir", Path.is_dir), (f"{name}_annotations", Path.is_file)):
             value = getattr(config, option)
             if not value:
                 parser.error(f"give --{option}")
-            if not there(Path(value)):
-                parser.error(f"--{option} {value}: there is no such {'folder' if there is Path.is_dir else 'file'}")
+            if not exists(Path(value)):
+                parser.error(f"--{option} {value}: no such {'folder' if exists is Path.is_dir else 'file'}")
     if config.detector == "retinanet" and config.head != "convolution":
-        parser.error("--head involution is for RPN and mask head, which RetinaNet does not have")
+        parser.error("--head involution is for the RPN and the mask head, which RetinaNet does not have")
     if config.torch_compile:
-        parser.error("--torch_compile is not for detectors: their shapes follow what they find")
+        parser.error("--torch_compile is not supported for detectors: their shapes depend on what they detect")
     return config
 
 
 def detector_options(config: DetectionConfig, num_categories: int) -> dict:
-    """What the functions of `rednet.detection` are called with, beside the backbone."""
+    """The arguments of the functions of `rednet.detection`, without the backbone."""
     names = ["neck", "head", "channels", "trainable_layers", "min_size", "max_size"]
     if config.detector == "retinanet":
         names.remove("head")
     return {"num_classes": num_categories + 1, **{name: getattr(config, name) for name in names}}
 
 
-def make_model(config: DetectionConfig, options: dict, categories: list[dict]) -> torch.nn.Module:
-    """From scratch, on the backbone of `model_name_or_path`, or with all weights of a detector.
+def make_model(config: DetectionConfig, options: dict, categories: list[dict]) -> nn.Module:
+    """A detector with new weights, with the backbone of `model_name_or_path`, or with all its weights if it is a
+    detector.
 
     Raises:
-        ValueError: the weights are of another detector, and `ignore_mismatched_sizes` does not allow it.
+        ValueError: the weights belong to another detector, and `ignore_mismatched_sizes` is false.
     """
     stages = STAGES[1:] if config.detector == "retinanet" else STAGES
     if config.config_name is not None:
@@ -124,20 +123,21 @@ def make_model(config: DetectionConfig, options: dict, categories: list[dict]) -
     return model
 
 
-def load_weights(model: torch.nn.Module, config: DetectionConfig, same_categories: bool) -> None:
+def load_weights(model: nn.Module, config: DetectionConfig, same_categories: bool) -> None:
+    """Loads the weights of a detector that have the shapes of `model`. Raises ValueError as `make_model` does."""
     weights, own = read_detector_weights(config.model_name_or_path), model.state_dict()
     fit = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     new = sorted(own.keys() - fit.keys())
     if (new or not same_categories) and not config.ignore_mismatched_sizes:
         raise ValueError(
-            f"{config.model_name_or_path} is a detector of other categories or layers "
-            f"({f'{new[:2]} do not fit' if new else 'all weights fit, the names do not'}): "
-            "--ignore_mismatched_sizes takes its weights as far as they fit"
+            f"{config.model_name_or_path} is a detector with other categories or layers "
+            f"({f'{new[:2]} do not fit' if new else 'all weights fit, but the names differ'}): "
+            "use --ignore_mismatched_sizes to load the weights that fit"
         )
     model.load_state_dict(fit, strict=False)
 
 
-def compute_loss(model: torch.nn.Module, batch: dict[str, list]) -> torch.Tensor:
+def compute_loss(model: nn.Module, batch: dict[str, list]) -> torch.Tensor:
     """The sum of all losses of the detector, for a batch of `TrainingPictures`."""
     return sum(model([image / 255 for image in batch["images"]], batch["targets"]).values())
 

@@ -2,60 +2,56 @@
 
     accelerate launch training/train_segmentation.py --config configs/training/cityscapes_rednet50_fpn.yaml
 
-Every option of the file can be given on the command line as well (`--help`). With --config_name alone it starts from
-scratch. With --model_name_or_path it starts from the weights of a RedNet, a classifier for instance; neck, head and
-classes are then those of --config_name. What appears in `output_dir`, and what happens after an interruption, is as
-with train.py.
+The command line takes every option of the file as well (`--help`). With --config_name alone, training starts from
+scratch. With --model_name_or_path, it starts from the weights of a RedNet, such as a classifier, with the neck, head and
+classes of --config_name. The run writes the same files as one of train.py, and resumes in the same way.
 """
 
-from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import rednet
 import torch
 import torch.nn.functional as F
-from accelerate.utils import set_seed
+from accelerate import Accelerator
 from rednet.training.data.segmentation import check_pairs, load_pairs, segmentation_loaders
 from rednet.training.data.transforms import normalize
-from rednet.training.engine.hub_folder import check_push, push, save_segmentation_folder
-from rednet.training.engine.loop import Task, check_batch_norm, make_accelerator, prepare, train
-from rednet.training.engine.run_folder import check_options
+from rednet.training.engine.hub_folder import save_segmentation_folder
+from rednet.training.engine.loop import Task, run_training
+from rednet.training.engine.models import check_batch_norm
 from rednet.training.metrics.segmentation import evaluate_segmentation
 from rednet.training.options.groups import SegmentationConfig
 from rednet.training.options.models import read_config
 from rednet.training.options.packaged import find_architecture
 from rednet.training.options.parser import check_data_options, parse_options
 from rednet.training.utils.distributed import check_on_main_process
-from rednet.training.utils.errors import clear_errors
+from torch.utils.data import DataLoader
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
-from transformers.utils.logging import disable_progress_bar
 
 
-# What of a configuration is not stem and stages.
+# The options of a configuration that belong to neck, head and classes, not to stem and stages.
 HEAD = ["neck_type", "neck_hidden_size", "decoder_hidden_size", "classifier_dropout_prob"]
 HEAD += ["semantic_loss_ignore_index", "id2label", "label2id"]
 
 
 def main(arguments: list[str] | None = None) -> None:
     config = parse_config(arguments)
-    disable_progress_bar()
-    accelerator = make_accelerator(config)
-    check_options(config.output_dir, asdict(config))
-    if config.push_to_hub and accelerator.is_main_process:
-        check_push(config.output_dir, config.hub_model_id)
-    set_seed(config.seed)
+    run_training(config, partial(build, config))
 
-    places = {"process": accelerator.process_index, "num_processes": accelerator.num_processes}
+
+def build(
+    config: SegmentationConfig, accelerator: Accelerator
+) -> tuple[rednet.RedNetForSemanticSegmentation, Task, DataLoader]:
+    """The model, what it is trained for, and the batches that it is trained on."""
+    check_on_main_process(accelerator, load_pairs, config)  # downloads the data set once for all processes
+    splits = load_pairs(config)
+    model = make_model(config)
+    if not config.sync_batch_norm:
+        check_batch_norm(model, config.per_device_train_batch_size, (config.crop_size[0], config.crop_size[1]))
+    check_on_main_process(accelerator, check_pairs, *splits, config, model.config)
+
     processor = make_processor(config)
-    with clear_errors():
-        check_on_main_process(accelerator, load_pairs, config)  # which downloads it once, for all processes
-        splits = load_pairs(config)
-        model = make_model(config)
-        if not config.sync_batch_norm:
-            check_batch_norm(model, config.per_device_train_batch_size, config.crop_size)
-        check_on_main_process(accelerator, check_pairs, *splits, config, model.config)
-        train_loader, eval_loader = segmentation_loaders(*splits, config, processor, model.config, **places)
+    rank = (accelerator.process_index, accelerator.num_processes)
+    train_loader, eval_loader = segmentation_loaders(*splits, config, processor, model.config, *rank)
     names, ignored = model.config.id2label, model.config.semantic_loss_ignore_index
     task = Task(
         loss=partial(compute_loss, config=config, ignored=ignored),
@@ -63,18 +59,15 @@ def main(arguments: list[str] | None = None) -> None:
         save=lambda folder, model, results: save_segmentation_folder(folder, model, processor, config, results),
         metric="eval_mean_iou",
         metric_name="mIoU",
-        weigh=partial(count_labeled, ignored=ignored),
+        count_items=partial(count_labeled, ignored=ignored),
     )
-    train(prepare(config, accelerator, model, train_loader, task), train_loader)
-    if config.push_to_hub and accelerator.is_main_process:
-        push(Path(config.output_dir, "last"), config.hub_model_id)
-    accelerator.end_training()
+    return model, task, train_loader
 
 
 def parse_config(arguments: list[str] | None = None) -> SegmentationConfig:
     """
     Raises:
-        SystemExit: an argument is unknown, missing, of the wrong type or of no use; the message names it.
+        SystemExit: an argument is unknown, missing, invalid or contradicts another one. The message names it.
     """
     config, parser = parse_options(SegmentationConfig, arguments, __doc__)
     if config.model_name_or_path is None and config.config_name is None:
@@ -84,10 +77,11 @@ def parse_config(arguments: list[str] | None = None) -> SegmentationConfig:
 
 
 def make_model(config: SegmentationConfig) -> rednet.RedNetForSemanticSegmentation:
-    """From scratch, or with stem and stages, and what else is there, of `model_name_or_path`.
+    """A model with the neck, head and classes of `config_name`, and with stem, stages and weights of
+    `model_name_or_path`. Only one of both may be given.
 
     Raises:
-        ValueError: nothing says what the classes are, or it is no RedNet.
+        ValueError: no configuration has the classes, or a model is not a RedNet.
     """
     names = [] if config.model_name_or_path is None else [config.model_name_or_path]
     names += [] if config.config_name is None else [find_architecture(config.config_name)]
@@ -95,19 +89,19 @@ def make_model(config: SegmentationConfig) -> rednet.RedNetForSemanticSegmentati
     architecture, given = configs[0], configs[-1]
     if config.config_name is None and given.architectures != ["RedNetForSemanticSegmentation"]:
         raise ValueError(
-            f"{config.model_name_or_path} does not segment ({given.architectures}): give --config_name with the classes "
-            "and the neck, for instance configs/models/rednet-50-cityscapes.json"
+            f"{config.model_name_or_path} is not a segmentation model ({given.architectures}): give --config_name with "
+            "the classes and the neck, for instance rednet-50-cityscapes"
         )
     segments = architecture.architectures == ["RedNetForSemanticSegmentation"]
-    known, wanted = (list(one.id2label.values()) for one in (architecture, given))
-    if segments and known != wanted and not config.ignore_mismatched_sizes:
+    own, wanted = (list(one.id2label.values()) for one in (architecture, given))
+    if segments and own != wanted and not config.ignore_mismatched_sizes:
         raise ValueError(
-            f"{config.model_name_or_path} knows {len(known)} classes, {known[:3]} ..., {config.config_name} has "
-            f"{len(wanted)}, {wanted[:3]} ...: --ignore_mismatched_sizes takes its weights for those"
+            f"{config.model_name_or_path} has {len(own)} classes, {own[:3]} ..., but {config.config_name} has "
+            f"{len(wanted)}, {wanted[:3]} ...: use --ignore_mismatched_sizes to train its weights on these"
         )
     if architecture.num_channels != 3:
         raise ValueError(
-            f"{names[0]} has num_channels {architecture.num_channels}, expected 3: pictures are read as RGB"
+            f"{names[0]} has num_channels {architecture.num_channels}, expected 3: images are read as RGB"
         )
     for name in HEAD:
         setattr(architecture, name, getattr(given, name))
@@ -120,7 +114,7 @@ def make_model(config: SegmentationConfig) -> rednet.RedNetForSemanticSegmentati
 
 
 def make_processor(config: SegmentationConfig) -> SegformerImageProcessor:
-    """Pictures keep their size: the network takes any."""
+    """Images keep their size, because the network takes any."""
     return SegformerImageProcessor(
         do_resize=False,
         do_convert_rgb=True,
@@ -133,7 +127,7 @@ def make_processor(config: SegmentationConfig) -> SegformerImageProcessor:
 def compute_loss(
     model: torch.nn.Module, batch: dict[str, torch.Tensor], config: SegmentationConfig, ignored: int
 ) -> torch.Tensor:
-    """Mean cross-entropy of the labeled pixels of `TrainingPairs`: that of the model, and 0 where none is labeled."""
+    """Mean cross-entropy over the labeled pixels of a batch of `TrainingPairs`, 0 if no pixel is labeled."""
     labels = batch["labels"]
     logits = model(normalize(batch["pixel_values"], config)).logits
     upsampled = F.interpolate(logits, size=labels.shape[1:], mode="bilinear")
@@ -142,7 +136,7 @@ def compute_loss(
 
 
 def count_labeled(batch: dict[str, torch.Tensor], ignored: int) -> torch.Tensor:
-    """How many pixels of a batch of `TrainingPairs` have a class."""
+    """The number of pixels with a class in a batch of `TrainingPairs`."""
     return (batch["labels"] != ignored).sum()
 
 

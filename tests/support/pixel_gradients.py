@@ -4,7 +4,8 @@ from functools import partial
 
 import torch
 from rednet import RedNetConfig, RedNetForSemanticSegmentation
-from rednet.training.engine.loop import make_accelerator, train_step
+from rednet.training.engine.launch import make_accelerator
+from rednet.training.engine.optimization import train_step
 from rednet.training.options.groups import SegmentationConfig
 from rednet.training.train_segmentation import compute_loss, count_labeled
 
@@ -50,8 +51,8 @@ def main(arguments: list[str]) -> None:
     model = accelerator.prepare(InFloat64())
     optimizer = accelerator.prepare(torch.optim.SGD(model.parameters(), 1.0))
     loss = partial(compute_loss, config=config, ignored=IGNORED)
-    weigh = partial(count_labeled, ignored=IGNORED)
-    mean, _ = train_step(accelerator, model, optimizer, batches, config, loss, weigh=weigh)
+    count_items = partial(count_labeled, ignored=IGNORED)
+    mean, _ = train_step(accelerator, model, optimizer, batches, config, loss, count_items=count_items)
     mean = accelerator.reduce(mean, "mean")
     if accelerator.is_main_process:
         torch.save({"loss": mean, "after": accelerator.unwrap_model(model).state_dict()}, arguments[1])

@@ -3,15 +3,17 @@
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from rednet.training import train
+from rednet.training.engine import launch, loop
+from rednet.training.options.groups import LoopOptions
 
 
 def main(arguments: list[str]) -> None:
-    train.make_accelerator = make_accelerator
+    loop.make_accelerator = make_accelerator
     train.main(arguments)
 
 
-def make_accelerator(config: train.TrainingConfig, make=train.make_accelerator) -> Accelerator:
-    accelerator = make(config)
+def make_accelerator(config: LoopOptions) -> Accelerator:
+    accelerator = launch.make_accelerator(config)
     PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = DistributedType.FSDP
     # The settings of configs/accelerate/fsdp_8_gpus.yaml
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(

@@ -2,7 +2,7 @@
 
 import torch
 from accelerate import Accelerator
-from rednet.training.engine.loop import set_threads
+from rednet.training.engine.launch import set_threads
 
 
 set_threads(Accelerator().device)

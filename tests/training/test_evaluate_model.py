@@ -13,9 +13,8 @@ from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
 from rednet.hub import check_hub_folder, save_hub_folder
 from rednet.hub.cards import add_results, imagenet_card, make_card
-from rednet.training.evaluate_model import EvaluationConfig, confused_pairs, main, match_labels
-from rednet.training.figures import __main__ as figures
-from rednet.training.metrics.classification import load_metric
+from rednet.training.evaluate_model import EvaluationConfig, confused_pairs, main, match_labels, unique
+from rednet.training.figures.trade_off import read_result
 from rednet.training.options.models import check_model_name
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
@@ -42,36 +41,14 @@ def expected_calibration_error(hits: np.ndarray, confidences: np.ndarray) -> flo
     return np.average(np.abs(accuracy - confidence), weights=images[images > 0])
 
 
-@pytest.mark.parametrize("classes", [2, 10])
-def test_metrics_agree_with_scikit_learn(classes):
-    random = np.random.default_rng(0)
-    confidences, labels = random.uniform(1 / classes, 1, 500), random.integers(0, classes, 500)
-    right = random.uniform(size=500) < confidences**2  # too sure of itself
-    predictions = np.where(right, labels, (labels + random.integers(1, classes, 500)) % classes)
-    calibration, confusion = load_metric("calibration_error"), load_metric("confusion_matrix")
-    for part in np.array_split(np.arange(500), 3):
-        batch = {"predictions": predictions[part].tolist(), "references": labels[part].tolist()}
-        calibration.add_batch(**batch, confidences=confidences[part].tolist())
-        confusion.add_batch(**batch)
-    error = calibration.compute()["calibration_error"]
-    assert error == pytest.approx(expected_calibration_error(right, confidences), abs=1e-12) and error > 0.1
-    values = confusion.compute(num_classes=classes)
-    assert np.array_equal(values["confusion_matrix"], confusion_matrix(labels, predictions))
-    assert values["per_class_accuracy"] == pytest.approx(recall_score(labels, predictions, average=None))
+def test_confused_pairs():
+    assert confused_pairs(np.array([[1, 0, 2], [0, 0, 0], [3, 0, 9]])) == [(2, 0), (0, 2)]
 
 
-def test_sure_and_right_is_calibrated_and_sure_and_wrong_is_not():
-    for predictions, error in (([1, 2], 0), ([2, 1], 1), ([1, 1], 0.5)):
-        value = load_metric("calibration_error").compute(
-            predictions=predictions, confidences=[1.0, 1.0], references=[1, 2]
-        )
-        assert value == {"calibration_error": error}
-
-
-def test_a_class_without_images():
-    values = load_metric("confusion_matrix").compute(predictions=[0, 2, 2], references=[0, 0, 2], num_classes=3)
-    assert values["per_class_accuracy"] == pytest.approx([0.5, np.nan, 1], nan_ok=True)
-    assert confused_pairs(values["confusion_matrix"]) == [(0, 2)]
+def test_classes_of_the_same_name_are_distinguished():
+    """Each is a column of a file."""
+    assert unique(["cat", "dog"]) == ["cat", "dog"]
+    assert unique(["crane", "cat", "crane"]) == ["crane (0)", "cat (1)", "crane (2)"]
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +186,7 @@ def test_measured_results_take_the_place_of_published_ones():
 
 
 def test_trade_off_reads_the_results(evaluated, digits):
-    result = figures.read_result(evaluated / "results.json", "mine")
+    result = read_result(evaluated / "results.json", "mine")
     results = json.loads((evaluated / "results.json").read_text())
     assert result["top_1"] == 100 * results["eval_accuracy"] and result["macs"] == results["macs"] / 1e9
     assert result["data_set"] == f"{digits.name}, test, 397 images"
@@ -238,7 +215,7 @@ def test_another_architecture_on_folders_of_images(digit_images, tmp_path, capsy
         row["picture"].save(path)
     arguments = ["--model_name_or_path", str(tmp_path / "resnet"), "--validation_dir", str(tmp_path / "pictures")]
     arguments += ["--output_dir", str(tmp_path / "run"), "--dataloader_num_workers", "0"]
-    with pytest.raises(SystemExit, match="has the class 'even'.*resnet has not.*--labels_by_number"):
+    with pytest.raises(SystemExit, match="has the class 'even'.*which .*resnet lacks.*--labels_by_number"):
         main(arguments)
     main([*arguments, "--labels_by_number"])
     results = json.loads((tmp_path / "run/results.json").read_text())
@@ -249,9 +226,9 @@ def test_another_architecture_on_folders_of_images(digit_images, tmp_path, capsy
 @pytest.mark.parametrize(
     "labels, names, words",
     [
-        (["cat", "dgo"], ["cat", "dog"], ["data has the class 'dgo', model has not (did you mean dog?)"]),
-        (["cat"], ["dog", "cat"], ["model has the class 'dog', data has not"]),
-        (["cat", "dog"], ["cat", "dog", "cat"], ["model has 2 classes with the name 'cat'", "--labels_by_number"]),
+        (["cat", "dgo"], ["cat", "dog"], ["data has the class 'dgo', which model lacks (did you mean dog?)"]),
+        (["cat"], ["dog", "cat"], ["model has the class 'dog', which data lacks"]),
+        (["cat", "dog"], ["cat", "dog", "cat"], ["model has 2 classes named 'cat'", "--labels_by_number"]),
     ],
 )
 def test_other_classes_are_named(labels, names, words):
@@ -267,7 +244,7 @@ def test_classes_are_matched_by_name_or_by_number():
     assert match_labels(None, ["cow", "cat", "dog"], config) == [0, 1, 2]
     config.labels_by_number = True
     assert match_labels(["n01", "n02"], ["cow", "cat"], config) == [0, 1]
-    with pytest.raises(ValueError, match=r"data has 1 class\(es\), model has 2"):
+    with pytest.raises(ValueError, match=r"data has 1 class\(es\), but model has 2"):
         match_labels(["n01"], ["cow", "cat"], config)
 
 
@@ -281,7 +258,7 @@ def test_classes_are_matched_by_name_or_by_number():
         (["--model_name_or_path", "a", "--train_dir", "."], ["--train_val_split"]),
         (
             ["--model_name_or_path", "CARD", "--update_card", "--max_eval_samples", "9"],
-            ["leave out --max_eval_samples"],
+            ["excludes --max_eval_samples"],
         ),
         (["--model_name_or_path", "a", "--datset_name", "b"], ["--datset_name", "did you mean --dataset_name?"]),
     ],

@@ -10,8 +10,11 @@ import torch
 from huggingface_hub import ModelCard
 from rednet.hub import check_hub_folder
 from rednet.training.data.sources import load_images
-from rednet.training.figures import __main__ as figures
-from rednet.training.finetune import FinetuneConfig, freeze, layer_groups, load_model, main, newest_checkpoint, parse
+from rednet.training.engine.trainer import freeze, layer_groups, newest_checkpoint
+from rednet.training.figures.curves import read_log
+from rednet.training.figures.trade_off import read_result
+from rednet.training.finetune import load_model, main
+from rednet.training.options.finetune import FinetuneConfig, parse_finetune_config
 from rednet.training.options.groups import TrainingConfig
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
@@ -68,10 +71,10 @@ def test_learns_new_classes(finetuned, digits):
     assert results["steps"] == 2 * 70 and results["epochs"] == 2
     config = json.loads((finetuned / "best/config.json").read_text())
     assert config["id2label"] == {str(n): f"number {n}" for n in range(10)}
-    log = [entry for entry in figures.read_log(finetuned) if "eval_accuracy" in entry]
+    log = [entry for entry in read_log(finetuned) if "eval_accuracy" in entry]
     assert [entry["epoch"] for entry in log] == [1, 2]
     assert max(entry["eval_accuracy"] for entry in log) == results["eval_accuracy"]
-    point = figures.read_result(finetuned / "results.json", "mine")
+    point = read_result(finetuned / "results.json", "mine")
     assert point["data_set"] == f"{digits.name}, test, 397 images"
 
 
@@ -189,7 +192,7 @@ def test_a_last_batch_of_one_picture(recipe, tmp_path):
     assert (results["steps"], results["train_samples"], results["eval_samples"]) == (2, 41, 21)
     for images, batch in (("1", "20"), ("40", "1")):
         more = ["--max_train_samples", images, "--per_device_train_batch_size", batch]
-        with pytest.raises(SystemExit, match=r"1 x 1 pixels where images have 2 x 2.*per_device_train_batch_size"):
+        with pytest.raises(SystemExit, match=r"1 x 1 pixels for images of 2 x 2.*per_device_train_batch_size"):
             main([*recipe, *small, *more, "--output_dir", str(tmp_path / "refused")])
     assert not (tmp_path / "refused").exists()
 
@@ -210,7 +213,7 @@ def test_folders_of_others_are_no_checkpoints(recipe, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "trainer_state.json").write_text("{}")
     assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
-    with pytest.raises(SystemExit, match=r"checkpoint-9-copy, .*checkpoint-best: .* delete it"):
+    with pytest.raises(SystemExit, match=r"checkpoint-9-copy, .*checkpoint-best: Trainer would delete"):
         main([*recipe, "--output_dir", str(tmp_path)])
 
 
@@ -308,16 +311,15 @@ def test_wrong_options_are_named(text, words, tmp_path, capsys):
     more = [f"--{name}={value}" for name, value in values.items()]
     path.write_text(text)
     with pytest.raises(SystemExit):
-        parse(["--config", str(path), *more])
+        parse_finetune_config(["--config", str(path), *more], None)
     error = capsys.readouterr().err
     assert all(word in error for word in words), error
 
 
 def test_the_recipe_of_the_repository_is_valid(root):
     path = root / "configs/training/finetune.yaml"
-    config = parse(
-        ["--config", str(path), "--model_name_or_path", "a", "--dataset_name", "b", "--learning_rate", "1e-4"]
-    )
+    arguments = ["--config", str(path), "--model_name_or_path", "a", "--dataset_name", "b", "--learning_rate", "1e-4"]
+    config = parse_finetune_config(arguments, None)
     assert config.learning_rate == 1e-4 and config.early_stopping_patience == 5 and config.layer_decay == 0.7
     assert config.load_best_model_at_end and config.greater_is_better
 

@@ -138,7 +138,7 @@ def test_killed_in_an_epoch_and_resumed(root, trained, tmp_path):
     arguments = [*arguments, str(folder), "--dataloader_num_workers", "1"]
     training = Training(root, tmp_path / "run.txt", arguments, "rednet.training.train_detection")
     assert training.wait() == 0, training.text()
-    assert "Going on from step" in training.text()
+    assert "Resuming from step" in training.text()
     assert_same(folder, expected)
 
 
@@ -480,9 +480,9 @@ def test_a_failed_check_ends_all_processes(root, options, tmp_path):
 @pytest.mark.parametrize(
     "more, words",
     [
-        (["--train_dir", "nowhere"], "--train_dir nowhere: there is no such folder"),
-        (["--validation_annotations", "none.json"], "--validation_annotations none.json: there is no such file"),
-        (["--detector", "retinanet"], "--head involution is for RPN and mask head"),
+        (["--train_dir", "nowhere"], "--train_dir nowhere: no such folder"),
+        (["--validation_annotations", "none.json"], "--validation_annotations none.json: no such file"),
+        (["--detector", "retinanet"], "--head involution is for the RPN and the mask head"),
         (["--trainable_layers", "3"], "must not be frozen: give --trainable_layers 5"),
         (["--detector", "yolo"], "'fasterrcnn', 'maskrcnn', 'retinanet'"),
     ],

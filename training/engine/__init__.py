@@ -1,1 +1,1 @@
-"""What all training scripts share: the loop, checkpoints, the run folder."""
+"""Running a training: launch, loop, optimization, checkpoints, and the files of a run."""

@@ -1,4 +1,4 @@
-"""The files of a run beside its checkpoints and models: options.json, log.jsonl, results.json."""
+"""The files that a run writes next to its checkpoints and models: options.json, log.jsonl, results.json."""
 
 import json
 from pathlib import Path
@@ -7,15 +7,17 @@ from rednet.hub import check_replaceable
 from rednet.training.utils.files import to_json, write_text
 
 
-# With these changed, a run still ends with the same weights.
-FREE = {"output_dir", "dataloader_num_workers", "per_device_eval_batch_size", "checkpointing_steps"}
-FREE |= {"checkpoints_total_limit", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo"}
+# A resumed run may change these options: it ends with the same weights.
+RESUMABLE_OPTIONS = {"output_dir", "dataloader_num_workers", "per_device_eval_batch_size", "checkpointing_steps"}
+RESUMABLE_OPTIONS |= {"checkpoints_total_limit", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo"}
 
 
 def check_options(output_dir: str, options: dict) -> None:
     """
-    Refuses, before anything is computed, an `output_dir` that belongs to a run with other options, or in which the
-    models of the run cannot be saved at its end.
+    Checks before anything is computed that the run can write to `output_dir`.
+
+    Raises:
+        SystemExit: the folder belongs to a run with other options, or has files where the models will be saved.
     """
     try:
         for name in ("best", "last"):
@@ -24,14 +26,17 @@ def check_options(output_dir: str, options: dict) -> None:
         raise SystemExit(f"error: {error}") from error
     path = Path(output_dir) / "options.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        previous = json.loads(path.read_text())
         changed = [
-            name for name in {**options, **before} if options.get(name) != before.get(name) and name not in FREE
+            name
+            for name in {**options, **previous}
+            if options.get(name) != previous.get(name) and name not in RESUMABLE_OPTIONS
         ]
         if changed:
-            differences = ", ".join(f"{name} {before.get(name)!r} -> {options.get(name)!r}" for name in changed)
+            differences = ", ".join(f"{name} {previous.get(name)!r} -> {options.get(name)!r}" for name in changed)
             raise SystemExit(
-                f"error: {output_dir} holds a run with other options ({differences}). Give another --output_dir, or remove it"
+                f"error: {output_dir} belongs to a run with other options ({differences}). Choose another --output_dir, "
+                "or remove the folder"
             )
 
 
@@ -40,7 +45,7 @@ def append_log(path: Path, values: dict) -> None:
         file.write(to_json(values) + "\n")
 
 
-def shorten_log(path: Path, lines: int) -> None:
-    """What an interrupted run logged after its last checkpoint will be logged again."""
+def truncate_log(path: Path, lines: int) -> None:
+    """Keeps the first `lines` lines. A resumed run logs again what came after its checkpoint."""
     if path.exists():
         write_text(path, "".join(path.read_text().splitlines(True)[:lines]))

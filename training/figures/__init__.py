@@ -1,1 +1,1 @@
-"""Everything that is drawn with Matplotlib."""
+"""Figures: everything that uses Matplotlib."""

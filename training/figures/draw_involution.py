@@ -1,4 +1,4 @@
-"""Draws involution.png, the picture of the idea that the model cards show.
+"""Draws involution.png, the figure of the operator in the model cards.
 
 python -m rednet.training.figures.draw_involution
 """
@@ -7,6 +7,7 @@ from importlib.resources import files
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import ConnectionPatch, Rectangle
 
@@ -14,8 +15,9 @@ from matplotlib.patches import ConnectionPatch, Rectangle
 SIZE, BLUE, ORANGE, GRAY = 7, "#2b6cb0", "#dd6b20", "#a0aec0"
 
 
-def feature_map(axes, x: float, y: float, pixels: list[tuple[tuple[int, int], str]], channels: int = 3) -> None:
-    """A grid of SIZE x SIZE pixels, one sheet for each channel, with the window around some pixels."""
+def feature_map(axes: Axes, x: float, y: float, pixels: list[tuple[tuple[int, int], str]], channels: int = 3) -> None:
+    """A grid of SIZE x SIZE pixels, one sheet for each channel, with the windows of some pixels, (column, row) and
+    color."""
     for channel in reversed(range(channels)):
         left, bottom, order = x + 0.55 * channel, y + 0.55 * channel, 2 - channel / channels
         axes.add_patch(
@@ -30,7 +32,7 @@ def feature_map(axes, x: float, y: float, pixels: list[tuple[tuple[int, int], st
         axes.add_patch(Rectangle((x + column, y + row), 1, 1, facecolor=color, zorder=3))
 
 
-def kernel(axes, x: float, y: float, values: np.ndarray, color: str, sheets: int = 1) -> None:
+def kernel(axes: Axes, x: float, y: float, values: np.ndarray, color: str, sheets: int = 1) -> None:
     for sheet in reversed(range(sheets)):
         left, bottom = x + 0.4 * sheet, y + 0.4 * sheet
         for (row, column), value in np.ndenumerate(values[sheet]):
@@ -41,7 +43,7 @@ def kernel(axes, x: float, y: float, values: np.ndarray, color: str, sheets: int
         axes.add_patch(Rectangle((left, bottom), 3, 3, fill=False, edgecolor=color, linewidth=1.2))
 
 
-def arrow(axes, start: tuple[float, float], end: tuple[float, float], color: str) -> None:
+def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], color: str) -> None:
     style = {"arrowstyle": "-|>", "mutation_scale": 11, "color": color, "linewidth": 1.3}
     axes.add_artist(ConnectionPatch(start, end, "data", "data", zorder=4, **style))
 
@@ -49,17 +51,17 @@ def arrow(axes, start: tuple[float, float], end: tuple[float, float], color: str
 def main() -> None:
     random = np.random.default_rng(3)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.7))
-    places = [(1, 4), (5, 1)]
+    pixels = [(1, 4), (5, 1)]
 
-    feature_map(left, 0, 0, [(place, BLUE) for place in places])
+    feature_map(left, 0, 0, [(pixel, BLUE) for pixel in pixels])
     kernel(left, 12.2, 2.6, random.uniform(0.1, 1, (3, 3, 3)), BLUE, sheets=3)
-    for column, row in places:
+    for column, row in pixels:
         arrow(left, (12.0, 4.4), (column + 2.1, row + 0.5), BLUE)
     left.set_title("Convolution", fontsize=13, fontweight="bold")
     left.text(8.2, -2.3, "one kernel for all pixels,\nanother for every channel", ha="center", fontsize=11)
 
-    feature_map(right, 0, 0, list(zip(places, (BLUE, ORANGE))))
-    for (column, row), color, bottom in zip(places, (BLUE, ORANGE), (5.6, -0.2)):
+    feature_map(right, 0, 0, list(zip(pixels, (BLUE, ORANGE))))
+    for (column, row), color, bottom in zip(pixels, (BLUE, ORANGE), (5.6, -0.2)):
         kernel(right, 12.6, bottom, random.uniform(0.1, 1, (1, 3, 3)), color)
         arrow(right, (column + 1.1, row + 0.7), (12.4, bottom + 1.9), color)
     right.set_title("Involution", fontsize=13, fontweight="bold")

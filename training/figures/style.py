@@ -1,16 +1,15 @@
-"""What the figures of all scripts have in common: their look, and how they are saved."""
+"""The look of all figures, and how they are saved."""
 
 import os
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 
 
-SLIDE = (13.33, 7.5)  # inches, what a 16:9 slide has: a point of a font is a point there
-# Colour, line and marker: without the first, the other two tell them apart. The colours are those of Okabe and Ito,
-# which people with colour blindness distinguish.
+SLIDE = (13.33, 7.5)  # inches: the size of a 16:9 slide, so that font sizes are in points of the slide
+# Color, line and marker: the last two distinguish series in print without color. The colors are those of Okabe and Ito,
+# which people with color blindness can distinguish.
 STYLES = [
     {"color": "#000000", "linestyle": "-", "marker": "o"},
     {"color": "#d55e00", "linestyle": "--", "marker": "s"},
@@ -21,7 +20,7 @@ STYLES = [
     {"color": "#9a7500", "linestyle": (0, (1, 3)), "marker": "X"},
 ]
 
-# Around every function that draws: matplotlib's own settings stay as they are.
+# A decorator of the functions that draw. The settings of the process do not change.
 look = matplotlib.rc_context(
     {
         "font.size": 15,
@@ -39,7 +38,7 @@ look = matplotlib.rc_context(
 
 @look
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes name.svg and name.png, each to a temporary path that is then renamed."""
+    """Writes name.svg and name.png, each to a temporary path that is then renamed, and returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.svg", folder / f"{name}.png"]
     for path in paths:
@@ -50,31 +49,6 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def labels_of(folders: list[Path]) -> list[str]:
-    """What a legend calls them: their names, or their whole paths where names are the same."""
+    """Labels for a legend: the names of the folders, or their paths if two names are the same."""
     names = [folder.resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
-
-
-@look
-def draw_confusion_matrix(matrix: np.ndarray, names: list[str]) -> Figure:
-    """A row for every true class, in parts of its images; the counts stand in the cells of up to 20 classes.
-
-    Args:
-        matrix: (classes, classes), images by true and predicted class.
-    """
-    parts = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = max(7.5, 0.22 * len(names) + 3)
-    figure = Figure(figsize=(side + 1.5, side))
-    axes = figure.subplots()
-    image = axes.imshow(parts, cmap="Greys", vmin=0, vmax=1)
-    font = {"fontsize": max(6, min(13, 300 / len(names)))}
-    axes.set_xticks(range(len(names)), names, rotation=90, **font)
-    axes.set_yticks(range(len(names)), names, **font)
-    axes.set(xlabel="predicted class", ylabel="true class")
-    axes.grid(False)
-    if len(names) <= 20:
-        for (row, column), count in np.ndenumerate(matrix):
-            color = "white" if parts[row, column] > 0.5 else "black"
-            axes.text(column, row, count, ha="center", va="center", color=color, gid=f"{row} {column}", fontsize=10)
-    figure.colorbar(image, label="part of the true class")
-    return figure

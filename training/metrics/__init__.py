@@ -1,1 +1,1 @@
-"""How good a model is, over the images of all processes."""
+"""Metrics over the images of all processes."""

@@ -2,19 +2,22 @@
 
 import datasets
 import evaluate
-import numpy as np
+import torch
+from rednet.training.metrics.counts import calibration_error, calibration_sums
 
 
 CITATION = "Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 2"
-NUM_BINS = 15
 
 
 class CalibrationError(evaluate.Metric):
-    """Takes, for every image, the predicted class, its probability, and the true class.
+    """
+    The mean over 15 bins of equal width, ((m - 1) / 15, m / 15], of |accuracy - mean confidence|, each weighted by its
+    number of images. It is 0 if, of all predictions with probability p, a fraction p is right.
 
-    The probabilities fall into 15 bins of equal width, ((m - 1) / 15, m / 15]. The error is the mean over the bins,
-    each weighted by its images, of |accuracy of the bin - mean probability of the bin|: 0 where of all predictions
-    made with probability p the part p is right.
+    Args of `compute`:
+        predictions: the predicted class of each image.
+        confidences: the probability of the predicted class.
+        references: the true class of each image.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -30,8 +33,7 @@ class CalibrationError(evaluate.Metric):
         )
 
     def _compute(self, predictions, confidences, references) -> dict[str, float]:
-        confidences, hits = np.asarray(confidences), np.equal(predictions, references)
-        bins = np.digitize(confidences, np.linspace(0, 1, NUM_BINS + 1)[1:-1], right=True)
-        # The weight of a bin and the divisor of its means are the same number of images.
-        differences = np.bincount(bins, weights=hits - confidences, minlength=NUM_BINS)
-        return {"calibration_error": float(np.abs(differences).sum() / len(confidences))}
+        sums = calibration_sums(
+            torch.tensor(predictions), torch.tensor(confidences, dtype=torch.float64), torch.tensor(references)
+        )
+        return {"calibration_error": calibration_error(sums, len(references))}

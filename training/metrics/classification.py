@@ -1,48 +1,71 @@
-"""How well a model classifies."""
+"""Evaluates a classifier: top-1 and top-5 accuracy, loss, calibration error, confusion matrix."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import evaluate
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
+from rednet.training.metrics.counts import calibration_sums, confusion_matrix, top_k_accuracy, top_k_hits
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 
-def load_metric(name: str) -> evaluate.Metric:
-    """One of the folder `metrics`: those of the Hub need the network."""
-    return evaluate.load(str(Path(__file__).with_name(f"{name}.py")))
+def image_size(processor: BaseImageProcessor) -> tuple[int, int]:
+    """Height and width of the images that an image processor returns."""
+    height, width = processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"].shape[2:]
+    return height, width
+
+
+def evaluate_classification(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader) -> dict:
+    """Top-1 and top-5 accuracy and the mean cross-entropy over all images of an `evaluation_loader`."""
+    return summarize(sum_over_images(accelerator, model, loader))
 
 
 @torch.no_grad()
-def predict(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits (n, classes), float32, and labels (n,) of every batch of an `evaluation_loader`, from all processes."""
+def sum_over_images(
+    accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader, class_order: list[int] | None = None
+) -> dict[str, Tensor]:
+    """The sums of `batch_sums` over all images of an `evaluation_loader`, on all processes.
+
+    Args:
+        class_order: the class of the model for each label, by default the same number.
+    """
     model.eval()
+    sums: dict[str, Tensor] = {}
     for batch in tqdm(loader, desc="evaluate", leave=False, disable=not accelerator.is_local_main_process):
-        images = batch["pixel_values"].to(accelerator.device, non_blocking=True)
+        images, labels = (batch[name].to(accelerator.device, non_blocking=True) for name in ("pixel_values", "labels"))
         with accelerator.autocast():
             logits = model(images.contiguous(memory_format=torch.channels_last)).logits.float()
-        logits, labels = accelerator.gather((logits, batch["labels"].to(accelerator.device)))
-        yield logits[labels >= 0], labels[labels >= 0]  # the others fill up the last batches
+        for name, value in batch_sums(logits if class_order is None else logits[:, class_order], labels).items():
+            sums[name] = sums[name] + value if name in sums else value
+    return accelerator.reduce(sums, "sum")
 
 
-def image_size(processor: BaseImageProcessor) -> tuple[int, int]:
-    """Height and width of the pictures that an image processor makes."""
-    return tuple(processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"].shape[2:])
+def batch_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """
+    What the metrics of a classifier are made of. Sums of several batches add up.
+
+    Args:
+        logits: float32 (images, classes).
+        labels: int64 (images,), -1 for rows that do not count: they fill up the last batches.
+    """
+    logits, labels = logits[labels >= 0], labels[labels >= 0]
+    ranked = logits.topk(min(5, logits.shape[1])).indices
+    confidences = logits.softmax(1).gather(1, ranked[:, :1])[:, 0]
+    # A sum over many images in float32 would lose digits. MPS has no float64.
+    exact = torch.float32 if logits.device.type == "mps" else torch.float64
+    return {
+        "images": labels.new_tensor(len(labels)),
+        "loss": F.cross_entropy(logits, labels, reduction="none").to(exact).sum(),
+        "hits": top_k_hits(ranked, labels),
+        "calibration": calibration_sums(ranked[:, 0], confidences.to(exact), labels),
+        "confusion": confusion_matrix(ranked[:, 0], labels, logits.shape[1]),
+    }
 
 
-def evaluate_model(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader) -> dict:
-    """Top-1 and top-5 accuracy and the mean cross-entropy over all images of an `evaluation_loader`."""
-    metric = load_metric("top_k_accuracy")
-    losses = []
-    for logits, labels in predict(accelerator, model, loader):
-        metric.add_batch(predictions=logits.topk(min(5, logits.shape[1])).indices.tolist(), references=labels.tolist())
-        losses.append(F.cross_entropy(logits, labels, reduction="none"))
-    losses = torch.cat(losses)
-    results = {f"eval_{name}": value for name, value in metric.compute().items()}
-    return {**results, "eval_loss": losses.mean().item(), "eval_samples": len(losses)}
+def summarize(sums: dict[str, Tensor]) -> dict:
+    """The results that all scripts report, from the sums over all images."""
+    images = int(sums["images"])
+    accuracies = {f"eval_{name}": value for name, value in top_k_accuracy(sums["hits"], images).items()}
+    return {**accuracies, "eval_loss": sums["loss"].item() / images, "eval_samples": images}

@@ -1,15 +1,25 @@
-"""Confusion matrix and accuracy of every class, a metric of `evaluate`: `evaluate.load("training/metrics/...py")`."""
+"""Confusion matrix and accuracy of every class as a metric of `evaluate`.
+
+evaluate.load("training/metrics/confusion_matrix.py")
+"""
 
 import datasets
 import evaluate
 import numpy as np
+import torch
+from rednet.training.metrics.counts import confusion_matrix, per_class_accuracy
 
 
 class ConfusionMatrix(evaluate.Metric):
-    """Takes, for every image, the predicted and the true class, and at the end the number of classes.
+    """
+    Args of `compute`:
+        predictions: the predicted class of each image.
+        references: the true class of each image.
+        num_classes: the number of classes.
 
-    `confusion_matrix` has a row for every true class and a column for every predicted one. `per_class_accuracy` is the
-    part of a class's images that was recognised (its recall), nan where it has no images.
+    Returns of `compute`:
+        confusion_matrix: int64 (num_classes, num_classes), a row for each true class, a column for each predicted class.
+        per_class_accuracy: the recall of each class, float64 (num_classes,), nan for classes without images.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -19,8 +29,5 @@ class ConfusionMatrix(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, num_classes: int) -> dict[str, np.ndarray]:
-        places = np.asarray(references) * num_classes + np.asarray(predictions)
-        matrix = np.bincount(places, minlength=num_classes**2).reshape(num_classes, num_classes)
-        images = matrix.sum(1)
-        accuracy = np.divide(matrix.diagonal(), images, out=np.full(num_classes, np.nan), where=images > 0)
-        return {"confusion_matrix": matrix, "per_class_accuracy": accuracy}
+        matrix = confusion_matrix(torch.tensor(predictions), torch.tensor(references), num_classes)
+        return {"confusion_matrix": matrix.numpy(), "per_class_accuracy": per_class_accuracy(matrix).numpy()}

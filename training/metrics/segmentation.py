@@ -1,32 +1,25 @@
-"""How well a model segments: intersection over union of each class, over the pixels of all pictures together."""
+"""Evaluates segmentation: intersection over union of each class, over the pixels of all images together."""
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from rednet.training.metrics.counts import confusion_matrix, per_class_accuracy
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 
-def count_pixels(predictions: Tensor, labels: Tensor, num_labels: int) -> Tensor:
-    """Confusion matrix (num_labels, num_labels): true classes in rows, predicted ones in columns.
-
-    Pixels whose label is no class are left out.
-    """
-    labeled = (labels >= 0) & (labels < num_labels)
-    cells = num_labels * labels[labeled] + predictions[labeled]
-    return torch.bincount(cells, minlength=num_labels**2).view(num_labels, num_labels)
-
-
 def summarize(matrix: Tensor, names: dict[int, str]) -> dict:
-    """Parts of 1, from a confusion matrix. Classes that neither were there nor were predicted have no part in means."""
-    matrix = matrix.double().cpu()
+    """The results, from 0 to 1, of a confusion matrix of pixels. Means leave out classes that are undefined: those
+    without labeled pixels, and for the IoU also without predicted ones.
+    """
+    matrix = matrix.cpu().double()
     hits, true, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
-    iou, accuracy = hits / (true + predicted - hits), hits / true
+    iou = hits / (true + predicted - hits)
     return {
         "mean_iou": iou.nanmean().item(),
         "overall_accuracy": (hits.sum() / matrix.sum()).item(),
-        "mean_accuracy": accuracy.nanmean().item(),
+        "mean_accuracy": per_class_accuracy(matrix).nanmean().item(),
         "per_category_iou": {names[n]: value for n, value in enumerate(iou.tolist()) if value == value},
     }
 
@@ -35,7 +28,11 @@ def summarize(matrix: Tensor, names: dict[int, str]) -> dict:
 def evaluate_segmentation(
     accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader, names: dict[int, str]
 ) -> dict:
-    """`summarize` of a loader of `EvaluationPairs`: whole pictures, and logits upsampled to the size of their masks."""
+    """`summarize` over a loader of `EvaluationPairs`: whole images, with logits upsampled to the size of their masks.
+
+    Args:
+        names: of the classes.
+    """
     model.eval()
     matrix = torch.zeros(len(names), len(names), dtype=torch.int64, device=accelerator.device)
     samples = torch.zeros((), dtype=torch.int64, device=accelerator.device)
@@ -44,9 +41,9 @@ def evaluate_segmentation(
             image, labels = (tensor.to(accelerator.device, non_blocking=True) for tensor in (image, labels))
             with accelerator.autocast():
                 logits = model(image[None].contiguous(memory_format=torch.channels_last)).logits.float()
-            # As `post_process_semantic_segmentation` of the image processor does it.
+            # As `post_process_semantic_segmentation` of the image processor does.
             upsampled = F.interpolate(logits, size=labels.shape, mode="bilinear")
-            matrix += count_pixels(upsampled[0].argmax(0), labels, len(names))
+            matrix += confusion_matrix(upsampled[0].argmax(0), labels, len(names))
         samples += batch["counts"].sum().to(accelerator.device)
     matrix, samples = accelerator.reduce((matrix, samples), "sum")
     results = {f"eval_{name}": value for name, value in summarize(matrix, names).items()}

@@ -93,7 +93,7 @@ def test_training_survives_the_loss_of_a_machine(root, options, hosts, tmp_path)
         assert process.wait(timeout=200) == 0, (tmp_path / f"{host}.txt").read_text()
 
     output = "".join((tmp_path / f"{host}.txt").read_text() for host in hosts)
-    assert "Going on from step" in output
+    assert "Resuming from step" in output
     weights, expected = (load_file(tmp_path / name / "last/model.safetensors") for name in ("run", "undisturbed"))
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
     assert json.loads((tmp_path / "run/results.json").read_text())["steps"] == STEPS

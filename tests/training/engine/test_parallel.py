@@ -61,11 +61,11 @@ def test_two_processes_train_and_evaluate_as_one_reader_would(root, options, tmp
     values |= {"per_device_train_batch_size": 10, "max_train_steps": 20, "ema_decay": 0.5, "mixup_alpha": 0.1}
     (tmp_path / "options.yaml").write_text(json.dumps(values))
     arguments = ["--config", str(tmp_path / "options.yaml"), "--output_dir", str(tmp_path / "run")]
-    assert "Going on" not in together(root, tmp_path / "output", arguments)
+    assert "Resuming" not in together(root, tmp_path / "output", arguments)
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert (results["steps"], results["eval_samples"], results["train_samples"]) == (20, 150, 200)
     # Started again, by one process, what was trained is evaluated again: the same images, the same weights.
-    assert "Going on from step 20" in together(root, tmp_path / "again", arguments, processes=1)
+    assert "Resuming from step 20" in together(root, tmp_path / "again", arguments, processes=1)
     again = json.loads((tmp_path / "run/results.json").read_text())
     assert all(again[name] == pytest.approx(results[name], rel=1e-5) for name in again if name.startswith("eval"))
 
@@ -80,7 +80,7 @@ def test_shared_out_weights_train_as_whole_ones(root, options, tmp_path):
     together(root, tmp_path / "shares.txt", [*arguments, str(tmp_path / "shares")], "sharded")
     shutil.rmtree(tmp_path / "shares/checkpoints/step_00000010")
     text = together(root, tmp_path / "again.txt", [*arguments, str(tmp_path / "shares")], "sharded")
-    assert "Going on from step 8" in text
+    assert "Resuming from step 8" in text
     found, expected = (load_file(tmp_path / name / "last/model.safetensors") for name in ("shares", "whole"))
     assert all(torch.allclose(found[name], value, rtol=1e-4, atol=1e-6) for name, value in expected.items())
     assert found.keys() == expected.keys()
@@ -122,7 +122,7 @@ def test_accelerate_launch_with_more_processes_than_it_starts(root, options, tmp
     command += ["--output_dir", str(tmp_path / "run")]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert result.returncode == 1
-    assert "several processes, and started one" in result.stderr and "ACCELERATE_USE_CPU=true" in result.stderr
+    assert "several processes and started one" in result.stderr and "ACCELERATE_USE_CPU=true" in result.stderr
     assert not (tmp_path / "run").exists()
 
 

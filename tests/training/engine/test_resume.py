@@ -64,7 +64,7 @@ def test_killed_at_any_moment(root, uninterrupted, tmp_path):
         assert not (folder / "results.json").exists()
     training = Training(root, tmp_path / "run.txt", [*arguments, str(folder), "--dataloader_num_workers", "1"])
     assert training.wait() == 0, training.text()
-    assert "Going on from step" in training.text()
+    assert "Resuming from step" in training.text()
     assert_same(folder, expected)
     assert len(list(checkpoints.iterdir())) == 2
 

@@ -1,4 +1,4 @@
-"""training/figures.py: what is in the figures, and the kernels that they show."""
+"""The contents of the figures, and the kernels that they show."""
 
 import json
 import shutil
@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F
 import yaml
 from PIL import Image
-from rednet.training.figures import __main__ as figures
-from rednet.training.figures.style import draw_confusion_matrix
+from rednet.training.figures.__main__ import main
+from rednet.training.figures.confusion_matrix import draw_confusion_matrix
+from rednet.training.figures.curves import draw_curves
+from rednet.training.figures.kernels import draw_kernels
+from rednet.training.figures.trade_off import draw_trade_offs
 from transformers import ConvNextImageProcessor
 
 
@@ -82,7 +85,7 @@ def enlarged(values: np.ndarray, size: int) -> np.ndarray:
 
 
 def test_heat_maps_are_the_sums_of_the_kernels(model, saved):
-    figure = figures.draw_kernels(str(saved / "last"), saved / "picture.png")
+    figure = draw_kernels(str(saved / "last"), saved / "picture.png")
     shown = {axes.get_title(): axes.images for axes in figure.axes if axes.images}
     expected_titles = ["stage 1, 18 x 18", "group 1 of 2", "group 2 of 2"]
     expected_titles += ["stage 2, 9 x 9", "group 1 of 6", "group 3 of 6", "group 4 of 6", "group 6 of 6"]
@@ -113,14 +116,14 @@ def test_heat_maps_are_the_sums_of_the_kernels(model, saved):
 
 def test_one_stage_by_command(saved, tmp_path, capsys):
     command = ["kernels", str(saved / "last"), str(saved / "picture.png"), "--output_dir", str(tmp_path)]
-    figures.main([*command, "--stage", "2"])
+    main([*command, "--stage", "2"])
     paths = [tmp_path / f"kernels_picture_stage_2.{suffix}" for suffix in ("svg", "png")]
     assert capsys.readouterr().out.split() == list(map(str, paths)) and sorted(tmp_path.iterdir()) == sorted(paths)
     with Image.open(paths[1]) as image:
         assert image.width > 4 * image.height and len(image.convert("RGB").getcolors(1 << 24)) > 500
     for stage in ("0", "3", "-1"):
-        with pytest.raises(SystemExit, match=f"error: stage {stage} is not there: .* has stages 1 to 2"):
-            figures.main([*command, "--stage", stage])
+        with pytest.raises(SystemExit, match=f"error: stage is {stage}, but .* has stages 1 to 2"):
+            main([*command, "--stage", stage])
 
 
 # Trade-off
@@ -154,7 +157,7 @@ def test_trade_off_shows_the_data_file_and_the_results(published, saved, tmp_pat
     counted = write_run(tmp_path / "with_model")
     shutil.copytree(saved / "last", tmp_path / "with_model/last")
     given = write_run(tmp_path / "with_macs", dataset="/data/imagenet/train", macs=2_000_000_000)
-    figures.main(["trade_off", "--results", str(counted), str(given), "--output_dir", str(tmp_path / "out")])
+    main(["trade_off", "--results", str(counted), str(given), "--output_dir", str(tmp_path / "out")])
     paths = [tmp_path / "out/trade_off.svg", tmp_path / "out/trade_off.png"]
     assert capsys.readouterr().out.split() == list(map(str, paths))
     assert sorted((tmp_path / "out").iterdir()) == sorted(paths)
@@ -166,23 +169,23 @@ def test_trade_off_shows_the_data_file_and_the_results(published, saved, tmp_pat
         data = {f"{s['name']} {key}": [(m[key], m["top_1"]) for m in s["models"]] for s in published["series"]}
         for name, count in macs.items():
             data[f"{name} {key}"] = [(15.5 if key == "parameters" else count, 75)]
-        # The places on the page are one linear map of the data, upwards and to the right.
-        values, places = np.concatenate(list(data.values())), np.concatenate([on_paper[name] for name in data])
+        # The positions on the page are one linear map of the data, upwards and to the right.
+        values, positions = np.concatenate(list(data.values())), np.concatenate([on_paper[name] for name in data])
         for column, sign in ((0, 1), (1, -1)):
-            slope, offset = np.polyfit(values[:, column], places[:, column], 1)
+            slope, offset = np.polyfit(values[:, column], positions[:, column], 1)
             assert slope * sign > 0
-            np.testing.assert_allclose(slope * values[:, column] + offset, places[:, column], atol=1e-3)
+            np.testing.assert_allclose(slope * values[:, column] + offset, positions[:, column], atol=1e-3)
 
 
 def test_markers_lines_and_brightness_tell_series_apart(published):
-    lines = figures.draw_trade_offs([])["trade_off"].axes[0].lines
+    lines = draw_trade_offs([])["trade_off"].axes[0].lines
     assert len({line.get_marker() for line in lines}) == len(lines) == len(published["series"])
     assert len({str(line._dash_pattern) for line in lines}) == len(lines)
     assert {line.get_label() for line in lines} == {one["name"] for one in published["series"]}
 
 
 def test_no_label_lies_on_another(published):
-    figure = figures.draw_trade_offs([])["trade_off"]
+    figure = draw_trade_offs([])["trade_off"]
     figure.draw_without_rendering()
     renderer = figure._get_renderer()
     for axes in figure.axes:
@@ -198,7 +201,7 @@ def test_other_data_sets_are_drawn_apart(tmp_path, capsys):
     same = write_run(tmp_path / "a/run", macs=10**9)
     part = write_run(tmp_path / "b/run", samples=1000, macs=10**9)  # an accuracy on some of the images
     other = write_run(tmp_path / "c/run", "zalando-datasets/fashion_mnist", 10000)
-    drawn = figures.draw_trade_offs([same, part, other])
+    drawn = draw_trade_offs([same, part, other])
     assert list(drawn) == [
         "trade_off",
         "trade_off_imagenet_1k_validation_1000_images",
@@ -209,7 +212,9 @@ def test_other_data_sets_are_drawn_apart(tmp_path, capsys):
     assert points(alone) == {f"{tmp_path}/b/run {key}": [[x, 75]] for key, x in (("parameters", 15.5), ("macs", 1))}
     assert points(without_macs) == {f"{tmp_path}/c/run parameters": [[15.5, 75]]}
     said = capsys.readouterr().out
-    assert "not the 50000 images of ImageNet-1k validation" in said and f"{tmp_path}/c/run has no model" in said
+    assert (
+        "differs from the 50000 images of ImageNet-1k validation" in said and f"{tmp_path}/c/run has no model" in said
+    )
 
 
 # Learning curves
@@ -230,7 +235,7 @@ def write_log(folder, entries: list[dict], more: str = ""):
 
 def test_curves_show_the_log(tmp_path, capsys):
     runs = [write_log(tmp_path / "one", LOG, '{"step": 30, "lo'), write_log(tmp_path / "two", LOG[:1])]
-    one, two = (points(figures.draw_curves(given)) for given in ([runs[0]], [runs[1]]))
+    one, two = (points(draw_curves(given)) for given in ([runs[0]], [runs[1]]))
     assert two == {"loss": [[10, 2]], "learning_rate": [[10, 0.3]], "images_per_second": [[10, 100]]}
     assert one == {
         "loss": [[10, 2], [20, 1.5]],
@@ -240,15 +245,15 @@ def test_curves_show_the_log(tmp_path, capsys):
         "learning_rate": [[10, 0.3], [20, 0.2]],
         "images_per_second": [[10, 100], [20, 110]],
     }
-    both = figures.draw_curves(runs)
+    both = draw_curves(runs)
     assert [text.get_text() for text in both.legends[0].get_texts()] == ["one", "two"]
     losses = [line for line in both.axes[0].lines if line.get_gid() == "loss"]
     assert len(losses) == 2 and losses[0].get_linestyle() != losses[1].get_linestyle()
 
-    figures.main(["curves", *map(str, runs), "--output_dir", str(tmp_path / "out")])
+    main(["curves", *map(str, runs), "--output_dir", str(tmp_path / "out")])
     before = (tmp_path / "out/learning_curves.svg").read_bytes()
     assert ET.fromstring(before).tag == f"{SVG}svg" and (tmp_path / "out/learning_curves.png").is_file()
-    figures.main(["curves", *map(str, runs), "--output_dir", str(tmp_path / "out")])
+    main(["curves", *map(str, runs), "--output_dir", str(tmp_path / "out")])
     assert (tmp_path / "out/learning_curves.svg").read_bytes() == before
 
 
@@ -256,7 +261,7 @@ def test_curves_show_the_log(tmp_path, capsys):
 def test_curves_of_segmentation_and_detection(tmp_path, key, name):
     """In per cent; a legend has what is drawn, and neither a loss nor a top-1 that the run did not evaluate."""
     run = write_log(tmp_path / "run", [*LOG[:2], {"step": 25, "epoch": 1, key: 0.375, "eval_samples": 7}])
-    figure = figures.draw_curves([run])
+    figure = draw_curves([run])
     assert points(figure)[key] == [[25, 37.5]]
     loss, accuracy = figure.axes[:2]
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training"]
@@ -274,20 +279,20 @@ def test_what_is_missing_is_named(saved, tmp_path):
     (write_run(tmp_path / "odd")).write_text('{"eval_samples": 1}')
     model, picture = str(saved / "last"), str(saved / "picture.png")
     cases = [
-        (["curves", "nowhere"], "there is no folder nowhere"),
+        (["curves", "nowhere"], "no such folder: nowhere"),
         (["curves", f"{tmp_path}/none"], "none has no log.jsonl"),
         (["curves", f"{tmp_path}/empty"], "log.jsonl is empty"),
         (["curves", f"{tmp_path}/broken"], "log.jsonl, line 4 is not an entry with a step: what"),
-        (["kernels", model, "nowhere.png"], "there is no picture nowhere.png"),
-        (["kernels", model, f"{tmp_path}/bad.png"], "bad.png cannot be read as a picture"),
+        (["kernels", model, "nowhere.png"], "no such image: nowhere.png"),
+        (["kernels", model, f"{tmp_path}/bad.png"], "bad.png cannot be read as an image"),
         (["kernels", f"{tmp_path}/none", picture], "none"),
-        (["trade_off", "--results", f"{tmp_path}/none/results.json"], "none/results.json is not there"),
-        (["trade_off", "--results", f"{tmp_path}/old/results.json"], "old/options.json is not there"),
+        (["trade_off", "--results", f"{tmp_path}/none/results.json"], "none/results.json does not exist"),
+        (["trade_off", "--results", f"{tmp_path}/old/results.json"], "old/options.json does not exist"),
         (["trade_off", "--results", f"{tmp_path}/odd/results.json"], "odd/results.json .*'parameters'"),
     ]
     for arguments, message in cases:
         with pytest.raises(SystemExit, match=f"error: .*{message}"):
-            figures.main([*arguments, "--output_dir", str(tmp_path / "out")])
+            main([*arguments, "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,36 @@
+"""Data sets for transformers.Trainer, which draws rows by their numbers."""
+
+import torch
+from datasets import Dataset, Image
+from rednet.training.data.batches import EvaluationBatches, TrainingBatches
+from rednet.training.options.finetune import FinetuneConfig
+from transformers import BaseImageProcessor
+
+
+class TrainingRows(TrainingBatches):
+    """Augmented batches. The random numbers of an image follow from seed, epoch and row."""
+
+    epoch = 0
+
+    def __init__(self, images: Dataset, config: FinetuneConfig, num_labels: int):
+        super().__init__(images.cast_column("image", Image(decode=False)), config, num_labels)
+        self.seed = config.seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        return super().__getitems__([((self.seed, self.epoch, row), row) for row in rows])
+
+
+class EvaluationRows(EvaluationBatches):
+    """Batches as the image processor makes them."""
+
+    def __init__(self, images: Dataset, processor: BaseImageProcessor, num_labels: int):
+        super().__init__(images.cast_column("image", Image(decode=False)), processor, num_labels)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        return super().__getitems__([(True, row) for row in rows])

@@ -1,0 +1,51 @@
+"""Loads classifiers, and checks models before they are trained."""
+
+import torch
+from rednet import RedNetPreTrainedModel
+from rednet.training.options.models import check_channels, check_model_name
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
+
+
+def load_classifier(name: str, image_size: int | None = None, **options) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """
+    Loads an image classifier and its image processor.
+
+    Args:
+        name: a folder, or the id of a Hub repository.
+        image_size: height and width of the model's input, by default those of the processor.
+        options: of the model's `from_pretrained`.
+
+    Raises:
+        ValueError, OSError: the folder or repository does not exist, or has no image classifier for RGB images.
+    """
+    check_model_name(name)
+    model = AutoModelForImageClassification.from_pretrained(name, **options)
+    check_channels(model.config, name)
+    size = {} if image_size is None else {"size": {"shortest_edge": image_size}}
+    return model, AutoImageProcessor.from_pretrained(name, **size)
+
+
+def check_batch_norm(model: RedNetPreTrainedModel, batch_size: int, size: tuple[int, int]) -> None:
+    """
+    Args:
+        model: a RedNet with a task head, before training.
+        size: height and width of the images.
+
+    Raises:
+        ValueError: BatchNorm would see one value of each channel, which has no variance.
+    """
+    if batch_size == 1 and has_one_pixel(model, size):
+        raise ValueError(
+            f"the model's last feature map has 1 x 1 pixels for images of {size[0]} x {size[1]}: BatchNorm cannot train "
+            "on a batch of one image. Use a --per_device_train_batch_size of at least 2, or larger images"
+        )
+
+
+@torch.no_grad()
+def has_one_pixel(model: RedNetPreTrainedModel, size: tuple[int, int]) -> bool:
+    """Whether the last feature map of a RedNet with a task head has 1 x 1 pixels for images of this size."""
+    parameter = next(model.parameters())
+    training = model.training
+    last = model.eval().rednet(parameter.new_zeros(1, 3, *size)).last_hidden_state
+    model.train(training)
+    return tuple(last.shape[2:]) == (1, 1)

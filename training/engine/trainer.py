@@ -1,0 +1,126 @@
+"""transformers.Trainer for images: augmentation on the device, frozen stages, learning rates by stage, checkpoints."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import rednet
+import torch
+import torch.nn.functional as F
+from accelerate.utils import broadcast
+from rednet.training.engine.optimization import parameter_groups
+from rednet.training.options.finetune import FinetuneConfig
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+
+
+class EpochCallback(TrainerCallback):
+    """Sets the epoch of `TrainingRows`. Trainer does not if it resumes within an epoch."""
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        kwargs["train_dataloader"].dataset.epoch = int(state.epoch or 0)
+
+
+class ImageTrainer(Trainer):
+    """
+    A Trainer whose training images are uint8 until they are on the device.
+
+    Args:
+        frozen: modules whose BatchNorm keeps its statistics.
+        augment: takes images, uint8 (B, 3, H, W), and labels, int64 (B,), of a training batch on the device; returns
+            the images as the model takes them, and labels or their probabilities (B, classes).
+    """
+
+    def __init__(
+        self,
+        *args,
+        frozen: list[nn.Module],
+        augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.frozen, self.augment = frozen, augment
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        images, labels, smoothing = inputs["pixel_values"], inputs["labels"], 0.0
+        if model.training:
+            for module in self.frozen:  # Trainer calls model.train() before every step
+                module.eval()
+            images, labels = self.augment(images, labels)
+            smoothing = self.args.label_smoothing_factor
+        outputs = model(images.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(outputs.logits.float(), labels, label_smoothing=smoothing)
+        return (loss, outputs) if return_outputs else loss
+
+    def get_eval_dataloader(self, *args, **kwargs):
+        # Only the training leaves out a last batch of one image.
+        self.args.dataloader_drop_last, drop_last = False, self.args.dataloader_drop_last
+        loader = super().get_eval_dataloader(*args, **kwargs)
+        self.args.dataloader_drop_last = drop_last
+        return loader
+
+    def evaluate(self, *args, **kwargs):
+        # Each process has the BatchNorm statistics of its own batches. All evaluate with those of the main process,
+        # because those are saved.
+        broadcast(list(self.model.buffers()))  # type: ignore[union-attr]
+        return super().evaluate(*args, **kwargs)
+
+
+def parts(model: rednet.RedNetForImageClassification) -> list[nn.Module]:
+    """Stem, stages and classifier."""
+    return [model.rednet.embedder, *model.rednet.encoder.stages, model.classifier]
+
+
+def freeze(model: rednet.RedNetForImageClassification, frozen_stages: int) -> list[nn.Module]:
+    """Freezes the stem and the first `frozen_stages` stages, or nothing if it is -1, and returns them.
+
+    Raises:
+        ValueError: the model has fewer stages.
+    """
+    stages = len(model.rednet.encoder.stages)
+    if not -1 <= frozen_stages <= stages:
+        raise ValueError(f"--frozen_stages is {frozen_stages}, expected -1 (nothing) to {stages}, the model's stages")
+    frozen = parts(model)[: frozen_stages + 1]
+    for module in frozen:
+        module.requires_grad_(False)
+    return frozen
+
+
+def layer_groups(model: rednet.RedNetForImageClassification, config: FinetuneConfig) -> list[dict]:
+    """Parameter groups: the classifier has the learning rate, each part before it `layer_decay` times that of the
+    next."""
+    groups = []
+    for distance, part in enumerate(reversed(parts(model))):
+        if next(part.parameters()).requires_grad:
+            rate = config.learning_rate * config.layer_decay**distance
+            part_groups = parameter_groups(part, config.weight_decay, config.no_decay_on_norm_and_bias)
+            groups += [{**group, "lr": rate} for group in part_groups]
+    return groups
+
+
+def check_checkpoints(folder: Path, limit: int | None) -> None:
+    """Raises SystemExit if other folders are named like checkpoints. Trainer keeps `limit` of all folders named
+    checkpoint-..., and deletes the others with their contents."""
+    other = [str(path) for path in sorted(folder.glob("checkpoint-*")) if path.is_dir() and not is_checkpoint(path)]
+    if other and limit is not None:
+        raise SystemExit(
+            f"error: {', '.join(other)}: Trainer would delete each as an old checkpoint. Use a name that does not begin "
+            "with checkpoint-"
+        )
+
+
+def is_checkpoint(path: Path) -> bool:
+    return re.fullmatch(r"checkpoint-\d+", path.name) is not None
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint: one with a valid state, which Trainer writes last."""
+    paths = sorted(filter(is_checkpoint, folder.glob("checkpoint-*")), key=lambda path: int(path.name.split("-")[1]))
+    for checkpoint in reversed(paths):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return str(checkpoint)
+    return None
