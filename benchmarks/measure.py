@@ -54,7 +54,7 @@ def describe_conditions(options: argparse.Namespace, more_packages: Sequence[str
     allocator = ", glibc keeps freed memory" if ALLOCATOR.items() <= os.environ.items() else ""
     return (
         f"{datetime.date.today()}, {device_name(options.device)}, {versions}; median of {options.repeats} repeats, "
-        f"which take turns{allocator}."
+        f"the functions take turns{allocator}."
     )
 
 

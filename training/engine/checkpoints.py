@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or not there: written to a temporary folder, with check sums, and then renamed."""
+"""Checkpoints that are either complete or absent: written to a temporary folder with checksums, and then renamed."""
 
 import json
 import re
@@ -18,10 +18,10 @@ logger = get_logger(__name__)
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, limit: int) -> None:
     """
-    Saves everything that was prepared and registered as `folder`/step_...; the newest `limit` checkpoints stay.
+    Saves everything that is prepared and registered as `folder`/step_..., and keeps the newest `limit` checkpoints.
 
-    Of older checkpoints, the files that `save_checkpoint` wrote are removed. Folders of other names, such as copies of
-    a checkpoint, and files that somebody put into a checkpoint stay.
+    It removes only files that `save_checkpoint` wrote to older checkpoints. Folders with other names, such as copies of
+    a checkpoint, and other files in a checkpoint remain.
     """
     temporary, final = folder / TEMPORARY, folder / f"step_{step:08d}"
     if accelerator.is_main_process:
@@ -32,24 +32,24 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, limit: in
     if accelerator.is_main_process:
         (temporary / CHECK_SUMS).write_text(json.dumps(check_sums(temporary)))
         written = {CHECK_SUMS, *check_sums(temporary)}
-        if final.exists():  # a damaged one that was skipped, or that of the same step within the epoch
-            previous = folder / f"{final.name}.old"  # still a checkpoint: there is one at any moment
+        if final.exists():  # a damaged checkpoint that was skipped, or one of the same step within the epoch
+            previous = folder / f"{final.name}.old"  # remains a checkpoint until the new one is in place
             if previous.exists():
                 _remove(previous, written)
-            while previous.exists():  # somebody has put a file of their own into it
+            while previous.exists():  # it has files that were not written here
                 previous = folder / f"{previous.name}.old"
             final.rename(previous)
         temporary.rename(final)
-        found = checkpoints(folder)
-        current = found.index(final)
-        # What comes after it was replaced just now, or is damaged: this run went on from before it.
-        for old in found[: max(current + 1 - limit, 0)] + found[current + 1 :]:
+        saved = checkpoints(folder)
+        current = saved.index(final)
+        # Later checkpoints are the one that was just replaced, or damaged: this run resumed from an earlier one.
+        for old in saved[: max(current + 1 - limit, 0)] + saved[current + 1 :]:
             _remove(old, written)
     accelerator.wait_for_everyone()
 
 
 def _remove(checkpoint: Path, written: set[str]) -> None:
-    """Removes what was written into a checkpoint, and the folders that are empty then."""
+    """Removes the files that were written into a checkpoint, and then the empty folders."""
     try:
         written = written | json.loads((checkpoint / CHECK_SUMS).read_text()).keys()
     except (OSError, ValueError):  # damaged: the names are those of the other checkpoints
@@ -67,27 +67,28 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def check_sums(folder: Path) -> dict[str, int]:
+    """CRC-32 of each file, by its path in the folder."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != CHECK_SUMS]
     return {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in sorted(files)}
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, None if nothing is."""
+    """Describes the damage of a checkpoint; None if it is complete."""
     try:
-        expected, found = json.loads((checkpoint / CHECK_SUMS).read_text()), check_sums(checkpoint)
+        expected, actual = json.loads((checkpoint / CHECK_SUMS).read_text()), check_sums(checkpoint)
     except (OSError, ValueError) as error:
-        return f"its check sums cannot be read ({error})"
-    wrong = [name for name, value in expected.items() if found.get(name) != value]
+        return f"its checksums cannot be read ({error})"
+    wrong = [name for name, value in expected.items() if actual.get(name) != value]
     return f"{', '.join(wrong)} missing or changed" if wrong else None
 
 
 def load_newest(accelerator: Accelerator, folder: Path) -> Path | None:
-    """Loads the newest checkpoint that is complete, and says which one; warns of those that are not.
+    """Loads the newest complete checkpoint and returns its path. Warns of damaged ones.
 
     Raises:
-        FileNotFoundError: the main process has a checkpoint that this one has not.
+        FileNotFoundError: this process does not see the checkpoint of the main process.
     """
-    choice = [None]
+    choice: list[str | None] = [None]
     if accelerator.is_main_process:
         for checkpoint in reversed(checkpoints(folder)):
             if problem := damage(checkpoint):
@@ -100,6 +101,8 @@ def load_newest(accelerator: Accelerator, folder: Path) -> Path | None:
         return None
     newest = Path(choice[0])
     if not newest.is_dir():
-        raise FileNotFoundError(f"{newest} is on another machine only: --output_dir must be a folder that all share")
+        raise FileNotFoundError(
+            f"{newest} exists only on another machine: --output_dir must be a folder that all machines share"
+        )
     accelerator.load_state(str(newest))
     return newest

@@ -18,9 +18,9 @@ def draw_confusion_matrix(matrix: np.ndarray, names: list[str]) -> Figure:
     figure = Figure(figsize=(side + 1.5, side))
     axes = figure.subplots()
     image = axes.imshow(parts, cmap="Greys", vmin=0, vmax=1)
-    font = {"fontsize": max(6, min(13, 300 / len(names)))}
-    axes.set_xticks(range(len(names)), names, rotation=90, **font)
-    axes.set_yticks(range(len(names)), names, **font)
+    fontsize = max(6, min(13, 300 / len(names)))
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=fontsize)
+    axes.set_yticks(range(len(names)), names, fontsize=fontsize)
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.grid(False)
     if len(names) <= 20:

@@ -22,7 +22,7 @@ def draw_demo(
         log, results: log.jsonl and results.json of the run.
     """
     figure = Figure(figsize=(15, 9.5))
-    images, curves = figure.subfigures(2, 1, height_ratios=[2, 1])
+    images, curves = figure.subfigures(2, 1, height_ratios=[2, 1], squeeze=False).flat
     images.suptitle("Test images: predicted class, and the true class in brackets if it differs")
     all_axes = images.subplots(len(probabilities) // COLUMNS, COLUMNS)
     for axes, row, probability in zip(all_axes.flat, rows, probabilities):

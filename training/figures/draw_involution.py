@@ -44,8 +44,9 @@ def kernel(axes: Axes, x: float, y: float, values: np.ndarray, color: str, sheet
 
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], color: str) -> None:
-    style = {"arrowstyle": "-|>", "mutation_scale": 11, "color": color, "linewidth": 1.3}
-    axes.add_artist(ConnectionPatch(start, end, "data", "data", zorder=4, **style))
+    patch = ConnectionPatch(start, end, "data", arrowstyle="-|>", mutation_scale=11, color=color, linewidth=1.3)
+    patch.set_zorder(4)
+    axes.add_artist(patch)
 
 
 def main() -> None:
@@ -73,7 +74,7 @@ def main() -> None:
         axes.set(xlim=(-1, 17.5), ylim=(-2.6, 9.2), aspect="equal")
         axes.axis("off")
     figure.tight_layout()
-    figure.savefig(files("rednet.hub_cards") / "involution.png", dpi=110)
+    figure.savefig(str(files("rednet.hub_cards") / "involution.png"), dpi=110)
 
 
 if __name__ == "__main__":
