@@ -1,4 +1,4 @@
-"""The CUDA source: built by nvcc where that is, its kernels run on the host everywhere, and on a GPU where one is."""
+"""The CUDA sources: compiled by nvcc if it is installed, and their kernels on the host and, if there is one, on a GPU."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ FUSED_OPTIONS = {"hidden_channels": st.sampled_from([16, 8, 48, 3]), "affine": s
 
 @st.composite
 def tiled_cases(draw) -> Case:
-    """What the tiled kernels serve, of sizes that are and are not multiples of their tiles."""
+    """Cases that the tiled kernels support, with sizes that are and are not multiples of their tiles."""
     k, stride = draw(st.sampled_from([7, 3])), draw(st.sampled_from([1, 2]))
     padding = tuple(draw(st.one_of(st.just(k // 2), st.integers(0, k - 1))) for _ in range(2))
     least = [max(1, k + stride - 2 * p) for p in padding]
@@ -51,7 +51,7 @@ def tiled_cases(draw) -> Case:
 
 
 class Launches:
-    """Operators that note which kernel each of them launched."""
+    """Operators that record which kernel each of them launched."""
 
     def __init__(self, ops):
         self.ops, self.kernels = ops, {}
@@ -66,7 +66,7 @@ class Launches:
 
 
 def tiled_kernel(name: str, case: Case, hidden_channels: int) -> str:
-    """The kernel that is to serve an operator for one of `tiled_cases`."""
+    """The kernel that an operator has to launch for one of `tiled_cases`."""
     tensor_cores = TENSOR_CORES and case.dtype != torch.float32
     tensor_cores = tensor_cores and (case.kernel_size[0], case.stride[0], case.group_channels) == (7, 1, 16)
     if name == "involution2d_fused" and hidden_channels % 8 != 0:
@@ -85,7 +85,7 @@ def check_tiled(ops, case: Case, hidden_channels: int, affine: bool, relu: bool)
 
 
 def run_with_tensor_cores(selection: str) -> None:
-    """Runs tests of this file with the switch on: it is read once in a process."""
+    """Runs tests of this file in a process with tensor cores enabled, because the variable is read once in a process."""
     command = [sys.executable, "-m", "pytest", __file__, "-k", selection, "-q"]
     environment = {**os.environ, "INVOLUTION_TENSOR_CORES": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
@@ -140,7 +140,7 @@ def test_every_tiled_kernel_on_the_host(cuda_on_cpu, dtype, k, stride, group_cha
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_hidden_channels_on_the_host(cuda_on_cpu, dtype, layout):
-    """Their kernels come from a convolution of its own, as long as the tensor cores are off."""
+    """A separate convolution generates their kernels unless tensor cores are enabled."""
     case = Case(2, 2, 16, (9, 8), (7, 7), (1, 1), (3, 3), (1, 1), dtype, layout, layout)
     for affine, relu in ((True, True), (False, True), (True, False)):
         check_fused(cuda_on_cpu, case, 64, affine, relu)
@@ -163,8 +163,8 @@ def test_empty_batch_on_the_host(cuda_on_cpu, layout):
     assert fused.shape == input.shape
 
 
-def test_tiled_kernels_serve_aligned_slices_on_the_host(cuda_on_cpu):
-    """Channels of a larger channels-last image: served by vectors where they begin at a multiple of 16 bytes."""
+def test_tiled_kernels_support_aligned_slices_on_the_host(cuda_on_cpu):
+    """Channels of a larger channels-last image: read by vectors if they begin at a multiple of 16 bytes."""
     ops, window = cuda_on_cpu, ([1, 1], [3, 3], [1, 1])
     larger = torch.randn(2, 48, 9, 10).bfloat16().contiguous(memory_format=torch.channels_last)
     kernels = torch.randn(2, 3 * 49, 9, 10).bfloat16().contiguous(memory_format=torch.channels_last)
@@ -181,7 +181,7 @@ def test_tiled_kernels_serve_aligned_slices_on_the_host(cuda_on_cpu):
 
 
 def test_tiled_kernels_multiply_the_padding_on_the_host(cuda_on_cpu):
-    """Padding is a zero that is multiplied: an infinite tap over it makes NaN, exactly where the definition has it."""
+    """Padding is a zero that is multiplied: an infinite tap over it gives NaN, as in the definition."""
     case = Case(1, 2, 16, (14, 13), (7, 7), (1, 1), (3, 3), (1, 1), torch.bfloat16, "channels_last", "channels_last")
     input, kernel, _ = case.tensors()
     kernel[0, 0, 2, 1] = torch.inf
@@ -192,8 +192,8 @@ def test_tiled_kernels_multiply_the_padding_on_the_host(cuda_on_cpu):
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
-def test_tiled_kernels_spread_what_is_not_finite_on_the_host(cuda_on_cpu, value):
-    """To where the definition does; with tensor cores, to the other pixels of its product as well, in its channel."""
+def test_tiled_kernels_propagate_non_finite_values_on_the_host(cuda_on_cpu, value):
+    """As in the definition; with tensor cores, also to the other pixels of a product, in the same channel."""
     case = Case(1, 2, 16, (20, 30), (7, 7), (1, 1), (3, 3), (1, 1), torch.bfloat16, "channels_last", "channels_last")
     input, kernel, grad = case.tensors()
     input[0, 5, 9, 12] = grad[0, 5, 9, 12] = value
@@ -237,7 +237,7 @@ def test_shim_reports_a_barrier_that_threads_miss(cuda_on_cpu, of_block):
 
 
 def test_kernels_index_beyond_32_bits_on_the_host(cuda_on_cpu):
-    """Three pixels whose rows lie 2**32 bytes apart in memory that is reserved but never touched between them."""
+    """Three rows of pixels that are 2**32 bytes apart, in memory that is reserved but not used between them."""
     rows = torch.empty(3 * 2**30 + 16, dtype=torch.float32)
     input = rows.as_strided((1, 1, 3, 2), (1, 1, 2**30, 1))
     values = torch.randn(1, 1, 3, 2)
@@ -256,7 +256,7 @@ def test_kernels_index_beyond_32_bits_on_the_host(cuda_on_cpu):
 
 @needs_nvcc
 def test_builds_for_sm_80_and_sm_90(tmp_path):
-    """Really compiled and linked; the library loads and registers all four operators, GPU or not."""
+    """The library is compiled and linked, and registers all four operators when it is loaded, without a GPU as well."""
     script = """
 import torch, involution
 from involution import extension, libraries
@@ -370,7 +370,7 @@ def test_gradients_on_gpu():
 
 @needs_gpu
 def test_runs_on_the_current_stream():
-    """A result that waits for a long computation on a side stream is right only if the kernel is queued there."""
+    """The input comes from a long computation on a side stream: the result is right only if the kernel runs there too."""
     input, kernel, _ = RESNET_CASE.tensors("cuda")
     expected = involution.involution2d(input, kernel)
     stream = torch.cuda.Stream()

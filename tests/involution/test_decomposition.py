@@ -1,4 +1,4 @@
-"""Involution as PyTorch's own operators: its values, the exporter that takes it, and compilers that must not."""
+"""The decomposition into PyTorch's own operators: its values, exporters that use it and compilers that do not."""
 
 from types import SimpleNamespace
 
@@ -29,7 +29,7 @@ def test_fused_matches_definition(case, hidden, affine, relu):
 
 
 class Pair(torch.nn.Module):
-    """`involution2d` with a kernel that is made by something else."""
+    """`involution2d` with a kernel that another module generates."""
 
     def __init__(self):
         super().__init__()
@@ -61,14 +61,14 @@ def test_onnx_export_needs_no_table(make, tmp_path):
 
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
-def test_the_older_onnx_exporter_takes_the_operator(make, tmp_path):
-    """It records a trace, which has to follow the size of an input."""
+def test_the_older_onnx_exporter_supports_the_operator(make, tmp_path):
+    """It records a trace, in which sizes of the input must not become constants."""
     torch.manual_seed(0)
     layer, path = make().eval(), tmp_path / "layer.onnx"
     free = {"x": {0: "batch", 2: "height", 3: "width"}}
     example = torch.randn(2, 16, 17, 19)
     torch.onnx.export(layer, (example,), path, input_names=["x"], dynamic_axes=free, dynamo=False)
-    compare_with_onnxruntime(layer, path, SHAPES)  # its unfold takes no empty batch
+    compare_with_onnxruntime(layer, path, SHAPES)  # its unfold does not support empty batches
 
 
 def compare_with_onnxruntime(layer: torch.nn.Module, path, shapes: list[tuple]) -> None:
@@ -85,11 +85,11 @@ def compare_with_onnxruntime(layer: torch.nn.Module, path, shapes: list[tuple]) 
 
 @pytest.mark.parametrize("environment", ["", "true"])
 def test_compilers_and_programs_keep_the_operator(environment, monkeypatch):
-    """Also where the environment says CI, where Inductor refuses operators that have a decomposition."""
+    """Also if the variable CI is set, which makes Inductor reject operators that have a decomposition."""
     layer, input = Involution2d(16, 3).eval().requires_grad_(False), torch.randn(2, 16, 9, 10)
     op = torch.ops.involution.involution2d_fused.default
     monkeypatch.setenv("CI", environment)
-    lowering.lowerings.pop(op, None)  # that it has from an earlier compilation
+    lowering.lowerings.pop(op, None)  # of an earlier compilation
     torch._dynamo.reset()
     with inductor_config.patch(force_disable_caches=True):
         _, code = run_and_get_code(torch.compile(layer, fullgraph=True, dynamic=True), input)

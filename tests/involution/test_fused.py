@@ -1,4 +1,4 @@
-"""`involution2d_fused` on the CPU: the 1x1 convolution that makes the kernel, the involution, and what follows it."""
+"""`involution2d_fused` on the CPU: generation of the kernel, involution, scale and shift, and ReLU."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ from involution import Involution2d, extension, involution2d, involution2d_fused
 
 
 PAPER_CASE = Case(2, 4, 16, (14, 14), (7, 7), (1, 1), (3, 3), (1, 1), torch.float32, "channels_last", "channels_last")
-# Rows longer than the block of pixels whose kernels are made at a time, and several chunks of 16 channels in a group.
+# Rows longer than the block of pixels whose kernels are generated together, and groups of several chunks of channels.
 WIDE_CASE = Case(1, 1, 40, (2, 300), (7, 7), (1, 1), (3, 3), (1, 1), torch.float32, "channels_last", "channels_last")
 TALL_CASE = Case(1, 2, 16, (90, 56), (3, 3), (2, 2), (1, 1), (1, 1), torch.bfloat16, "channels_last", "contiguous")
 
@@ -65,20 +65,20 @@ OVERFLOW = {"x86_64": 8, "aarch64": 4}  # FE_OVERFLOW of <fenv.h>
 
 @pytest.mark.skipif(platform.machine() not in OVERFLOW or platform.libc_ver()[0] != "glibc", reason="needs glibc")
 @pytest.mark.parametrize("size", [(14, 14), (7, 7), (1, 130)])
-def test_computes_with_nothing_that_was_never_written(size):
-    """Where that happens to be denormal numbers, the same pass took 25 times as long. Here it is 3e38, and overflows."""
+def test_reads_no_uninitialized_memory(size):
+    """Denormal numbers in such memory make the pass 25 times slower. Here it contains 3e38, which overflows."""
     code = f"""
 import ctypes, torch
 from involution import involution2d_fused
 torch.set_num_threads(1)
 arguments = torch.ones(1, 16, *{size}), torch.ones(1, 64, *{size}), torch.ones(49, 64, 1, 1), torch.ones(49)
-involution2d_fused(*arguments, 7)  # compiled, if it was not
+involution2d_fused(*arguments, 7)  # compiles the operator if necessary
 fenv = ctypes.CDLL("libm.so.6")
 fenv.feclearexcept({OVERFLOW[platform.machine()]})
 involution2d_fused(*arguments, 7)
 print(fenv.fetestexcept({OVERFLOW[platform.machine()]}))
 """
-    # glibc fills what it gives out with the complement of this byte: 0x7f.
+    # glibc fills new memory with the complement of this byte: 0x7f.
     memory = {"MALLOC_PERTURB_": str(0x80), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
     run = subprocess.run([sys.executable, "-c", code], env=os.environ | memory, capture_output=True, text=True)
     assert run.stdout == "0\n", run.stderr
@@ -87,14 +87,14 @@ print(fenv.fetestexcept({OVERFLOW[platform.machine()]}))
 @given(cases(), st.integers(1, 20), st.booleans(), st.booleans())
 @settings(max_examples=60)
 def test_plain_form_matches_definition(case, hidden, affine, relu):
-    """What runs where nothing can be compiled."""
+    """The reference, which runs if nothing can be compiled."""
 
     class Plain:
         @staticmethod
         def involution2d_fused(*arguments):
             return reference.involution2d_fused(*arguments)
 
-    case.input_layout = "contiguous"  # the layout of results is the operators' business
+    case.input_layout = "contiguous"  # the reference does not determine the layout of results
     check_fused(Plain, case, hidden, affine, relu)
 
 
@@ -117,7 +117,7 @@ def test_gradients_of_every_argument(stride, kernel_size, relu):
 
 
 def test_any_arguments_may_require_gradients():
-    """Each combination has the gradients of all, and asks for no others."""
+    """Each combination gets the same gradients, and no others."""
     full = fused_arguments(1, 2, 2, (4, 3), (3, 3), 3, 1, torch.float64)
     for tensors in (full, [*full[:3], None, *full[4:]], full[:4], full[:3]):
         given = [n for n, t in enumerate(tensors) if t is not None]
@@ -206,7 +206,7 @@ def under_autocast(dtype):
 @pytest.mark.parametrize("backward", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("forward", [None, torch.bfloat16, torch.float16])
 def test_backward_ignores_the_autocast_that_it_runs_under(forward, backward):
-    """To second order, as a convolution does: inside of an autocast, disabled inside of it, and enabled again there."""
+    """To second order, like a convolution: in autocast, with autocast disabled in it, and enabled again."""
 
     def convolution(input, weight):
         return F.conv2d(input, weight)
@@ -241,7 +241,7 @@ def test_backward_ignores_the_autocast_that_it_runs_under(forward, backward):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_non_finite_values_propagate(dtype):
-    """Also through ReLU, which passes NaN on, and over the padding, whose zero times infinity is NaN."""
+    """Also through ReLU, which keeps NaN, and over the padding, whose zero times infinity is NaN."""
     input, features, weight, bias, *_ = fused_arguments(1, 1, 16, (5, 6), hidden=1, dtype=dtype)
     input[0, 3, 2, 2] = float("nan")
     features[0, 0, 0, 0] = float("inf")
@@ -270,7 +270,7 @@ def test_flops_are_those_of_convolution_and_involution():
 
 
 def test_training_keeps_no_kernel():
-    """The kernel is three times the size of the activation: it is made again for the backward pass, not saved."""
+    """The kernel, three times the size of the activation, is generated again for the backward pass and not saved."""
     layer, input = Involution2d(64), torch.randn(1, 64, 12, 12)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
@@ -302,7 +302,7 @@ def test_errors_name_argument_and_values(changes, error, words):
 
 
 def test_operator_called_directly_checks_its_shapes():
-    """What gets past Python, as in an exported program, must not read out of bounds."""
+    """Calls without the checks in Python, as in an exported program, must not read out of bounds."""
     input, features, weight, bias, scale, shift = fused_arguments()
     window = ([7, 7], [1, 1], [3, 3], [1, 1])
     op = torch.ops.involution.involution2d_fused

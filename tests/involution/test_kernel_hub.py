@@ -1,4 +1,4 @@
-"""The operator as a repository for the Kernel Hub, loaded by `kernels`, and RedNet as remote code that takes it there."""
+"""The operator as a Kernel Hub repository that `kernels` loads, and RedNet as remote code that uses it."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ else:
 
 
 def run(code: str, *arguments, **environment: str) -> tuple[str, str]:
-    """Output and errors of an interpreter that finds what the tests have in tests/support."""
+    """Output and errors of an interpreter that can import from tests/support."""
     support = Path(__file__).parent.parent / "support"
     path = os.pathsep.join(filter(None, [str(support), os.environ.get("PYTHONPATH")]))
     variables = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", **environment}
@@ -42,16 +42,16 @@ def source_files(folder: Path, root: Path) -> set[Path]:
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("kernel_hub")
-    output, neighbour = folder / "involution", folder / ".involution.new"
+    output, neighbor = folder / "involution", folder / ".involution.new"
     (folder / "elsewhere").mkdir()
-    output.symlink_to("elsewhere")  # which is not replaced, as a mount point could not be
-    neighbour.mkdir()
-    (neighbour / "precious").touch()
+    output.symlink_to("elsewhere")  # must not be replaced, because it could be a mount point
+    neighbor.mkdir()
+    (neighbor / "precious").touch()
     command = [sys.executable, "-m", "involution.kernel_hub", str(output)]
     environment = {"CXX": quick_compiler(folder / "compiler"), "TORCH_EXTENSIONS_DIR": str(folder / "cache")}
     result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert (neighbour / "precious").exists() and output.is_symlink()
+    assert (neighbor / "precious").exists() and output.is_symlink()
     names = {"involution", "elsewhere", ".involution.new", "cache", "compiler"}
     assert {path.name for path in folder.iterdir()} <= names
     again = subprocess.run(command, capture_output=True, text=True)
@@ -61,14 +61,14 @@ def repository(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def binary(repository) -> Path:
-    """The build with a library for this machine."""
+    """The build that contains a library for this machine."""
     if sys.platform != "linux":
         pytest.skip("the library is made on Linux")
     return next(folder for folder in (repository / "build").iterdir() if folder.name != "torch-universal")
 
 
 def test_each_compiler_makes_a_kernel_of_its_own(tmp_path):
-    """Under one name, the library of the compiler before would be taken from the cache."""
+    """With the same name, the second kernel would get the library of the first compiler from the cache."""
     shutil.copytree(Path(involution.__file__).parent, tmp_path / "source" / "involution")
     (tmp_path / "source" / "involution" / "csrc" / "involution2d_cpu.cpp").write_text(SOURCE)
     environment = {"PYTHONPATH": str(tmp_path / "source"), "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
@@ -84,7 +84,7 @@ def test_each_compiler_makes_a_kernel_of_its_own(tmp_path):
 
 
 def test_the_parser_of_the_configuration_is_installed(root):
-    """Python has one since 3.11."""
+    """Python 3.11 and later contain it."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     for version, expected in (("3.10", True), ("3.11", False)):
         required = [Requirement(text) for text in project["dependencies"]]
@@ -110,7 +110,7 @@ def test_the_configuration_names_exactly_the_sources_that_exist(root, repository
             includes = {line.split('"')[1] for line in lines if line.startswith('#include "')}
             assert {(file.parent / include).resolve() for include in includes} <= files
 
-    # All of them travel with each build, together with the Python files; as `kernels` reads and checks them.
+    # Each build contains all of them and the Python files, and passes the checks of `kernels`.
     backends = {str(backend).lower() for backend in Build.open(repository).general.backends}
     assert {kernel["backend"] for kernel in kernels} == {backend.split(".")[-1] for backend in backends}
     extensions = {path.suffix[1:] for path in (repository / "torch-ext" / "involution").rglob("*") if path.is_file()}
@@ -158,10 +158,13 @@ layer = involution.Involution2d(32, kernel_size=3).double()
 features = layer.reduce(image := torch.randn(1, 32, 6, 6).double().requires_grad_())
 expected = involution.involution2d(image, layer.span(features).unflatten(1, (2, 3, 3)))
 torch.testing.assert_close(layer(image), expected)
+generation = features, layer.span.weight, layer.span.bias
+normalized = involution.involution2d_batch_norm(image, *generation, None, None, kernel_size=3)
+torch.testing.assert_close(normalized, torch.nn.functional.batch_norm(expected, None, None, training=True))
 expected_grads = torch.autograd.grad(expected.square().sum(), [image, layer.span.weight])
 torch.testing.assert_close(torch.autograd.grad(layer(image).square().sum(), [image, layer.span.weight]), expected_grads)
 """
-    # There is no compiler: what runs compiled came compiled.
+    # There is no compiler: compiled kernels are those of the repository.
     _, errors = run(
         WITHOUT_PACKAGES + code, repository, PATH="/nonexistent", TORCH_EXTENSIONS_DIR=os.devnull + "/cache"
     )
@@ -185,7 +188,7 @@ for module in loaded[1:]:
     torch.testing.assert_close(module.involution2d(input, kernel), involution.involution2d(input, kernel))
 print(loaded[1].show_config(), loaded[2].show_config())
 """
-    # Without a compiler, so that the one that compiles at first use says that it cannot and computes all the same.
+    # There is no compiler: the universal build reports that and computes in plain PyTorch.
     environment = {"PATH": "/nonexistent", "TORCH_EXTENSIONS_DIR": os.devnull + "/cache"}
     output, _ = run(code, repository / "build" / "torch-universal", binary, **environment)
     assert "cpu: plain PyTorch, because" in output and "cpu: compiled, came with the kernel" in output
@@ -232,7 +235,7 @@ def model() -> RedNetForImageClassification:
 
 
 def run_remotely(model, root: Path, folder: Path, **environment: str) -> tuple[str, str]:
-    """What remote code prints, and its errors, after a comparison of its logits and gradients with the package's."""
+    """Compares logits and gradients of remote code with those of the package. Returns its output and errors."""
     model.save_pretrained(folder)
     for source in REMOTE_CODE:
         (folder / source).write_text((root / "modeling" / source).read_text())
@@ -253,7 +256,7 @@ def run_remotely(model, root: Path, folder: Path, **environment: str) -> tuple[s
 
 @pytest.mark.parametrize("source", ["a folder", "user/involution"])
 def test_remote_code_takes_the_kernel_that_it_is_told_to(source, model, root, repository, binary, tmp_path):
-    # LOCAL_KERNELS is how `kernels` takes a folder for a repository of the Hub.
+    # LOCAL_KERNELS makes `kernels` load a folder instead of a repository of the Hub.
     environment = {"REDNET_KERNEL": source, "LOCAL_KERNELS": f"user/involution={repository}"}
     if source == "a folder":
         environment = {"REDNET_KERNEL": str(repository)}
@@ -273,7 +276,7 @@ def test_remote_code_takes_the_kernel_that_it_is_told_to(source, model, root, re
 def test_remote_code_without_the_operator_says_so_once(environment, reason, model, root, tmp_path):
     output, errors = run_remotely(model, root, tmp_path, **environment)
     assert output.split("\n")[1] == ""
-    # Nothing while the graph was captured, once in all the passes and layers after.
+    # No warning during graph capture, and one in all later passes and layers.
     during, after = errors.split("compiled\n", 1)
     assert WARNING not in during and after.count(WARNING) == 1
     assert reason in after and "`pip install .`" in after and "set REDNET_KERNEL" in after

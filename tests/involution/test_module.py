@@ -48,7 +48,7 @@ def test_matches_the_paper_pixel_by_pixel(kernel_size, stride, dilation, size):
 
 @pytest.mark.parametrize("kernel_size, dilation, stride", [(2, 1, 1), ((4, 3), 1, 2), (4, (3, 1), (1, 3))])
 def test_even_kernels_reach_one_further_right_and_down(kernel_size, dilation, stride):
-    """As the convolution with padding="same", which is what a layer with a constant kernel is."""
+    """As a convolution with padding="same", which a layer with a constant kernel is equal to."""
     layer = Involution2d(16, kernel_size, stride, dilation, dtype=torch.float64)
     torch.nn.init.zeros_(layer.span.weight)
     input = torch.randn(1, 16, 9, 7, dtype=torch.float64)
@@ -78,7 +78,7 @@ def test_trains_under_compile_and_autocast(dtype):
         assert output.dtype == dtype
         output.float().square().sum().backward()
         grads.append([p.grad.clone() for p in layer.parameters()])
-    # Eager and compiled parts round differently, and BatchNorm's backward takes differences of such sums.
+    # Eager and compiled code round differently, and the backward pass of BatchNorm subtracts such sums.
     tolerance = 5e-2 if dtype == torch.bfloat16 else 1e-4
     for eager, fused in zip(*grads):
         torch.testing.assert_close(eager, fused, rtol=0, atol=tolerance * max(g.abs().max() for g in grads[0]))
@@ -94,7 +94,7 @@ def test_trains_under_compile_and_autocast(dtype):
         ({"stride": 0}, "stride is 0"),
     ],
 )
-def test_impossible_sizes_are_refused(arguments, words):
+def test_invalid_arguments_raise(arguments, words):
     with pytest.raises(ValueError, match=words):
         Involution2d(16, **arguments)
 
@@ -150,7 +150,7 @@ class Half(torch.nn.Module):
 
 
 class HalfTensor(torch.Tensor):
-    """A weight as quantization has it: what is stored is not what a convolution is to use."""
+    """Like a quantized weight: the stored values are not those that a convolution uses."""
 
     @classmethod
     def __torch_function__(cls, function, types, arguments=(), keywords=None):
@@ -195,7 +195,7 @@ def test_changed_convolutions_are_called(change):
 
 @pytest.mark.parametrize("changes", [{"stride": (2, 2)}, {"padding": (1, 1)}, {"groups": 2}])
 def test_changed_attributes_of_the_convolution_count(changes):
-    """Such a convolution makes no kernel for the layer, which then says so instead of ignoring the change."""
+    """Such a convolution generates no valid kernel: the layer raises an error and does not ignore the change."""
     layer = Involution2d(16, 3)
     for name, value in changes.items():
         setattr(layer.span, name, value)

@@ -50,7 +50,7 @@ def test_reference_matches_definition(case):
         involution2d_input_grad=reference.involution2d_input_grad,
         involution2d_kernel_grad=reference.involution2d_kernel_grad,
     )
-    case.input_layout = "contiguous"  # the layout of results is the operators' business
+    case.input_layout = "contiguous"  # the reference does not determine the layout of results
     check_operators(ops, case)
 
 
@@ -129,12 +129,12 @@ def test_autocast(dtypes, autocast_dtype):
     assert input.grad.dtype == dtypes[0] and kernel.grad.dtype == dtypes[1]
     expected = plain_involution(input.double(), kernel.double(), ONES, [3, 3], ONES)
     error = (output.double() - expected).abs().max() / expected.abs().max()
-    # Both factors are rounded before they are multiplied: sums of 49 products of such.
+    # Sums of 49 products whose factors are both rounded.
     assert error < 2 * TOLERANCE[autocast_dtype]
 
 
 def test_gradients_keep_their_dtype_under_autocast():
-    """A part of a network that is kept in float32 has float32 gradients, though backward runs under autocast."""
+    """A part of a network that runs in float32 has float32 gradients, even if backward runs under autocast."""
     input, kernel = (t.requires_grad_() for t in random_pair())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         with torch.autocast("cpu", enabled=False):
@@ -156,7 +156,7 @@ def test_autocast_leaves_float64_alone():
 @given(st.data())
 @settings(max_examples=20)
 def test_non_finite_values_propagate(dtype, data):
-    """Also over the padding, whose zero times infinity is NaN by the definition."""
+    """Also over the padding, whose zero times infinity is NaN, as in the definition."""
     input, kernel = random_pair(batch=1, groups=1, size=(5, 6), dtype=dtype)
     for tensor in (input, kernel):
         for value in (float("inf"), float("nan")):
@@ -191,7 +191,7 @@ def test_empty_batches_and_single_pixels(batch, size, dtype):
 
 
 def test_expanded_gradients_are_read_in_place():
-    """`sum().backward()` hands down a gradient whose strides are all zero."""
+    """The strides of the gradient of `sum()` are all zero."""
     input, kernel = (t.requires_grad_() for t in random_pair(dtype=torch.float64))
     grads = torch.autograd.grad(involution2d(input, kernel).sum(), (input, kernel))
     exact = torch.autograd.grad(plain_involution(input, kernel, ONES, [3, 3], ONES).sum(), (input, kernel))
@@ -247,7 +247,7 @@ def test_errors_name_argument_and_values(input, kernel, arguments, error, words)
 
 
 def test_operators_called_directly_check_their_shapes():
-    """Whoever calls torch.ops, or C++, must not read out of bounds either."""
+    """Calls of torch.ops, or from C++, must not read out of bounds either."""
     ops, window = torch.ops.involution, (ONES, [1, 1], ONES)
     input, kernel = shaped(1, 32, 8, 8), shaped(1, 2, 3, 3, 8, 8)
     with pytest.raises(ValueError, match="kernel has shape"):

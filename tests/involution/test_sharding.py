@@ -1,4 +1,4 @@
-"""The operators on tensors of torch.distributed.tensor, whose batch two processes share."""
+"""The operators on tensors of torch.distributed.tensor, whose batch is sharded over two processes."""
 
 import datetime
 
@@ -19,7 +19,7 @@ def compare_with_whole_tensors(rank: int, store: str) -> None:
     mesh = init_device_mesh("cpu", (2,))
     torch.manual_seed(0)
 
-    # Twice the same shapes of kernels and results with another size of input, and the reverse.
+    # Pairs of cases with equal shapes of kernels and results, but different sizes of the input.
     for size, stride, padding, dilation in ((9, 2, 1, 1), (10, 2, 1, 1), (11, 2, 2, 2), (12, 2, 2, 2)):
         out = (size + 2 * padding - 2 * dilation - 1) // stride + 1
         input = torch.randn(4, 6, size, size, dtype=torch.float64, requires_grad=True)
@@ -28,8 +28,10 @@ def compare_with_whole_tensors(rank: int, store: str) -> None:
         weight = torch.randn(18, 5, 1, 1, dtype=torch.float64, requires_grad=True)
         window = stride, padding, dilation
         whole = [involution2d(input, kernel, *window), involution2d_fused(input, features, weight, None, 3, *window)]
-        for places in ([Shard(0)], [Replicate()]):
-            parts = [distribute_tensor(t.detach(), mesh, places).requires_grad_() for t in (input, kernel, features)]
+        for placements in ([Shard(0)], [Replicate()]):
+            parts = [
+                distribute_tensor(t.detach(), mesh, placements).requires_grad_() for t in (input, kernel, features)
+            ]
             weights = distribute_tensor(weight.detach(), mesh, [Replicate()]).requires_grad_()
             given = [
                 involution2d(parts[0], parts[1], *window),

@@ -51,7 +51,7 @@ def loss_of(function, name):
 
 
 def of_all(transform, name, count):
-    """`transform` in every argument, of the operator or its definition."""
+    """Returns a function that applies `transform`, in all arguments, to the operator or its definition."""
     numbers = tuple(range(count))
     return {
         "grad": lambda f: grad(loss_of(f, name), numbers),
@@ -101,7 +101,9 @@ def test_nested_vmap():
 
 
 @pytest.mark.parametrize("name", [PAIR, FUSED])
-@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of torch's older vmap, which takes no rules
+@pytest.mark.filterwarnings(
+    "ignore:There is a performance drop"
+)  # of torch's older vmap, which does not support rules
 def test_forward_mode_and_batched_gradients(name):
     tensors = [t.requires_grad_() for t in arguments(name)]
     checks = {"check_forward_ad": True, "check_batched_forward_grad": True, "check_batched_grad": True}
@@ -110,7 +112,7 @@ def test_forward_mode_and_batched_gradients(name):
 
 
 def test_tangent_of_a_gradient_alone():
-    """The output has no tangent: the gradient that comes to the backward pass has one."""
+    """The output has no tangent, but the gradient that the backward pass receives has one."""
     input, kernel = (t.requires_grad_() for t in arguments(PAIR))
     output = apply(PAIR, input, kernel)
     with forward_ad.dual_level():
@@ -165,7 +167,7 @@ def test_autocast_inside_of_a_transform(name):
     expected = grad(lambda *t: define(name, *t).sum(), tuple(range(len(tensors))))(*exact)
     for result, gradient in zip(grads, expected, strict=True):
         assert result.dtype == torch.float32
-        # The generated kernel, and every gradient on the way, is rounded once more.
+        # The generated kernel, and every intermediate gradient, is rounded as well.
         torch.testing.assert_close(
             result.double(), gradient, rtol=0, atol=6 * TOLERANCE[torch.bfloat16] * gradient.abs().max().item()
         )

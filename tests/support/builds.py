@@ -1,4 +1,4 @@
-"""Processes that load the operator for the CPU, compiled from sources that take a second.
+"""Processes that load a stand-in for the operator on the CPU, which compiles in a second.
 
 A server process imports torch once and forks for each of them.
 """
@@ -16,7 +16,7 @@ import torch.utils.cpp_extension  # noqa: F401, for the forked processes
 from involution import extension, libraries
 
 
-# Stands in for the operator's source, which takes a minute: what is tested is when it is compiled, not what.
+# A stand-in for the operator's source, which takes a minute, to test when it is compiled.
 SOURCE = 'extern "C" int stand_in() { return 0; }\n'
 
 
@@ -28,7 +28,7 @@ class Outcome:
 
 
 class Load:
-    """`extension.load("cpu")` in a process of its own, with these variables; None removes one."""
+    """Calls `extension.load("cpu")` in its own process, with these environment variables; None removes a variable."""
 
     def __init__(self, sources: Path, **environment: str | None):
         sources.mkdir(exist_ok=True)

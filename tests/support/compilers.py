@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def quick_compiler(path: Path, optimization: str = "-O1", target: str | None = None) -> str:
-    """The compiler of this machine, asked for less optimization, and for a kind of processor where one is given."""
+    """The compiler of this machine, with less optimization and, if given, for another kind of processor."""
     lines = ["#!/bin/bash", f'set -- "${{@/#-O3/{optimization}}}"']
     if target is not None:
         lines.append(f'set -- "${{@/#-march=native/-march={target}}}"')
@@ -16,7 +16,7 @@ def quick_compiler(path: Path, optimization: str = "-O1", target: str | None = N
 def recording_compiler(path: Path, version: str, reply: str = "") -> str:
     """A compiler of this name and version, which writes a line into `<path>.calls` for each compilation.
 
-    With a `reply` in Bash it does that instead of compiling. Who asks for its version is a line of `<path>.asked`.
+    It runs `reply`, in Bash, before it compiles. The ids of processes that ask for its version are in `<path>.asked`.
     """
     lines = [
         "#!/bin/bash",
@@ -31,6 +31,6 @@ def recording_compiler(path: Path, version: str, reply: str = "") -> str:
 
 
 def compilations(compiler: str) -> int:
-    """How often a recording compiler was told to compile."""
+    """How often a recording compiler was called to compile."""
     calls = Path(f"{compiler}.calls")
     return len(calls.read_text().splitlines()) if calls.exists() else 0

@@ -1,4 +1,4 @@
-"""Compilation at first use, in processes of their own with a cache of their own."""
+"""Compilation at first use, in separate processes with their own caches."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ from compilers import compilations, quick_compiler, recording_compiler
 from involution import extension, libraries
 
 
-# Adds up an involution whose kernel and input are all ones: every output is the number of taps inside of the image.
+# Kernel and input are all ones, so that every output is the number of taps inside of the image.
 USE = """
 import logging, warnings
 logging.basicConfig(format="%(message)s")
@@ -46,29 +46,6 @@ def finish(process: subprocess.Popen) -> tuple[str, str]:
     return output, errors
 
 
-def test_four_processes_compile_once_after_a_fifth_was_killed(tmp_path):
-    cache = tmp_path / "cache"
-    environment = {"TORCH_EXTENSIONS_DIR": str(cache), "CXX": quick_compiler(tmp_path / "compiler", "-O0")}
-    victim = start(USE, **environment)
-    deadline = time.monotonic() + 120
-    while not list(cache.glob("involution_cpu_*/build.ninja")):  # the compiler is about to run, or running
-        assert victim.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(victim.pid, signal.SIGKILL)
-    victim.communicate()
-
-    results = [finish(process) for process in [start(USE, **environment) for _ in range(4)]]
-    errors = "".join(error for _, error in results)
-    assert errors.count("Compiling the involution operator for cpu") == 1
-    assert errors.count("Compiled the involution operator for cpu in") == 1
-    assert all("cpu: compiled (" in output for output, _ in results)
-    assert "RuntimeWarning" not in errors
-
-    # What was compiled is used without ninja or a compiler, as on the nodes of a cluster.
-    output, errors = finish(start(USE, **{**environment, "PATH": "/nonexistent", "CXX": "missing-compiler"}))
-    assert "cpu: compiled (" in output and "RuntimeWarning" not in errors
-
-
 def wait_for(condition) -> None:
     deadline = time.monotonic() + 100
     while not condition():
@@ -76,18 +53,53 @@ def wait_for(condition) -> None:
         time.sleep(0.05)
 
 
+def write_stand_in(folder: Path) -> str:
+    """Returns the start of a program that uses a stand-in for the sources of the operator."""
+    folder.mkdir()
+    (folder / "involution2d_cpu.cpp").write_text(SOURCE)
+    return f"""
+from pathlib import Path
+from involution import extension, libraries
+libraries.CSRC = Path({str(folder)!r})
+"""
+
+
+def test_four_processes_compile_once_after_a_fifth_was_killed(tmp_path):
+    wait = f"while [[ ! -e {tmp_path}/go ]]; do sleep 0.1; done"
+    compiler = recording_compiler(tmp_path / "compiler", "one 1.0", wait)
+    environment = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "CXX": compiler}
+    victim = start(write_stand_in(tmp_path / "sources") + "extension.load('cpu')", **environment)
+    wait_for(lambda: compilations(compiler) == 1)
+    os.killpg(victim.pid, signal.SIGKILL)
+    victim.communicate()
+    (tmp_path / "go").touch()
+
+    started = [Load(tmp_path / "sources", **environment) for _ in range(4)]
+    outcomes = [process.outcome() for process in started]
+    assert compilations(compiler) == 2
+    assert len({outcome.loaded for outcome in outcomes} - {None}) == 1
+    assert not any(outcome.warnings for outcome in outcomes)
+
+
+def test_compiled_kernels_run_without_ninja_and_compiler():
+    """As on the nodes of a cluster."""
+    assert extension.load("cpu")
+    output, errors = finish(start(USE, PATH="/nonexistent", CXX="missing-compiler"))
+    assert "cpu: compiled (" in output and "RuntimeWarning" not in errors
+
+
 def fail_together(tmp_path, compiler: str, environment: dict, number: int = 3) -> list:
-    """The outcomes of processes that start while one of them compiles, which fails when all of them wait for it."""
+    """Returns the outcomes of processes of which one compiles, and fails when all others wait for it."""
     started = [Load(tmp_path / "sources", **environment) for _ in range(number)]
     asked = Path(f"{compiler}.asked")
     wait_for(lambda: asked.exists() and len(set(asked.read_text().split())) == number and compilations(compiler) == 1)
-    time.sleep(1)  # from the question for the version to the lock
+    time.sleep(1)  # between the call of the compiler for its version and the lock
     (tmp_path / "go").touch()
     return [process.outcome() for process in started]
 
 
-def test_refused_sources_are_compiled_once(tmp_path):
-    """By one of several processes, at their first start, until the compiler or its environment changes."""
+def test_a_compilation_that_fails_is_not_repeated(tmp_path):
+    """By one of several processes that start together, and again if the compiler or its environment changes."""
     wait = f"while [[ ! -e {tmp_path}/go ]]; do sleep 0.1; done"
     refuse = "echo 'a.cpp:1:1: error: this is not C++'; exit 1"
     compiler = recording_compiler(tmp_path / "compiler", "one 1.0", f"{wait}; {refuse}")
@@ -110,7 +122,7 @@ def test_refused_sources_are_compiled_once(tmp_path):
     assert not record.exists()
 
 
-def test_the_command_compiles_what_was_refused(tmp_path):
+def test_the_command_repeats_a_compilation_that_failed(tmp_path):
     compiler = recording_compiler(tmp_path / "compiler", "one 1.0", "exit 1")
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "CXX": compiler}
     for calls in (1, 2):
@@ -132,8 +144,8 @@ def test_the_command_compiles_what_was_refused(tmp_path):
         "kill -9 $$",
     ],
 )
-def test_what_may_pass_is_tried_again_at_the_next_start(reply, tmp_path):
-    """But once by processes that start together."""
+def test_a_transient_failure_is_retried_at_the_next_start(reply, tmp_path):
+    """But only by one of several processes that start together."""
     wait = f"while [[ ! -e {tmp_path}/go ]]; do sleep 0.1; done"
     compiler = recording_compiler(tmp_path / "compiler", "one 1.0", f"{wait}; {reply}")
     environment = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "CXX": compiler}
@@ -159,15 +171,15 @@ def test_each_compiler_has_its_library(tmp_path):
     assert by_one != by_two
     assert (library(one), library(two)) == (by_one, by_two)
     assert (compilations(one), compilations(two)) == (1, 1)
-    # Without a compiler, as in an image, and with one that cannot compile, any library serves: the newest.
+    # Without a compiler, as in an image, and with one that cannot compile, the newest library of any compiler is used.
     assert library("missing-compiler") == library(recording_compiler(tmp_path / "three", "3", "exit 1")) == by_two
-    # The name by which it is called makes no difference.
+    # The name of the program makes no difference.
     alias = recording_compiler(tmp_path / "alias", "'alias (GNU) 1.0'")
     assert library(alias) == by_one
 
 
 def test_paths_with_spaces(tmp_path):
-    """Of the environment with torch in it, the compiler, the sources and the cache."""
+    """In the paths of the environment, the compiler, the sources and the cache."""
     folder = tmp_path / "with spaces (and more)"
     shutil.copytree(Path(extension.__file__).parent, folder / "source" / "involution")
     (folder / "source" / "involution" / "csrc" / "involution2d_cpu.cpp").write_text(SOURCE)
@@ -198,7 +210,7 @@ def test_a_toolkit_in_a_path_with_a_space_is_named(tmp_path):
 
 
 def without_an_account() -> list[str]:
-    """The start of a command that runs under a user id which no file of this machine names, as in some containers."""
+    """The start of a command that runs as a user id without an account, as in some containers."""
     command = ["unshare", "--user", "--map-user=54321"]
     if shutil.which("unshare") is None or subprocess.run([*command, "true"], capture_output=True).returncode != 0:
         pytest.skip("this process must not make user namespaces")
@@ -206,16 +218,8 @@ def without_an_account() -> list[str]:
 
 
 def test_users_without_an_account(tmp_path):
-    sources, cache = tmp_path / "sources", tmp_path / "cache"
-    sources.mkdir()
-    (sources / "involution2d_cpu.cpp").write_text(SOURCE)
-    code = f"""
-from pathlib import Path
-from involution import extension, libraries
-libraries.CSRC = Path({str(sources)!r})
-print(extension.show_config())
-print(extension.load("cpu"))
-"""
+    cache = tmp_path / "cache"
+    code = write_stand_in(tmp_path / "sources") + "print(extension.show_config()); print(extension.load('cpu'))"
 
     def load(folder) -> tuple[str, str]:
         environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
@@ -232,7 +236,7 @@ print(extension.load("cpu"))
     for text in (output, errors):
         assert "user 54321 has no home folder" in text and "Set TORCH_EXTENSIONS_DIR" in text
 
-    # As if another user were still compiling it.
+    # As if another user were compiling it.
     folder = next(cache.glob("*/complete")).parent
     (folder / "complete").unlink()
     (folder / "build.lock").chmod(0o444)
@@ -243,7 +247,7 @@ print(extension.load("cpu"))
 
 
 def mounted(folder: Path, mount: str) -> list[str]:
-    """The start of a command that sees `folder` ("$0" in `mount`) mounted in this way, alone on this machine."""
+    """The start of a command that runs with `folder` ("$0" in `mount`) mounted in this way, only for this command."""
     command = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', str(folder)]
     if shutil.which("unshare") is None or subprocess.run([*command, "true"], capture_output=True).returncode != 0:
         pytest.skip("this process must not mount")
@@ -268,7 +272,7 @@ def test_caches_that_cannot_hold_a_library(mount, reason, tmp_path):
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("RuntimeWarning") == 1
-    assert reason in result.stderr and "Set TORCH_EXTENSIONS_DIR to a folder" in result.stderr
+    assert reason in result.stderr and "Set TORCH_EXTENSIONS_DIR to a" in result.stderr
     assert compilations(compiler) == 0
 
 
@@ -285,7 +289,7 @@ libraries.CSRC = Path({str(tmp_path / "sources")!r})
 assert extension.load("cpu") and extension._loaded["cpu"] == Path({str(library)!r}), extension.show_config()
 """
     read_only = mounted(cache, 'mount -o bind,ro "$0" "$0"')
-    for compiler in (one, two):  # `two` would have to write a library of its own
+    for compiler in (one, two):  # `two` would have to write its own library
         result = subprocess.run(
             [
                 *read_only,
@@ -335,8 +339,8 @@ def test_clang_compiles_it_as_well(tmp_path):
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="builds for kinds of x86-64")
 def test_processors_without_avx(tmp_path):
-    """Compiled as on machines that have no more than SSE2. What has AVX2 runs what test_kernel_hub.py compiles."""
-    check_build(quick_compiler(tmp_path / "compiler", target="x86-64"), tmp_path)
+    """Compiled as on a machine with SSE2 only. test_kernel_hub.py runs kernels that are compiled for AVX2."""
+    check_build(quick_compiler(tmp_path / "compiler", "-O0", "x86-64"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -383,9 +387,9 @@ assert not torch._C._dispatch_has_kernel_for_dispatch_key("involution::involutio
 
 
 @pytest.mark.parametrize(
-    "built, capability, serves",
+    "built, capability, runs",
     [
-        ("8.0;9.0", (8, 6), True),  # of its own major architecture, from its minor version upwards
+        ("8.0;9.0", (8, 6), True),  # the same major version, and a later minor version
         ("8.6", (8, 0), False),
         ("8.0;9.0", (12, 0), False),
         ("8.0;9.0+PTX", (12, 0), True),
@@ -393,15 +397,15 @@ assert not torch._C._dispatch_has_kernel_for_dispatch_key("involution::involutio
         ("9.0a", (9, 0), True),
     ],
 )
-def test_which_gpus_a_library_serves(built, capability, serves, tmp_path, monkeypatch):
+def test_which_gpus_run_a_library(built, capability, runs, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", built)
-    monkeypatch.setenv("CXX", "missing-compiler")  # where libraries of any compiler serve
+    monkeypatch.setenv("CXX", "missing-compiler")  # so that libraries of all compilers are considered
     library = libraries.name_of("cuda", "0123abcd")
     (tmp_path / library).mkdir()
     (tmp_path / library / "complete").touch()
     monkeypatch.setattr(libraries.compiler, "device_capabilities", lambda: [capability])
-    assert libraries.find("cuda") == (tmp_path / library / f"{library}.so" if serves else None)
+    assert libraries.find("cuda") == (tmp_path / library / f"{library}.so" if runs else None)
 
 
 def test_architectures_are_numbers(monkeypatch):
