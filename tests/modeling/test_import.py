@@ -1,12 +1,14 @@
-"""What works without packages that are not there: torchvision, timm, Pillow; and an import that compiles nothing."""
+"""`import rednet` registers the models, compiles nothing, and needs neither torchvision, timm nor Pillow."""
 
+import json
 import os
 import subprocess
 import sys
 
-from transformers import ConvNextImageProcessor
+import torch
+from transformers import AutoImageProcessor, ConvNextImageProcessor
 
-from small_models import small_model
+from small_models import small_config, small_model
 
 
 WITHOUT_TORCHVISION = """
@@ -48,3 +50,13 @@ def test_importing_compiles_nothing(tmp_path):
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", "import rednet"], env=environment, check=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_image_processor_is_found_by_the_configuration(tmp_path):
+    """A preprocessor_config.json that does not name its class is read by the one of the model type."""
+    small_config().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": 64}, "crop_pct": 0.875}))
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert "ConvNextImageProcessor" in type(processor).__name__
+    image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
+    assert processor(image, return_tensors="pt").pixel_values.shape == (1, 3, 64, 64)

@@ -31,7 +31,7 @@ def small_model(**changes) -> RedNetForSemanticSegmentation:
 
 @pytest.mark.parametrize("name", ["rednet-50-cityscapes", "rednet-50-cityscapes-involution"])
 def test_configurations_of_cityscapes(root, name):
-    """What test_downstream.py and the recipes' test do not say of them: the class that is made, and the labels."""
+    """The class of the model, and the labels."""
     config = AutoConfig.from_pretrained(root / f"configs/models/{name}.json")
     with torch.device("meta"):
         model = AutoModelForSemanticSegmentation.from_config(config)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from rednet import RedNetBackbone, RedNetConfig, RedNetForImageClassification, RedNetForSemanticSegmentation
 from transformers.activations import ACT2FN
 
+from small_models import small_config
+
 
 SMALL = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "group_channels": 4, "num_labels": 2}
 SMALL |= {"neck_hidden_size": 8, "decoder_hidden_size": 4}
@@ -98,3 +100,35 @@ def test_whole_numbers_are_numbers():
     for value in (0, 1, 0.0, 0.5):
         text = RedNetConfig(classifier_dropout_prob=value).to_json_string()
         assert RedNetConfig.from_dict(json.loads(text)).classifier_dropout_prob == value
+
+
+def test_defaults_are_rednet_50(root):
+    saved = json.loads((root / "configs/models/rednet-50.json").read_text())
+    config = RedNetConfig(num_labels=1000).to_dict()
+    assert {name: config[name] for name in saved if name not in ("architectures", "num_labels")} == {
+        name: value for name, value in saved.items() if name not in ("architectures", "num_labels")
+    }
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"kernel_size": 4}, ["kernel_size=4", "odd"]),
+        ({"stem_kernel_size": 0}, ["stem_kernel_size=0", "odd"]),
+        ({"group_channels": 24}, ["group_channels=24", "[16, 16, 32]"]),
+        ({"reduction_ratio": 0}, ["reduction_ratio=0"]),
+        ({"kernel_generation": "quadratic"}, ["kernel_generation", "bottleneck"]),
+        ({"hidden_sizes": [64, 130]}, ["hidden_sizes=[64, 130]", "multiples of 4"]),
+        ({"embedding_size": 33}, ["embedding_size=33", "even"]),
+        ({"depths": [1, 2, 3]}, ["depths=[1, 2, 3]", "hidden_sizes=[64, 128]"]),
+        ({"depths": [1, 0]}, ["depths=[1, 0]", "positive"]),
+        ({"stem_stride": 3}, ["stem_stride=3"]),
+        ({"kernel_size": "seven"}, ["kernel_size"]),
+        ({"out_features": ["stage7"]}, ["stage7"]),
+    ],
+)
+def test_impossible_configurations_are_refused(changes, words):
+    with pytest.raises(Exception) as raised:
+        small_config(**changes)
+    for word in words:
+        assert word in str(raised.value)

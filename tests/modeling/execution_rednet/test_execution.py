@@ -1,66 +1,15 @@
-"""How the models are run: checkpointing, memory layouts, numbers of 16 bits, folded and fused layers, compilation."""
+"""Memory formats, 16-bit numbers, compilation, offloading, and the memory of a training step."""
 
 import copy
 
 import pytest
 import torch
-from rednet import RedNetBackbone, RedNetConfig, RedNetForImageClassification
+from rednet import RedNetConfig, RedNetForImageClassification
 from rednet.modeling_rednet import RedNetInvolutionLayer
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, PreTrainedModel, ResNetConfig, ResNetForImageClassification
+from transformers import AutoConfig, ResNetConfig, ResNetForImageClassification
 
-from small_models import random_images, small_config, small_model
-
-
-def enable_checkpointing(model, use_reentrant: bool) -> None:
-    """By the public method, which has two names across the supported releases of Transformers."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": use_reentrant})
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_gradient_checkpointing_changes_nothing(use_reentrant):
-    """Equal gradients, and BatchNorm statistics that have seen the batch once."""
-    images, labels = random_images(2, 3, 48, 48, requires_grad=True), torch.tensor([1, 2])
-    plain, checkpointed = small_model(), small_model()
-    enable_checkpointing(checkpointed, use_reentrant)
-    for model in (plain, checkpointed):
-        model.train()
-        model(images, labels=labels).loss.backward()
-    for (name, expected), value in zip(plain.named_parameters(), checkpointed.parameters()):
-        torch.testing.assert_close(value.grad, expected.grad, msg=name)
-    for (name, expected), value in zip(plain.named_buffers(), checkpointed.buffers()):
-        assert torch.equal(value, expected), name
-
-
-def test_gradient_checkpointing_inside_of_another_model():
-    """A detector that enables checkpointing for all of its parts must not count the batch twice either."""
-
-    class Detector(PreTrainedModel):
-        config_class = RedNetConfig
-        supports_gradient_checkpointing = True
-
-        def __init__(self, config):
-            super().__init__(config)
-            self.backbone = RedNetBackbone(config)
-            self.post_init()
-
-    detector = Detector(small_config()).train()
-    enable_checkpointing(detector, use_reentrant=False)
-    detector.backbone(random_images(2, 3, 48, 48)).feature_maps[0].sum().backward()
-    counts = [m.num_batches_tracked.item() for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    assert set(counts) == {1}
-
-
-def test_gradient_checkpointing_under_compile():
-    images, labels = random_images(2, 3, 48, 48), torch.tensor([1, 2])
-    plain, checkpointed = small_model(), small_model()
-    enable_checkpointing(checkpointed, use_reentrant=False)
-    compiled = torch.compile(checkpointed.train(), backend="aot_eager")
-    compiled(images, labels=labels).loss.backward()
-    plain.train()(images, labels=labels).loss.backward()
-    for (name, expected), value in zip(plain.named_buffers(), checkpointed.named_buffers()):
-        torch.testing.assert_close(value[1], expected, msg=name)
+from small_models import random_images, small_model
 
 
 class Recorder(TorchDispatchMode):
@@ -181,35 +130,6 @@ def test_training_layer_has_the_gradients_of_its_parts(stride):
         torch.testing.assert_close(value, expected, msg=name)
 
 
-@pytest.mark.parametrize("batch, size", [(1, 32), (2, 65), (3, 128)])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_inference_computes_what_its_layers_say(batch, size, layout):
-    """Folded normalization, matrix products and the fused operator, against every module called one by one."""
-    model = small_model(embedding_size=64, hidden_sizes=[64, 128, 256], depths=[1, 2, 1]).double().eval()
-    model.to(memory_format=layout)
-    images = random_images(batch, 3, size, size, dtype=torch.float64).contiguous(memory_format=layout)
-    with torch.no_grad():
-        logits = model(images).logits
-        for module in model.modules():
-            if isinstance(module, (torch.nn.Conv2d, torch.nn.BatchNorm2d)):
-                module.register_forward_hook(lambda *_: None)
-        torch.testing.assert_close(logits, model(images).logits)
-
-
-def test_changed_layers_are_called():
-    """Adapters and hooks inside of a model are not passed over by what is folded and fused around them."""
-    model = small_model().eval()
-    images = random_images(1, 3, 48, 48)
-    calls = []
-    for name, module in model.named_modules():
-        if isinstance(module, (torch.nn.Conv2d, torch.nn.BatchNorm2d)):
-            module.register_forward_hook(lambda *_, name=name: calls.append(name))
-    with torch.no_grad():
-        model(images)
-    expected = [n for n, m in model.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.BatchNorm2d))]
-    assert sorted(calls) == sorted(expected)
-
-
 def test_weights_that_are_brought_when_a_layer_is_called():
     """Accelerate's offloading keeps weights elsewhere until the module that owns them is called."""
     from accelerate import cpu_offload
@@ -219,38 +139,6 @@ def test_weights_that_are_brought_when_a_layer_is_called():
     with torch.no_grad():
         expected = model(images).logits
         torch.testing.assert_close(cpu_offload(model, torch.device("cpu"))(images).logits, expected)
-
-
-def test_fuse_changes_nothing_but_the_layers():
-    model = small_model().eval()
-    images = random_images(2, 3, 65, 48)
-    with torch.no_grad():
-        expected = model(images).logits
-        assert model.fuse() is model
-        torch.testing.assert_close(model(images).logits, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.fuse()  # a second time there is nothing left to fold
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-
-
-def test_fuse_refuses_what_it_would_break(tmp_path):
-    model = small_model().train()
-    with pytest.raises(ValueError, match=r"model.eval\(\) first"):
-        model.fuse()
-    model.eval()
-    hook = model.rednet.encoder.stages[0].layers[0].layer[0].convolution.register_forward_hook(lambda *_: None)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match="without hooks"):
-        model.fuse()
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    hook.remove()
-    model.fuse()
-    with pytest.raises(ValueError, match="load it again"):
-        model.train()
-    with pytest.raises(ValueError, match="before fuse"):
-        model.save_pretrained(tmp_path / "model")
-    assert not (tmp_path / "model").exists()
 
 
 def test_compiles_with_freezing():
