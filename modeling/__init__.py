@@ -39,7 +39,7 @@ MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["rednet"] = "RedNetForSemanticSegm
 try:
     from transformers import ConvNextImageProcessorPil
 
-    _image_processors = {"pil": ConvNextImageProcessorPil}
+    _image_processors: dict[str, type] = {"pil": ConvNextImageProcessorPil}
     if is_torchvision_available():
         from transformers import ConvNextImageProcessor
 

@@ -1,5 +1,6 @@
 """RedNet model configuration."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -126,7 +127,7 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"num_labels={kwargs['num_labels']} must be 0 (no classifier) or positive")
         super().__post_init__(**kwargs)
 
-    def save_pretrained(self, save_directory, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         """
         Saves the configuration and the code of the model, which `trust_remote_code=True` loads if `rednet` is not
         installed. Every way to save or push a model calls this method. (Transformers alone would write only the entry of
@@ -141,7 +142,7 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
         Raises:
             ValueError: `push_to_hub` is True, which would push the configuration without the code.
         """
-        if kwargs.get("push_to_hub"):
+        if push_to_hub:
             raise ValueError("push_to_hub=True would push no code, expected False: use config.push_to_hub(repository)")
         sources = [Path(__file__).with_name(name) for name in REMOTE_CODE]
         present = {path.stem for path in sources if path.exists() or Path(save_directory, path.name).exists()}

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections import OrderedDict
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -201,7 +201,7 @@ def save_detector(
     Raises:
         FileExistsError: `folder` contains files of a model that is not a RedNet.
     """
-    backbone = model.backbone.body.config.to_diff_dict()
+    backbone = cast(RedNetFPN, model.backbone).body.config.to_diff_dict()
     config = {"detector": detector, "backbone": backbone, "options": options, "categories": categories}
     with replacing(Path(folder)) as temporary:
         (temporary / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
@@ -287,7 +287,7 @@ def read_detector_weights(folder_or_id: str | os.PathLike) -> dict[str, Tensor]:
 def _find_file(folder_or_id: str | os.PathLike, name: str) -> Path:
     """Returns the path of a file in a folder, or in the cache after it is downloaded from a Hub repository."""
     if not Path(folder_or_id).is_dir():
-        return Path(cached_file(str(folder_or_id), name))
+        return Path(cast(str, cached_file(str(folder_or_id), name)))  # it raises OSError instead of returning None
     if not Path(folder_or_id, name).is_file():
         raise ValueError(f"{folder_or_id} holds no model: {name} is missing")
     return Path(folder_or_id, name)
@@ -303,7 +303,7 @@ def script_detector(detector: nn.Module) -> torch.jit.ScriptModule:
     `import torchvision`.
     """
     scripted = copy.deepcopy(detector).eval()
-    channels = scripted.backbone.body.config.num_channels
+    channels = cast(RedNetFPN, scripted.backbone).body.config.num_channels
     image = torch.zeros(1, channels, 64, 64).to(next(scripted.parameters()))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # the checks of shapes hold for all sizes

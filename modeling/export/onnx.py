@@ -18,6 +18,7 @@ def write(model: RedNetPreTrainedModel, pixel_values: Tensor, output_names: list
         dynamo=True,
         verbose=False,
     )
+    assert program is not None  # with dynamo=True
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # source lines with paths of this machine
     program.save(path)

@@ -18,7 +18,8 @@ def load_program(path: Path) -> Callable[[Tensor], Any]:
 
 
 def write_package(model: RedNetPreTrainedModel, pixel_values: Tensor, output_names: list[str], path: Path) -> None:
-    program = _program(model.to(memory_format=torch.channels_last), pixel_values)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # transformers wraps it without types
+    program = _program(model, pixel_values)
     # Frozen weights are faster at large batches. In channels-last with a single channel they give wrong results (2.15).
     settings = {"freezing": pixel_values.shape[1] > 1}
     torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
