@@ -1,4 +1,4 @@
-"""Folders as the Hub takes them, on the disk alone; tests/hub pushes and pulls them."""
+"""Hub folders on the disk: how they are written, replaced and checked."""
 
 import itertools
 import json
@@ -8,28 +8,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from rednet import RedNetConfig, RedNetForImageClassification
-from rednet.hub import check_hub_folder, check_replaceable, replacing, save_hub_folder
-from rednet.hub.cards import make_card
-from transformers import ConvNextImageProcessor
+from rednet.hub import check_hub_folder, check_replaceable, replacing
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
-def write(tmp_path):
-    def write(name: str):
-        config = RedNetConfig(embedding_size=32, hidden_sizes=[64], depths=[1], num_labels=2)
-        card = make_card(config, "RedNet of things", "things", "A test.", "None.")
-        save_hub_folder(tmp_path / name, RedNetForImageClassification(config), ConvNextImageProcessor(), card)
-        return tmp_path / name
-
-    return write
+def write(tmp_path, write_folder):
+    return lambda name: write_folder(tmp_path / name)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_folder_keeps_what_others_wrote(write, tmp_path):
+def test_a_folder_keeps_other_files(write, tmp_path):
     """A clone of a model repository with notes, other weights and the remains of a larger model."""
     folder = tmp_path / "things"
     subprocess.run(["git", "init", "-q", str(folder)], check=True)
@@ -39,10 +31,10 @@ def test_a_folder_keeps_what_others_wrote(write, tmp_path):
     for name in [*foreign, *stale]:
         (folder / name).write_text(name)
     (folder / "config.json").write_text('{"model_type": "rednet"}')
-    neighbours = [tmp_path / f"{prefix}things.{suffix}" for prefix in ("", ".") for suffix in ("old", "new")]
-    for neighbour in neighbours:
-        neighbour.mkdir()
-        (neighbour / "precious").touch()
+    neighbors = [tmp_path / f"{prefix}things.{suffix}" for prefix in ("", ".") for suffix in ("old", "new")]
+    for neighbor in neighbors:
+        neighbor.mkdir()
+        (neighbor / "precious").touch()
     before = contents(folder)
     write("things")
     check_hub_folder(folder)
@@ -51,14 +43,14 @@ def test_a_folder_keeps_what_others_wrote(write, tmp_path):
         name: data for name, data in before.items() if name not in [*stale, "config.json"]
     }.items() <= after.items()
     assert not after.keys() & set(stale)
-    assert all((neighbour / "precious").exists() for neighbour in neighbours)
-    assert sorted(tmp_path.iterdir()) == sorted([folder, *neighbours])
+    assert all((neighbor / "precious").exists() for neighbor in neighbors)
+    assert sorted(tmp_path.iterdir()) == sorted([folder, *neighbors])
 
     write("things")
     assert contents(folder).keys() == after.keys()
 
 
-def test_a_link_to_a_folder_stays_one(write, tmp_path):
+def test_a_link_to_a_folder_stays_a_link(write, tmp_path):
     """Nor is the folder itself exchanged: a mount point cannot be."""
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "things").symlink_to("elsewhere")
@@ -151,7 +143,7 @@ def test_files_of_others_with_our_names_are_not_replaced(write, tmp_path, name, 
     assert contents(tmp_path) == {f"things/{name}": content.encode()}
 
 
-def test_what_is_no_folder_is_refused_before_anything_is_done(tmp_path):
+def test_what_is_not_a_folder_is_refused_first(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("file", "link"):
@@ -167,14 +159,50 @@ def test_what_is_no_folder_is_refused_before_anything_is_done(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written_is_refused(tmp_path):
+def test_a_folder_without_write_permission_is_refused(tmp_path):
     (tmp_path / "mine").mkdir(mode=0o500)
     for folder in (tmp_path / "mine", tmp_path / "mine/new/model"):
         with pytest.raises(PermissionError, match="no permission to write into .*/mine$"):
             check_replaceable(folder)
 
 
-def test_an_impossible_configuration_is_named(write):
+def damage(kind: str, folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    if kind == "no processor":
+        (folder / "preprocessor_config.json").unlink()
+    elif kind == "no code":
+        (folder / "modeling_rednet.py").unlink()
+    elif kind == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif kind == "other weights":
+        state = load_file(weights)
+        state["classifier.weight"] = state["classifier.weight"][:2].clone()
+        save_file(state, weights, {"format": "pt"})
+    elif kind == "auto_map":
+        config = json.loads((folder / "config.json").read_text())
+        del config["auto_map"]["AutoBackbone"]
+        (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no processor", "preprocessor_config.json is missing"),
+        ("no code", "modeling_rednet.py is missing"),
+        ("truncated", "model.safetensors cannot be read"),
+        ("other weights", r"classifier.weight is \[2, 64\], expected \[3, 64\]"),
+        ("auto_map", "auto_map"),
+    ],
+)
+def test_incomplete_folders_are_refused(write, kind, message):
+    folder = write("things")
+    check_hub_folder(folder)
+    damage(kind, folder)
+    with pytest.raises(ValueError, match=message):
+        check_hub_folder(folder)
+
+
+def test_an_invalid_configuration_is_named(write):
     folder = write("things")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "stem_stride": 3}))
@@ -184,14 +212,8 @@ def test_an_impossible_configuration_is_named(write):
         check_hub_folder(folder)
 
 
-def test_a_configuration_is_not_pushed_without_its_code(tmp_path):
-    with pytest.raises(ValueError, match="config.push_to_hub"):
-        RedNetConfig().save_pretrained(tmp_path / "config", push_to_hub=True)
-    assert not (tmp_path / "config").exists()
-
-
-def test_where_the_hub_cannot_be_reached(tmp_path):
-    """Said in a line, before anything is converted."""
+def test_the_converter_checks_the_hub_first(tmp_path):
+    """If the Hub cannot be reached, one line says so before the conversion."""
     (tmp_path / "some.pth").touch()
     command = ["--checkpoint_path", "some.pth", "--output_dir", "out", "--push_to_hub", "me/rednet-50"]
     environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_some", "HF_HUB_OFFLINE": "0"}
