@@ -17,7 +17,7 @@ from matplotlib import cbook
 from PIL import Image
 from rednet import RedNetConfig
 from rednet.profile import median_seconds
-from rednet.training.data.batches import TrainingOrder
+from rednet.training.data.batches import training_order
 from rednet.training.data.segmentation import PairReader, PairTransform
 from rednet.training.data.transforms import TrainingTransform, open_image
 from rednet.training.options.groups import SegmentationConfig, TrainingConfig
@@ -39,7 +39,7 @@ def photograph(width: int, height: int, format: str, **options) -> bytes:
 
 def crops(content: bytes) -> tuple[Callable, Callable]:
     """Our transform and torchvision's, on the same images."""
-    ours, stored = TrainingTransform(TrainingConfig()), {"bytes": content, "path": None}
+    ours, stored = TrainingTransform(TrainingConfig(), 224), {"bytes": content, "path": None}
     theirs = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip()])
     return (
         lambda: [ours(open_image(stored), (0, 0, n)) for n in range(IMAGES)],
@@ -62,7 +62,7 @@ def stream(content: bytes) -> Callable:
     rows = {"image": [{"bytes": content, "path": None}] * STREAMED, "label": [0] * STREAMED}
     images = Dataset.from_dict(rows, features).to_iterable_dataset(num_shards=8)
     config = TrainingConfig(max_train_samples=STREAMED, shuffle_buffer_size=STREAMED // 4)
-    return lambda: list(TrainingOrder(images, config, 0, 1))
+    return lambda: list(training_order(images, config, 0, 1))
 
 
 def main() -> None:

@@ -17,14 +17,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from rednet import RedNetBackbone, RedNetConfig
 from rednet.detection import DETECTORS, STAGES, read_detector_config, read_detector_weights, save_detector
-from rednet.training.data.detection import (
-    categories_of,
-    check_annotations,
-    check_pictures,
-    detection_loaders,
-    load_annotations,
-    make_index,
-)
+from rednet.training.data.coco import categories_of, check_annotations, load_annotations, make_index
+from rednet.training.data.detection import check_pictures, detection_loaders
 from rednet.training.engine.loop import Task, run_training
 from rednet.training.metrics.detection import evaluate_detection
 from rednet.training.options.groups import DetectionConfig

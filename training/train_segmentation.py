@@ -13,7 +13,8 @@ import rednet
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from rednet.training.data.segmentation import check_pairs, load_pairs, segmentation_loaders
+from rednet.training.data.segmentation import load_pairs, segmentation_loaders
+from rednet.training.data.segmentation_checks import check_pairs
 from rednet.training.data.transforms import normalize
 from rednet.training.engine.hub_folder import save_segmentation_folder
 from rednet.training.engine.loop import Task, run_training

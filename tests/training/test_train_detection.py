@@ -14,19 +14,16 @@ from pycocotools import mask as coco_masks
 from rednet import RedNetConfig, RedNetForImageClassification, count_parameters
 from rednet.detection import load_detector
 from rednet.training import train_detection
-from rednet.training.data.detection import (
-    TrainingPictures,
+from rednet.training.data.coco import (
     categories_of,
     check_annotations,
-    check_pictures,
-    detection_loaders,
     load_annotations,
     make_index,
     objects_of,
-    pictures,
     read_annotations,
     run_lengths,
 )
+from rednet.training.data.detection import TrainingPictures, check_pictures, detection_loaders, pictures
 from rednet.training.metrics.detection import average_precision, to_coco
 from rednet.training.options.groups import DetectionConfig
 from torchvision.ops import masks_to_boxes
@@ -484,7 +481,7 @@ def test_a_failed_check_ends_all_processes(root, options, tmp_path):
         (["--validation_annotations", "none.json"], "--validation_annotations none.json: no such file"),
         (["--detector", "retinanet"], "--head involution is for the RPN and the mask head"),
         (["--trainable_layers", "3"], "must not be frozen: give --trainable_layers 5"),
-        (["--detector", "yolo"], "'fasterrcnn', 'maskrcnn', 'retinanet'"),
+        (["--detector", "yolo"], "expected one of fasterrcnn, maskrcnn, retinanet"),
     ],
 )
 def test_bad_options_are_named(trained, tmp_path, capsys, more, words):

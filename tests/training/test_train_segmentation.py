@@ -14,8 +14,9 @@ from huggingface_hub import ModelCard
 from PIL import ExifTags, Image
 from rednet import RedNetConfig, RedNetForImageClassification, count_parameters
 from rednet.training import train_segmentation
-from rednet.training.data.problems import read_header
-from rednet.training.data.segmentation import PairReader, PairTransform, check_pairs, load_pairs, segmentation_loaders
+from rednet.training.data.headers import read_header
+from rednet.training.data.segmentation import PairReader, PairTransform, load_pairs, segmentation_loaders
+from rednet.training.data.segmentation_checks import check_pairs
 from rednet.training.data.transforms import open_image
 from rednet.training.options.groups import SegmentationConfig
 from sklearn.metrics import jaccard_score
@@ -352,7 +353,7 @@ def test_headers_have_the_size_of_what_is_read(suffix, orientation):
     picture = {"bytes": content.getvalue(), "path": None}
     header = read_header(picture)
     assert header.size == open_image(picture).size and header.stored_size == (30, 20)
-    assert header.turned_unseen is (orientation in (2, 3, 4))
+    assert header.has_hidden_rotation is (orientation in (2, 3, 4))
 
 
 def test_rare_classes_are_no_error_in_a_sample(tmp_path, caplog):
@@ -482,11 +483,11 @@ def test_recipes_build_the_rows_of_the_table(root, pairs, monkeypatch, suffix, n
 @pytest.mark.parametrize(
     "more, words",
     [
-        (["--crop_size", "64"], "--crop_size is [64], expected a height and a width"),
-        (["--random_scale", "2", "1"], "--random_scale is [2.0, 1.0]"),
+        (["--crop_size", "64"], "--crop_size is 64, expected a height and a width"),
+        (["--random_scale", "2", "1"], "--random_scale is 2 1,"),
         (["--train_dir", "nowhere"], "--train_dir nowhere: there is no such folder"),
-        (["--eval_epochs", "0"], "--eval_epochs is 0, expected at least 1"),
-        (["--lr_scheduler_type", "poly"], "'polynomial'"),
+        (["--eval_epochs", "0"], "--eval_epochs is 0, expected an integer of at least 1"),
+        (["--lr_scheduler_type", "poly"], "cosine, polynomial"),
     ],
 )
 def test_bad_options_are_named(trained, tmp_path, capsys, more, words):

@@ -1,1 +1,1 @@
-"""From a data set to batches on the host, in an order that survives an interruption."""
+"""From a data set to batches on the host, in an order that does not change when a run is interrupted."""

@@ -1,48 +1,68 @@
-"""From a data set to batches: in which order, and on which process.
+"""Batches of a data set: in which order, and on which process.
 
-The order of an epoch, and what happens to the image at each position of it, follow from seed, epoch and position
-alone: the number of workers and interruptions change nothing, and neither does the number of processes as long as the
-batch of all of them together stays. That is why the main process deals out the images (`TrainingOrder`,
-`EvaluationOrder`) and the workers only decode and augment them; of a stream, the undecoded files themselves are dealt.
+The order of an epoch and the augmentation of each image depend on the seed, the epoch and the position in the epoch
+alone. The number of workers and interruptions change nothing, nor does the number of processes as long as the total
+batch size of all processes stays the same. Therefore the main thread of each process chooses the rows (`TrainingOrder`,
+`EvaluationOrder`), and the workers only decode and augment them. The rows of a stream are undecoded files.
 """
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 from datasets import Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
+from PIL import Image as PILImage
+from rednet.training.data.headers import check_mode
+from rednet.training.data.sources import Images
 from rednet.training.data.transforms import TrainingTransform, open_image
-from rednet.training.options.groups import TrainingConfig
+from rednet.training.options.groups import ComputeOptions, SegmentationConfig, TrainingConfig, TrainingDataOptions
 from rednet.training.utils.randomness import seed_from
 from torch.utils.data import DataLoader, Sampler, default_convert
 from transformers import BaseImageProcessor
 
 
-class TrainingOrder(Sampler):
-    """The batches of one process, as lists of (key of the image's randomness, row). `begin` says of which epoch.
+Result = TypeVar("Result")
 
-    Each process takes every `num_processes`-th batch. What does not fill a batch of all processes is left out, because
-    a smaller batch would weigh its images more than the others.
+
+class TrainingOrder(Sampler):
+    """Batch sampler of one process for training. `begin` chooses the epoch.
+
+    A batch is a list of (key, row): the key of the image's random numbers, and an index or a row of a stream. Of the
+    batches of an epoch, each process takes every `num_processes`-th. The images that do not fill a batch on all
+    processes are left out, because they would weigh more in the gradient than others.
+
+    Args:
+        images: a data set, or a stream that is already shuffled.
+        batch_size: of this process.
+        num_images: the length of an epoch, which a stream does not have by itself; by default that of `images`.
 
     Raises:
-        ValueError: there are fewer images than one batch of all processes, or nobody knows how many there are.
+        ValueError: there are fewer images than one batch on all processes.
     """
 
-    def __init__(self, images: Dataset | IterableDataset, config: TrainingConfig, process: int, num_processes: int):
-        self.seed, self.batch_size = config.seed, config.per_device_train_batch_size
+    def __init__(
+        self,
+        images: Images,
+        batch_size: int,
+        seed: int,
+        process: int,
+        num_processes: int,
+        num_images: int | None = None,
+    ):
+        self.images, self.batch_size, self.seed = images, batch_size, seed
         self.process, self.num_processes = process, num_processes
-        self.global_batch = self.batch_size * num_processes
-        self.num_images = epoch_length(images, config)
-        self.images = images
+        self.global_batch = batch_size * num_processes
+        self.num_images = len(images) if num_images is None else num_images
         if isinstance(images, IterableDataset):
-            shuffled = images.shuffle(config.seed, buffer_size=config.shuffle_buffer_size)
-            self.images = split_dataset_by_node(shuffled, process, num_processes)
+            self.images = split_dataset_by_node(images, process, num_processes)
         if len(self) == 0:
             raise ValueError(
-                f"per_device_train_batch_size is {self.batch_size} on {num_processes} processes, but there are only "
+                f"per_device_train_batch_size is {batch_size} on {num_processes} processes, but there are only "
                 f"{self.num_images} images to train on"
             )
         self.begin(epoch=0, position=0)
@@ -51,70 +71,84 @@ class TrainingOrder(Sampler):
         return self.num_images // self.global_batch
 
     def begin(self, epoch: int, position: int) -> None:
-        """The next iteration goes over `epoch` from the image at `position` (of all processes together) on."""
+        """Makes the next iteration start at image `position` of `epoch`, counted over all processes."""
         self.epoch, self.first_batch = epoch, position // self.global_batch
 
     def __iter__(self) -> Iterator[list[tuple]]:
-        rows = self.stream() if isinstance(self.images, IterableDataset) else None
-        if rows is None:
+        stream = self.stream() if isinstance(self.images, IterableDataset) else None
+        if stream is None:
             generator = torch.Generator().manual_seed(seed_from(self.seed, self.epoch))
             order = torch.randperm(self.num_images, generator=generator)
         for batch in range(self.first_batch, len(self)):
             start = (batch * self.num_processes + self.process) * self.batch_size
             positions = range(start, start + self.batch_size)
-            mine = (
+            rows = (
                 order[start : start + self.batch_size].tolist()
-                if rows is None
-                else itertools.islice(rows, self.batch_size)
+                if stream is None
+                else itertools.islice(stream, self.batch_size)
             )
-            yield [((self.seed, self.epoch, position), row) for position, row in zip(positions, mine, strict=True)]
+            yield [((self.seed, self.epoch, position), row) for position, row in zip(positions, rows, strict=True)]
 
     def stream(self) -> Iterator[dict]:
-        """This process's rows from the first batch on: the files before are read, but not decoded.
+        """Yields the rows of this process from the first batch on. Earlier files are read, but not decoded.
 
-        Processes deal with whole files where their number allows it. One whose files hold less than its share begins
-        them again.
+        If the number of files allows it, each process reads whole files. A process whose files contain less than its
+        share reads them again.
         """
         self.images.set_epoch(self.epoch)
-        share, had = len(self) * self.batch_size, 0
-        while had < share:
-            before = had
-            for row in itertools.islice(self.images, share - had):
-                had += 1
-                if had > self.first_batch * self.batch_size:
+        share, count = len(self) * self.batch_size, 0
+        while count < share:
+            before = count
+            for row in itertools.islice(self.images, share - count):
+                count += 1
+                if count > self.first_batch * self.batch_size:
                     yield row
-            if had < share and (self.num_processes == 1 or 2 * (had - before) < share):
+            if count < share and (self.num_processes == 1 or 2 * (count - before) < share):
                 raise ValueError(
-                    f"the stream ended after {had - before} images, expected {share} for each of {self.num_processes} "
-                    "processes: --max_train_samples says how many images an epoch has"
+                    f"the stream ended after {count - before} images, expected {share} for each of "
+                    f"{self.num_processes} processes: set --max_train_samples to the number of images of an epoch"
                 )
 
 
-def epoch_length(images: Dataset | IterableDataset, config: TrainingConfig) -> int:
+def training_order(
+    images: Images, config: TrainingConfig | SegmentationConfig, process: int, num_processes: int
+) -> TrainingOrder:
+    """The order of `images`, which may be a stream."""
+    num_images = epoch_length(images, config)
+    if isinstance(images, IterableDataset):
+        images = images.shuffle(config.seed, buffer_size=config.shuffle_buffer_size)
+    return TrainingOrder(images, config.per_device_train_batch_size, config.seed, process, num_processes, num_images)
+
+
+def epoch_length(images: Images, config: TrainingDataOptions) -> int:
+    """The number of images of an epoch.
+
+    Raises:
+        ValueError: neither a stream nor the options give a number.
+    """
     if isinstance(images, Dataset):
         return len(images)
-    known = images.info.splits and images.info.splits.get(config.train_split)
-    lengths = [known.num_examples if known else None, config.max_train_samples]
+    split = images.info.splits and images.info.splits.get(config.train_split)
+    lengths = [split.num_examples if split else None, config.max_train_samples]
     if not any(lengths):
-        raise ValueError(
-            "this stream does not say how many images it has: give --max_train_samples, those of an epoch"
-        )
+        raise ValueError("the length of this stream is unknown: set --max_train_samples to the images of an epoch")
     return min(filter(None, lengths))
 
 
 class EvaluationOrder(Sampler):
-    """The batches of one process, as lists of (whether the row counts, row), over all images in their order.
+    """Batch sampler of one process for evaluation, over all images in their order.
 
-    Every process gets as many batches as the others, all of the same size, because they gather their results; rows
-    that fill up the last ones do not count. A stream is read by every process, and decoded in parts.
+    A batch is a list of (counts, row): whether the row counts in the results, and an index or a row of a stream. Every
+    process gets the same number of batches of the same size, because processes gather their results; rows that fill up
+    the last batches do not count. Every process reads the whole stream, but decodes only its own rows.
     """
 
-    def __init__(self, images: Dataset | IterableDataset, batch_size: int, process: int, num_processes: int):
+    def __init__(self, images: Images, batch_size: int, process: int, num_processes: int):
         self.images, self.batch_size, self.process, self.num_processes = images, batch_size, process, num_processes
 
     def __len__(self) -> int:
         if isinstance(self.images, IterableDataset):
-            raise TypeError("nobody knows how long a stream is")  # what a progress bar expects
+            raise TypeError("the length of a stream is unknown")  # TypeError is what a progress bar expects
         return math.ceil(len(self.images) / (self.batch_size * self.num_processes))
 
     def __iter__(self) -> Iterator[list[tuple]]:
@@ -134,83 +168,102 @@ class EvaluationOrder(Sampler):
 
 
 class TrainingBatches(torch.utils.data.Dataset):
-    """Makes the batches that `TrainingOrder` asks for: `pixel_values`, uint8 (B, 3, size, size), and `labels` (B,).
+    """Batches for `TrainingOrder`: `pixel_values`, uint8 (B, 3, size, size), and `labels` (B,).
 
-    Bytes travel; `normalize` makes them floats where the model is.
+    `normalize` makes floats of the pixels on the device, so that workers transfer bytes.
     """
 
-    def __init__(self, images: Dataset | IterableDataset, config: TrainingConfig, num_labels: int):
-        self.images, self.num_labels, self.transform = images, num_labels, TrainingTransform(config)
+    def __init__(self, images: Images, transform: TrainingTransform, num_labels: int):
+        self.images, self.transform, self.num_labels = images, transform, num_labels
 
-    def __getitems__(self, places: list[tuple]) -> dict[str, torch.Tensor]:
-        keys, rows = zip(*places)
-        rows = fetch(self.images, rows)
-        pictures = [decode(row, lambda image, key=key: self.transform(image, key)) for row, key in zip(rows, keys)]
-        images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)  # channels-last, as PIL has them
-        return {"pixel_values": images, "labels": checked_labels(rows, self.num_labels)}
+    def __getitems__(self, batch: list[tuple]) -> dict[str, torch.Tensor]:
+        keys = [key for key, _ in batch]
+        rows = fetch(self.images, [row for _, row in batch])
+        pixels = [decode(row, partial(self.transform, key=key)) for row, key in zip(rows, keys)]
+        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)  # a channels-last tensor, without a copy
+        return {"pixel_values": images, "labels": stack_labels(rows, self.num_labels)}
 
 
 class EvaluationBatches(torch.utils.data.Dataset):
-    """Makes the batches that `EvaluationOrder` asks for, as the image processor does: what is measured is what users
-    will run. The label of a row that does not count is -1."""
+    """Batches for `EvaluationOrder`: the output of the image processor, as users will run the model, and `labels` (B,).
 
-    def __init__(self, images: Dataset | IterableDataset, processor: BaseImageProcessor, num_labels: int):
+    The label of a row that does not count is -1.
+    """
+
+    def __init__(self, images: Images, processor: BaseImageProcessor, num_labels: int):
         self.images, self.processor, self.num_labels = images, processor, num_labels
 
-    def __getitems__(self, places: list[tuple]) -> dict[str, torch.Tensor]:
-        counts, rows = zip(*places)
-        rows = fetch(self.images, rows)
-        pictures = [decode(row, lambda image: image.convert("RGB")) for row in rows]
-        labels = checked_labels(rows, self.num_labels).where(torch.tensor(counts), -1)
-        return {**self.processor(pictures, return_tensors="pt"), "labels": labels}
+    def __getitems__(self, batch: list[tuple]) -> dict[str, torch.Tensor]:
+        counts = torch.tensor([counts for counts, _ in batch])
+        rows = fetch(self.images, [row for _, row in batch])
+        images = [decode(row, lambda image: image.convert("RGB")) for row in rows]
+        labels = stack_labels(rows, self.num_labels).where(counts, -1)
+        return {**self.processor(images, return_tensors="pt"), "labels": labels}
 
 
-def fetch(images: Dataset | IterableDataset, rows: tuple) -> list[dict]:
-    """The rows themselves: of a stream they came along."""
+def fetch(images: Images, rows: Sequence) -> list[dict]:
+    """The rows of a batch. Those of a stream are already there, those of a data set are given by index."""
     return list(rows) if isinstance(images, IterableDataset) else images.__getitems__(list(rows))
 
 
-def decode(row: dict, transform, column: str = "image"):
-    """Opens and transforms the image of a row; one that cannot be read is named."""
+def decode(row: dict, transform: Callable[[PILImage.Image], Result], column: str = "image") -> Result:
+    """Opens and transforms the picture in `column` of a row.
+
+    Raises:
+        ValueError: it is missing or cannot be read. The message has its path.
+    """
     if row[column] is None:
         raise ValueError(f"a row has no {column}")
     name = row[column]["path"] or "(without a path)"
     try:
         image = open_image(row[column])
-        if column == "image" and image.mode[0] in "IF":  # 16 bits and more, which `convert` would cut off
-            raise OSError(f"its pixels are of the mode {image.mode}, expected 8 bits for each value")
+        if column == "image":
+            check_mode(image.mode)
         return transform(image)
-    except Exception as error:  # Pillow answers a damaged file with a dozen of them, struct.error for one
+    except Exception as error:  # Pillow raises errors of many types for damaged files, even struct.error
         raise ValueError(f"the {column} {name} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def checked_labels(rows: list[dict], num_labels: int) -> torch.Tensor:
-    for label in (row["label"] for row in rows):
-        # On a GPU, the loss would only say that an assertion failed.
+def stack_labels(rows: list[dict], num_labels: int) -> torch.Tensor:
+    """The labels of `rows` as int64 (B,).
+
+    Raises:
+        ValueError: a label is not a class of the model. On a GPU, the loss would only report a failed assertion.
+    """
+    labels = [row["label"] for row in rows]
+    for label in labels:
         if label is None or not 0 <= label < num_labels:
             raise ValueError(f"the label of an image is {label}, but the model has {num_labels} classes, from 0 on")
-    return torch.tensor([int(row["label"]) for row in rows])
+    return torch.tensor([int(label) for label in labels])
 
 
-def training_loader(images, config: TrainingConfig, num_labels: int, process: int, num_processes: int) -> DataLoader:
-    """Batches of `TrainingBatches`; `loader.batch_sampler.begin` chooses the epoch of the next iteration."""
+def training_loader(
+    images: Images, config: TrainingConfig, num_labels: int, process: int, num_processes: int
+) -> DataLoader:
+    """Loader of `TrainingBatches`. `loader.batch_sampler.begin` chooses the epoch of the next iteration."""
     images = images.cast_column("image", Image(decode=False))
-    order = TrainingOrder(images, config, process, num_processes)
-    return make_loader(TrainingBatches(images, config, num_labels), order, config)
+    order = training_order(images, config, process, num_processes)
+    return make_loader(
+        TrainingBatches(images, TrainingTransform(config, config.image_size), num_labels), order, config
+    )
 
 
 def evaluation_loader(
-    images, config: TrainingConfig, processor: BaseImageProcessor, num_labels: int, process: int, num_processes: int
+    images: Images,
+    config: ComputeOptions,
+    processor: BaseImageProcessor,
+    num_labels: int,
+    process: int,
+    num_processes: int,
 ) -> DataLoader:
-    """Batches of `EvaluationBatches`."""
+    """Loader of `EvaluationBatches`."""
     images = images.cast_column("image", Image(decode=False))
-    if isinstance(images, IterableDataset) and config.max_eval_samples is not None:
-        images = images.take(config.max_eval_samples)
     order = EvaluationOrder(images, config.per_device_eval_batch_size, process, num_processes)
     return make_loader(EvaluationBatches(images, processor, num_labels), order, config)
 
 
-def make_loader(batches: torch.utils.data.Dataset, order: Iterable, config: TrainingConfig) -> DataLoader:
+def make_loader(batches: torch.utils.data.Dataset, order: Sampler, config: ComputeOptions) -> DataLoader:
+    """A loader of datasets that return whole batches from `__getitems__`."""
     return DataLoader(
         batches,
         batch_sampler=order,

@@ -1,29 +1,27 @@
-"""Pictures in one folder per class: listed with links followed, and nothing left out without a word."""
+"""Images in one folder for each class. Links are followed, and files that are not used are reported."""
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
-from rednet.training.data.problems import raise_problems
+from rednet.training.data.problems import first_of, raise_problems
 from rednet.training.utils.distributed import is_main_process
 from tqdm.auto import tqdm
 
 
 SUFFIXES = {suffix for suffix, kind in PILImage.registered_extensions().items() if kind in PILImage.OPEN}
-NAMED = 5  # of the files that a warning is about
 logger = logging.getLogger(__name__)
 
 
 class ClassFolders:
-    """
-    Everything below `folder`: each folder in it is a class, with the pictures in it and in the folders below.
+    """Lists `folder`. Each folder in it is a class, which has all pictures at any depth below.
 
     Attributes:
-        pictures: the paths, by class, in the order of their names.
-        problems: what is a mistake: broken links, links to a folder above, empty files, pictures without a class.
-        unused: files that are no pictures, and what is hidden.
+        pictures: the sorted paths of each class.
+        problems: errors: broken links, links to a parent folder, empty files, pictures without a class.
+        unused: files that are not pictures, and hidden files and folders.
     """
 
     def __init__(self, folder: str):
@@ -39,7 +37,7 @@ class ClassFolders:
             elif _is_folder(entry):
                 self.pictures[entry.name] = list(self._below(entry.path, above))
             elif self._is_picture(entry):
-                self.problems.append(f"{entry.path} is not in a folder, expected it in that of its class")
+                self.problems.append(f"{entry.path} is not in a folder, expected it in the folder of its class")
 
     def _below(self, folder: str, above: tuple[str, ...]) -> Iterator[str]:
         real = os.path.realpath(folder)
@@ -63,14 +61,14 @@ class ClassFolders:
             return []
 
     def _is_picture(self, entry: os.DirEntry) -> bool:
-        """By the name; notes what is something else, and what cannot be a picture in spite of its name."""
+        """Whether a file has the suffix of a picture. Records broken links, empty files and other files."""
         if entry.is_symlink() and not os.path.exists(entry.path):
             self.problems.append(f"{entry.path} is a broken link to {os.readlink(entry.path)}")
             return False
         if os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
             self.unused.append(entry.path)
             return False
-        if is_main_process() and entry.stat().st_size == 0:  # one asks the disk for all
+        if is_main_process() and entry.stat().st_size == 0:  # one process asks the disk
             self.problems.append(f"{entry.path} is empty, expected a picture")
         return True
 
@@ -79,35 +77,34 @@ def _is_folder(entry: os.DirEntry) -> bool:
     return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
 
 
-def read_class_folders(folders: dict[str, str]) -> dict[str, Dataset]:
-    """
-    The splits, by name, with the columns `image` and `label`.
+def read_class_folders(folders: Mapping[str, str]) -> dict[str, Dataset]:
+    """Reads splits with the columns `image` and `label`.
 
     Args:
         folders: the folder of each split. The classes are the folders in the first one.
 
     Raises:
-        ValueError: a class has no pictures or is not in the first folder, or a file is not what its place says; the
-            message names up to 20 of them.
+        ValueError: a class has no pictures or is not in the first folder, a link or a file is broken, or a picture is
+            not in a class.
     """
-    found = {split: ClassFolders(folder) for split, folder in folders.items()}
-    first = next(iter(found.values()))
-    problems = [problem for split in found.values() for problem in split.problems]
+    listings = {split: ClassFolders(folder) for split, folder in folders.items()}
+    first = next(iter(listings.values()))
+    problems = [problem for split in listings.values() for problem in split.problems]
     if not first.pictures:
         problems.append(f"{first.folder} has no folders, expected one for each class")
     problems += [f"{first.folder}/{name} has no pictures" for name, paths in first.pictures.items() if not paths]
-    for split in found.values():
+    for split in listings.values():
         if unknown := sorted(split.pictures.keys() - first.pictures.keys()):
             problems.append(f"{split.folder} has classes {unknown}, {first.folder} {sorted(first.pictures)}")
     raise_problems(problems, " and ".join(dict.fromkeys(folders.values())))
     if is_main_process():
-        for split in found.values():
+        for split in listings.values():
             _warn(split, first)
     names = list(first.pictures)
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
     tables = {}
-    for name, split in found.items():
-        rows = [(path, label) for label, of in enumerate(names) for path in split.pictures.get(of, [])]
+    for name, split in listings.items():
+        rows = [(path, label) for label, class_ in enumerate(names) for path in split.pictures.get(class_, [])]
         columns = {"image": [path for path, _ in rows], "label": [label for _, label in rows]}
         tables[name] = Dataset.from_dict(columns, features)
     return tables
@@ -116,10 +113,8 @@ def read_class_folders(folders: dict[str, str]) -> dict[str, Dataset]:
 def _warn(split: ClassFolders, first: ClassFolders) -> None:
     notes = []
     if split.unused:
-        more = " ..." if len(split.unused) > NAMED else ""
-        notes.append(f"{len(split.unused)} are no pictures and are not used: {', '.join(split.unused[:NAMED])}{more}")
+        notes.append(f"{len(split.unused)} are no pictures and are not used: {first_of(split.unused)}")
     if missing := [name for name in first.pictures if not split.pictures.get(name)]:
-        more = " ..." if len(missing) > NAMED else ""
-        notes.append(f"{len(missing)} classes have no pictures to evaluate on: {', '.join(missing[:NAMED])}{more}")
+        notes.append(f"{len(missing)} classes have no pictures to evaluate on: {first_of(missing)}")
     if notes:
         logger.warning(f"{split.folder}: {'; '.join(notes)}")

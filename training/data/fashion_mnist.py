@@ -1,4 +1,4 @@
-"""Fashion-MNIST, the data of the demonstration, from wherever it can be had."""
+"""Fashion-MNIST, the data set of the demonstration, from the Hub or from a Debian package."""
 
 import gzip
 import io
@@ -32,20 +32,20 @@ DATA_DIRECTORY = Path("outputs/data")
 
 
 def load_fashion_mnist() -> DatasetDict:
-    """Fashion-MNIST from the Hub where it can be reached, else from Debian's package, kept in outputs/data.
+    """Loads Fashion-MNIST from the Hub. If that fails, from a Debian package, and stores it in outputs/data.
 
     Raises:
-        RuntimeError: neither can be had; the message says what helps.
+        FileNotFoundError: neither the Hub nor the package is available.
     """
-    kept = DATA_DIRECTORY / "fashion_mnist"
-    if kept.is_dir():
-        return load_from_disk(kept)
+    folder = DATA_DIRECTORY / "fashion_mnist"
+    if folder.is_dir():
+        return load_from_disk(folder)
     try:
-        # A quick question first: `load_dataset` retries for half a minute where there is no network.
+        # First a request that fails fast: without a network, `load_dataset` retries for half a minute.
         HfApi().dataset_info(FASHION_MNIST, timeout=10)
         return load_dataset(FASHION_MNIST)
     except Exception as error:
-        print(f"Fashion-MNIST cannot be had from the Hub ({type(error).__name__}), taking Debian's package")
+        print(f"Cannot load Fashion-MNIST from the Hub ({type(error).__name__}), falling back to the Debian package")
     files = _debian_files()
     features = Features({"image": Image(), "label": ClassLabel(names=FASHION_MNIST_CLASSES)})
     dataset = DatasetDict()
@@ -54,13 +54,14 @@ def load_fashion_mnist() -> DatasetDict:
         labels = _read_idx(files / f"{prefix}-labels-idx1-ubyte.gz")
         columns = {"image": [{"bytes": _png(image), "path": None} for image in images], "label": labels.tolist()}
         dataset[split] = Dataset.from_dict(columns, features=features)
-    beside = kept.with_name(f"{kept.name}.{os.getpid()}")
-    dataset.save_to_disk(beside)
-    beside.rename(kept)
-    return load_from_disk(kept)
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}")
+    dataset.save_to_disk(temporary)
+    temporary.rename(folder)
+    return load_from_disk(folder)
 
 
 def _debian_files() -> Path:
+    """The folder of the package's files: that of the installed package, or one unpacked in outputs/data."""
     installed, unpacked = Path("/") / DEBIAN_FILES, DATA_DIRECTORY / DEBIAN_FILES
     if installed.is_dir():
         return installed
@@ -68,15 +69,15 @@ def _debian_files() -> Path:
         _download_debian_package()
     if not unpacked.is_dir():
         raise FileNotFoundError(
-            f"Fashion-MNIST cannot be had here. Either give this machine a network that reaches the Hugging Face Hub "
-            f"({FASHION_MNIST}), or install Debian's package {DEBIAN_PACKAGE} (its files belong into {installed})"
+            f"Fashion-MNIST is not available. Connect this machine to the Hugging Face Hub ({FASHION_MNIST}), or install "
+            f"the Debian package {DEBIAN_PACKAGE} (its files are in {installed})"
         )
     return unpacked
 
 
 def _download_debian_package() -> None:
-    """Downloads and unpacks into outputs/data, which needs no root; with package lists of its own where the machine
-    has none."""
+    """Downloads the package and unpacks it in outputs/data, without root permissions. If the machine has no package
+    lists, it downloads them to outputs/data as well."""
     lists = (DATA_DIRECTORY / "apt").resolve()
     (lists / "partial").mkdir(parents=True, exist_ok=True)
     own_lists = ["-o", f"Dir::State::Lists={lists}"]
@@ -90,6 +91,7 @@ def _download_debian_package() -> None:
 
 
 def _read_idx(path: Path) -> np.ndarray:
+    """Reads a compressed file in the IDX format of MNIST, of unsigned bytes."""
     content = gzip.decompress(path.read_bytes())
     dimensions = content[3]
     shape = np.frombuffer(content, ">i4", dimensions, offset=4)

@@ -3,6 +3,7 @@
 import torch
 from datasets import Dataset, Image
 from rednet.training.data.batches import EvaluationBatches, TrainingBatches
+from rednet.training.data.transforms import TrainingTransform
 from rednet.training.options.finetune import FinetuneConfig
 from transformers import BaseImageProcessor
 
@@ -13,7 +14,8 @@ class TrainingRows(TrainingBatches):
     epoch = 0
 
     def __init__(self, images: Dataset, config: FinetuneConfig, num_labels: int):
-        super().__init__(images.cast_column("image", Image(decode=False)), config, num_labels)
+        transform = TrainingTransform(config, config.image_size)
+        super().__init__(images.cast_column("image", Image(decode=False)), transform, num_labels)
         self.seed = config.seed
 
     def __len__(self) -> int:

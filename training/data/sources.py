@@ -1,55 +1,52 @@
-"""Where the images come from: anything that `datasets` can load, in memory-mapped files or as a stream."""
+"""Loads images and labels: all that `datasets` can load, in memory-mapped files or as a stream, and class folders."""
 
-import io
 import os
 import random
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset, load_dataset_builder
-from PIL import Image as PILImage
 from pyarrow import ArrowException, parquet
 from rednet.training.data.class_folders import read_class_folders
 from rednet.training.data.fashion_mnist import FASHION_MNIST, load_fashion_mnist
-from rednet.training.data.problems import raise_problems
-from rednet.training.options.groups import DataOptions, TrainingConfig
-from tqdm.auto import tqdm
+from rednet.training.data.headers import read_picture_header
+from rednet.training.data.problems import raise_problems, read_each
+from rednet.training.options.groups import DataOptions, TrainingDataOptions
 
 
 INTEGERS = [Value(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)] + [Value("bool")]
-CHECKED_PICTURES = 2000
-LABELS_IN_A_BATCH = 100_000
+MAX_CHECKED_PICTURES = 2000
+LABELS_PER_BATCH = 100_000
+
+Images: TypeAlias = Dataset | IterableDataset
 
 
-def load_images(config: TrainingConfig) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
+def load_images(config: TrainingDataOptions) -> tuple[Images, Images]:
     """The training and the validation images, with columns `image` and `label` (a `ClassLabel`, or integers).
 
-    Streamed images are not decoded (`augmentation.open_image` opens them), the others are when they are read.
+    The images of a stream are not decoded (`transforms.open_image` opens them); others are decoded when they are read.
 
     Raises:
-        ValueError: a split or a column is not there, the labels are no classes, or those of both splits differ. The
-            message names what is missing, and what there is.
+        ValueError: a split or a column is missing, the labels are not classes, or the classes of the splits differ.
     """
     splits = with_validation(read_source(config), config)
     train, validation = (select(splits, option, config) for option in ("train_split", "validation_split"))
     if isinstance(train, Dataset) and isinstance(validation, Dataset):
         check_classes(train, validation, config)
-    return limit(train, config.max_train_samples, config), limit(validation, config.max_eval_samples, config)
+    return limit_training(train, config), limit_evaluation(validation, config)
 
 
-def load_validation_images(config: DataOptions) -> Dataset | IterableDataset:
-    """The validation images alone, the same as those of `load_images`: training images need not be there."""
-    return limit(
-        select(with_validation(read_source(config), config), "validation_split", config),
-        config.max_eval_samples,
-        config,
-    )
+def load_validation_images(config: DataOptions) -> Images:
+    """The validation images of `load_images`, without the training images, which need not exist."""
+    return limit_evaluation(select(with_validation(read_source(config), config), "validation_split", config), config)
 
 
-def with_validation(splits: dict[str, Dataset | IterableDataset], config: DataOptions) -> dict:
-    """The splits of a data set, with the validation split that `train_val_split` makes.
+def with_validation(splits: Mapping[str, Images], config: DataOptions) -> Mapping[str, Images]:
+    """The splits of a data set, with a validation split from the training images if `train_val_split` is set.
 
     Raises:
-        ValueError: there is a validation split already, or none can be made.
+        ValueError: the data set already has a validation split, or its training split is missing or a stream.
     """
     if config.train_val_split is None:
         return splits
@@ -58,10 +55,10 @@ def with_validation(splits: dict[str, Dataset | IterableDataset], config: DataOp
     return split_off_validation(splits, config)
 
 
-def read_source(config: DataOptions) -> dict[str, Dataset | IterableDataset]:
+def read_source(config: DataOptions) -> Mapping[str, Images]:
+    """All splits of the data set or of the class folders that `config` names."""
     if config.train_dir or config.validation_dir:
-        # `validation_split` may have another name; what is in validation_dir is what it means. Nothing of the files is
-        # stored, with `streaming` or without.
+        # Class folders are listed, not copied, so that `streaming` makes no difference.
         folders = {config.train_split: config.train_dir, config.validation_split: config.validation_dir}
         return read_class_folders({split: folder for split, folder in folders.items() if folder})
     if config.dataset_name == FASHION_MNIST and not config.streaming:
@@ -73,19 +70,21 @@ def read_source(config: DataOptions) -> dict[str, Dataset | IterableDataset]:
 
 
 def check_linked_folders(folder: str) -> None:
-    """`datasets` does not look into folders that are links: a class that is one would go unnoticed."""
+    """Raises ValueError if `folder` contains links to folders, which `datasets` skips silently, as if a class did not
+    exist."""
     links = []
     for root, names, _ in os.walk(folder):
         names[:] = sorted(name for name in names if name[0] != ".")  # `datasets` skips what is hidden
         links += [path for name in names if os.path.islink(path := os.path.join(root, name))]
-    cure = "give folders of classes as --train_dir and --validation_dir"
+    cure = "use --train_dir and --validation_dir for folders of classes"
     raise_problems(
         (f"{path} is a link to a folder, which `datasets` does not follow: {cure}" for path in links), folder
     )
 
 
 def check_parquet_classes(config: DataOptions) -> None:
-    """`datasets` reads all splits with the class names of the first: with others, labels would silently change."""
+    """Raises ValueError if the classes of two parquet files differ. `datasets` uses those of the first file for all
+    splits, which would change the labels silently."""
     files = load_dataset_builder(config.dataset_name, config.dataset_config_name).config.data_files or {}
     first = [files[split][0] for split in (config.train_split, config.validation_split) if split in files]
     if all(file.endswith(".parquet") for file in first):
@@ -101,19 +100,19 @@ def parquet_features(file: str) -> Features:
         raise ValueError(f"{file} cannot be read as parquet: {error}") from error
 
 
-def split_off_validation(splits: dict[str, Dataset], config: TrainingConfig) -> dict[str, Dataset]:
-    """Divides the training split; a class has the same part in both where the labels say the classes."""
+def split_off_validation(splits: Mapping[str, Images], config: DataOptions) -> dict[str, Dataset]:
+    """Divides the training split, with the same share of each class if the labels are a `ClassLabel`."""
     train = split_named(splits, "train_split", config)
     if isinstance(train, IterableDataset):
-        raise ValueError("train_val_split needs all images at hand: not with streaming. Give a validation split")
+        raise ValueError("train_val_split needs all images, not with streaming: give a validation split")
     label = config.label_column_name
     by_class = label if isinstance(train.features.get(label), ClassLabel) else None
     parts = train.train_test_split(config.train_val_split, seed=config.seed, stratify_by_column=by_class)
     return {config.train_split: parts["train"], config.validation_split: parts["test"]}
 
 
-def select(splits: dict, option: str, config: DataOptions, masks: bool = False) -> Dataset | IterableDataset:
-    """One split with the columns `image` and `label`, which is a picture as well with `masks`."""
+def select(splits: Mapping[str, Images], option: str, config: DataOptions, masks: bool = False) -> Images:
+    """The split that `option` names, with the columns `image` and `label`, an integer or, with `masks`, an image."""
     split = split_named(splits, option, config)
     image, label = config.image_column_name, config.label_column_name
     features = split.features or Features()
@@ -126,44 +125,47 @@ def select(splits: dict, option: str, config: DataOptions, masks: bool = False) 
             raise ValueError(f"{column} holds {features[column]}, expected an Image")
     if not masks and not isinstance(features[label], ClassLabel) and features[label] not in INTEGERS:
         raise ValueError(
-            f"{label!r} holds {features[label]}, expected a ClassLabel or integers{cure_of(features, label)}"
+            f"{label!r} holds {features[label]}, expected a ClassLabel or integers{label_hint(features, label)}"
         )
     if isinstance(split, IterableDataset):
-        # First of all: a stream renames columns of decoded rows, and a later cast would compress the pictures again.
+        # Before the columns are renamed: that decodes the rows of a stream, and a later cast would compress them again.
         for column in pictures:
             split = split.cast_column(column, Image(decode=False))
     split = split.select_columns([image, label])
     return split.rename_columns({old: new for old, new in ((image, "image"), (label, "label")) if old != new})
 
 
-def cure_of(features: Features, label: str) -> str:
+def label_hint(features: Features, label: str) -> str:
+    """How to convert a column of strings or floats into labels."""
     if getattr(features[label], "dtype", None) in ("string", "large_string", "string_view"):
-        return f". For a data set `d` of `datasets`, d.class_encode_column({label!r}) makes classes of strings"
+        return f". For a data set `d` of `datasets`, d.class_encode_column({label!r}) converts strings to classes"
     if isinstance(features[label], Value) and "float" in features[label].dtype:
-        return f". For a data set `d` of `datasets`, d.cast_column({label!r}, Value('int64')) makes integers of them"
+        return (
+            f". For a data set `d` of `datasets`, d.cast_column({label!r}, Value('int64')) converts them to integers"
+        )
     return ""
 
 
 def check_classes(train: Dataset, validation: Dataset, config: DataOptions) -> None:
-    """Classes that are never trained are a mistake: of the folders, the files or the splits."""
-    strange = sorted(n for n in distinct_labels(validation) - distinct_labels(train) if n is not None and n >= 0)
+    """Raises ValueError if labels are missing or negative, or if a class of `validation` is not in `train`."""
+    untrained = sorted(n for n in distinct_labels(validation) - distinct_labels(train) if n is not None and n >= 0)
     problems = label_problems(train, config.train_split) + label_problems(validation, config.validation_split)
-    if strange:
-        names = class_names(validation) or range(max(strange) + 1)
+    if untrained:
+        names = class_names(validation) or range(max(untrained) + 1)
         problems.append(
-            f"{config.validation_split} has labels {[names[n] for n in strange]}, {config.train_split} has none of them"
+            f"{config.validation_split} has labels {[names[n] for n in untrained]}, {config.train_split} has none of them"
         )
     raise_problems(problems, config.source)
 
 
 def distinct_labels(images: Dataset) -> set:
-    """All labels. `Dataset.unique` would copy the pictures of a part of a data set to the disk before it reads them."""
+    """All labels. `Dataset.unique` would first copy the images of a selection to the disk."""
     labels = images.select_columns("label").with_format("arrow")
-    return set().union(*(batch["label"].unique().to_pylist() for batch in labels.iter(LABELS_IN_A_BATCH)))
+    return set().union(*(batch["label"].unique().to_pylist() for batch in labels.iter(LABELS_PER_BATCH)))
 
 
 def label_problems(images: Dataset, split: str, num_labels: int | None = None) -> list[str]:
-    """What is wrong with the labels: missing, negative, or no class of a model with `num_labels`."""
+    """Labels that are missing, negative, or not a class of a model with `num_labels` classes."""
     labels = distinct_labels(images)
     hidden = [label for label in (None, -1) if label in labels]
     negative = sorted(label for label in labels - {None, -1} if label < 0)
@@ -175,13 +177,13 @@ def label_problems(images: Dataset, split: str, num_labels: int | None = None) -
     return problems
 
 
-def check_images(splits: dict[str, Dataset | IterableDataset], num_labels: int, config: DataOptions) -> None:
-    """
-    Reads, on one process and before the first step, what is cheap to read: all labels, and the headers of at most
-    `CHECKED_PICTURES` of each split, drawn by the seed. Of a stream, nothing.
+def check_images(splits: Mapping[str, Images], num_labels: int, config: DataOptions) -> None:
+    """Checks, before the first step, what is cheap to read: all labels, and the headers of a sample of the images.
+
+    The sample has at most `MAX_CHECKED_PICTURES` of each split. Streams are not checked.
 
     Raises:
-        ValueError: a label is no class of the model, or a file is no picture; the message names up to 20 of them.
+        ValueError: a label is not a class of the model, or a file is not a picture.
     """
     problems = []
     for split, images in splits.items():
@@ -192,44 +194,52 @@ def check_images(splits: dict[str, Dataset | IterableDataset], num_labels: int, 
 
 
 def picture_problems(images: Dataset, split: str, seed: int) -> list[str]:
-    images, rows = images.cast_column("image", Image(decode=False)), range(len(images))
-    if len(rows) > CHECKED_PICTURES:
-        rows = sorted(random.Random(seed).sample(rows, CHECKED_PICTURES))
-    problems = []
-    for row in tqdm(rows, desc=f"check {split}", leave=False, delay=2):
-        stored = images[row]["image"]
-        name = f"{split}, row {row}" if stored is None else stored["path"] or f"{split}, row {row}"
+    """Pictures of a sample that are missing, damaged, or of more than 8 bits."""
+    images = images.cast_column("image", Image(decode=False))
+    rows = list(range(len(images)))
+    if len(rows) > MAX_CHECKED_PICTURES:
+        rows = sorted(random.Random(seed).sample(rows, MAX_CHECKED_PICTURES))
+
+    def problem(row: int) -> str | None:
+        stored, name = images[row]["image"], f"{split}, row {row}"
+        if stored is None:
+            return f"{name}: there is no picture"
         try:
-            if stored is None:
-                raise ValueError("there is no picture")
-            content = stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"])
-            with PILImage.open(content) as image:
-                if image.mode[0] in "IF":
-                    raise ValueError(f"its pixels are of the mode {image.mode}, expected 8 bits for each value")
-        except Exception as error:  # Pillow has many for damaged files
-            problems.append(f"{name}: {error}")
-    return problems
+            read_picture_header(stored)
+        except ValueError as error:
+            return f"{stored['path'] or name}: {error}"
+        return None
+
+    return [text for text in read_each(problem, rows, f"check {split}") if text is not None]
 
 
-def limit(images: Dataset | IterableDataset, samples: int | None, config: TrainingConfig) -> Dataset | IterableDataset:
-    """At most `samples` images, drawn by the seed because the images of a class may be beside each other.
-
-    A stream stays what it is: its limit is the length of an epoch, see `TrainingOrder` and `EvaluationOrder`. Cutting
-    it here would end the shuffling of its files.
-    """
-    if samples is None or isinstance(images, IterableDataset):
-        return images
-    return images.shuffle(config.seed).select(range(min(samples, len(images))))
+def limit(images: Dataset, samples: int | None, seed: int) -> Dataset:
+    """At most `samples` images, drawn at random because the images of a class may follow each other."""
+    return images if samples is None else images.shuffle(seed).select(range(min(samples, len(images))))
 
 
-def split_named(splits: dict, option: str, config: DataOptions) -> Dataset | IterableDataset:
+def limit_training(images: Images, config: TrainingDataOptions) -> Images:
+    """At most `max_train_samples` images. For a stream, that is the length of an epoch (`batches.epoch_length`): a part
+    of it could not be shuffled by files."""
+    return limit(images, config.max_train_samples, config.seed) if isinstance(images, Dataset) else images
+
+
+def limit_evaluation(images: Images, config: DataOptions) -> Images:
+    """At most `max_eval_samples` images, the first ones of a stream."""
+    if isinstance(images, Dataset):
+        return limit(images, config.max_eval_samples, config.seed)
+    return images if config.max_eval_samples is None else images.take(config.max_eval_samples)
+
+
+def split_named(splits: Mapping[str, Images], option: str, config: DataOptions) -> Images:
+    """The split whose name is the value of `option`."""
     name = getattr(config, option)
     if name not in splits:
-        cure = " (--train_val_split takes a part of the training images)" if option == "validation_split" else ""
-        raise ValueError(f"{option} is {name!r}, but {config.source} has {sorted(splits)}{cure}")
+        hint = " (--train_val_split uses a part of the training images)" if option == "validation_split" else ""
+        raise ValueError(f"{option} is {name!r}, but {config.source} has {sorted(splits)}{hint}")
     return splits[name]
 
 
-def class_names(images: Dataset | IterableDataset) -> list[str] | None:
-    """The names of the classes, None where the labels are bare integers."""
+def class_names(images: Images) -> list[str] | None:
+    """The names of the classes, or None if the labels are integers without names."""
     return getattr(images.features["label"], "names", None)

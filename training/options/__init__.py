@@ -1,1 +1,1 @@
-"""What a script can be told: groups of options, and how they are read from YAML and the command line."""
+"""The options of the scripts: groups of options, and their parsing from YAML and the command line."""

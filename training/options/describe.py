@@ -1,10 +1,10 @@
-"""Options in words, for model cards."""
+"""Descriptions of options in words, for model cards."""
 
 from rednet.training.options.groups import AugmentationOptions, CropOptions
 
 
 def describe_augmentation(config: AugmentationOptions) -> str:
-    """What `TrainingTransform` and `make_mixing` do, for a card."""
+    """Describes the augmentations of `TrainingTransform` and `make_mixing`."""
     words = []
     if config.random_crop_min_scale is not None:
         words.append(f"random crops of at least {config.random_crop_min_scale:g} of the area")
@@ -20,10 +20,10 @@ def describe_augmentation(config: AugmentationOptions) -> str:
 
 
 def describe_dense_augmentation(config: CropOptions) -> str:
-    """What happens to a picture and its mask, for a card."""
-    least, greatest = config.random_scale
-    words = [f"random scales from {least:g} to {greatest:g}"] if least != greatest else []
-    words += [f"scaled by {least:g}"] if least == greatest != 1 else []
+    """Describes the augmentations of an image and its mask."""
+    minimum, maximum = config.random_scale
+    words = [f"random scales from {minimum:g} to {maximum:g}"] if minimum != maximum else []
+    words += [f"scaled by {minimum:g}"] if minimum == maximum != 1 else []
     words.append("random crops of {} x {}".format(*config.crop_size))
     words += [f"flips with a probability of {config.random_flip:g}"] if config.random_flip else []
     words += ["photometric distortion"] if config.photometric_distortion else []

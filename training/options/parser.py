@@ -20,6 +20,7 @@ from rednet.training.options.packaged import find_recipe, recipe_names
 from rednet.training.options.types import Constraint
 from rednet.training.utils.errors import nearest
 from transformers import HfArgumentParser
+from transformers.hf_argparser import DataClassType
 
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ REPLACED = {
 MODELS = {"model_name_or_path": ["config_name"], "config_name": ["model_name_or_path"]}
 
 NULL = ("null", "~", "")  # what YAML reads as null
-TYPES = {int: "an integer", float: "a number", str: "one value"}
+TYPES = {bool: "true or false", int: "an integer", float: "a number"}
 
 
 def parse_options(
@@ -96,11 +97,11 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 class OptionParser(HfArgumentParser):
     """Has one option for each field of a dataclass, and sets them one at a time."""
 
-    def __init__(self, kind: type, description: str | None):
+    def __init__(self, kind: type["DataclassInstance"], description: str | None):
         self.actions: dict[str, argparse.Action] = {}
         self.hints = get_type_hints(kind, include_extras=True)
         super().__init__(
-            kind,
+            [DataClassType(kind)],
             description=description,
             usage="%(prog)s [--config RECIPE] [--option value ...]",  # a list of all would hide the error below it
             allow_abbrev=False,
@@ -158,17 +159,16 @@ class OptionParser(HfArgumentParser):
 
     def expected(self, name: str) -> str:
         """The valid values of an option, in words."""
-        action = self.actions[f"--{name}"]
-        or_null = " or null" if self.allows_none(name) else ""
-        for constraint in find_constraints(self.hints.get(name)):
-            return constraint.description + or_null
-        if action.choices:
-            return f"one of {', '.join(map(str, action.choices))}{or_null}"
+        action, hint = self.actions[f"--{name}"], self.hints.get(name)
         if action.nargs == 0:
             return "no value"
-        if bool in (hint := self.hints.get(name), *get_args(hint)):
-            return f"true or false{or_null}"
-        return ("values that are each " if action.nargs == "*" else "") + TYPES.get(action.type, "one value") + or_null
+        if constraints := find_constraints(hint):
+            text = constraints[0].description
+        elif action.choices:
+            text = f"one of {', '.join(map(str, action.choices))}"
+        else:
+            text = next((TYPES[kind] for kind in TYPES if kind in (hint, *get_args(hint))), "one value")
+        return f"{text} or null" if self.allows_none(name) else text
 
 
 def find_constraints(hint: Any) -> list[Constraint]:

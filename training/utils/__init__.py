@@ -1,1 +1,1 @@
-"""What the rooms share: files, random numbers, CPUs."""
+"""What all rooms share: files, random numbers, processes, CPUs, errors."""

@@ -1,4 +1,4 @@
-"""How many CPUs a process may use."""
+"""The number of CPUs that a process may use."""
 
 import math
 import os
@@ -7,20 +7,22 @@ from pathlib import Path, PurePosixPath
 
 
 def available_cpus(root: Path = Path("/")) -> int:
-    """The CPUs of this process's affinity mask, and no more than its control groups pay for, as in containers.
+    """The number of CPUs in the affinity mask of this process, limited by the CPU quota of its control groups (as in
+    containers).
 
-    `root` is where /proc and /sys are.
+    Args:
+        root: the folder that contains proc and sys.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(min([allowed, *map(math.ceil, _quotas(root))]), 1)
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """CPU time per time, of each control group that this process is in: version 1, 2 or both."""
+    """Yields the CPU quota of each control group (version 1 or 2) of this process, in CPUs."""
     groups = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        # A container may see the path that its group has outside, and only its own group, as the root.
+        # In a container, the path may be that of the host, while the container sees only its own group, as the root.
         for folder in (PurePosixPath(path), *PurePosixPath(path).parents):
             inside = folder.relative_to("/")
             if controllers == "":

@@ -1,4 +1,4 @@
-"""Random numbers that follow from a key."""
+"""Random numbers that depend on a key alone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,13 +8,13 @@ import torch
 
 
 def seed_from(*key: int) -> int:
-    """64 bits without likeness for any two keys, also for neighbouring ones."""
+    """A seed of 64 bits. The seeds of two keys are independent, even if the keys are neighbors."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """A block in which torch's global generator, which torchvision draws from, starts from `key`."""
+    """Seeds torch's global generator, which torchvision uses, with `key` inside the block, and restores it after."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_from(*key))
         yield

@@ -12,9 +12,9 @@ from rednet.training.data.batches import (
     EvaluationBatches,
     EvaluationOrder,
     TrainingBatches,
-    TrainingOrder,
     evaluation_loader,
     training_loader,
+    training_order,
 )
 from rednet.training.data.sources import load_images
 from rednet.training.data.transforms import TrainingTransform, make_mixing, normalize, open_image
@@ -136,7 +136,7 @@ def test_crops_are_those_of_torchvision(size):
     stored = {"bytes": jpeg(size), "path": None}
     for key in range(5):
         image = open_image(stored)
-        ours = TrainingTransform(config)(image, (key,))
+        ours = TrainingTransform(config, 112)(image, (key,))
         with seeded(key):
             crop = v2.RandomResizedCrop(112, scale=(0.3, 1))
             expected = crop(PILImage.open(io.BytesIO(stored["bytes"])).convert("RGB"))
@@ -229,14 +229,14 @@ def test_mean_and_standard_deviation_are_made_once():
 def test_too_few_images_for_a_batch(options):
     config = TrainingConfig(**{**options[1], "max_train_samples": 30})
     with pytest.raises(ValueError, match="is 20 on 2 processes, but there are only 30 images"):
-        TrainingOrder(load_images(config)[0], config, 0, 2)
+        training_order(load_images(config)[0], config, 0, 2)
 
 
 def test_training_batches_look_like_the_processors(options):
     """Without crop (and up to the flip) a training image becomes what the image processor makes of it."""
     config = TrainingConfig(**{**options[1], "image_size": 8, "random_crop_min_scale": None})
     images = load_images(config)[1].cast_column("image", Image(decode=False))
-    batch = TrainingBatches(images, config, 10).__getitems__([((0, 0, n), n) for n in range(6)])
+    batch = TrainingBatches(images, TrainingTransform(config, 8), 10).__getitems__([((0, 0, n), n) for n in range(6)])
     normalized = normalize(batch["pixel_values"], config)
     assert normalized.is_contiguous(memory_format=torch.channels_last) and batch["pixel_values"].dtype == torch.uint8
     expected = EvaluationBatches(images, make_processor(config), 10).__getitems__([(n != 5, n) for n in range(6)])
