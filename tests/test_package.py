@@ -115,7 +115,7 @@ import torch
 import involution, rednet
 from transformers import AutoConfig, AutoModelForImageClassification
 from rednet.hub.cards import known_checkpoints
-from rednet.training.options.parser import find_architecture
+from rednet.training.options.packaged import find_architecture
 
 for module in (involution, rednet, rednet.training):
     assert Path(module.__file__).is_relative_to(sys.argv[1]), module.__file__

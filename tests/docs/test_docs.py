@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
-from rednet.training.options.parser import find_architecture, find_recipe
+from rednet.training.options.packaged import find_architecture, find_recipe
 from torch.distributed.run import get_args_parser
 
 from hub_server import HubServer
