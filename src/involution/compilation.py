@@ -1,6 +1,6 @@
-"""Compiles a library with `torch.utils.cpp_extension.load`, and records failures.
+"""Compiles a library with `torch.utils.cpp_extension.load`.
 
-A recorded failure prevents that every start of a process repeats a compilation that takes a minute and fails again.
+Failures are recorded, so that later processes do not repeat a compilation that takes a minute and fails again.
 """
 
 import errno

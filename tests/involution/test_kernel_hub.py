@@ -255,7 +255,7 @@ def run_remotely(model, root: Path, folder: Path, **environment: str) -> tuple[s
 
 
 @pytest.mark.parametrize("source", ["a folder", "user/involution"])
-def test_remote_code_takes_the_kernel_that_it_is_told_to(source, model, root, repository, binary, tmp_path):
+def test_remote_code_uses_the_kernel_that_is_named(source, model, root, repository, binary, tmp_path):
     # LOCAL_KERNELS makes `kernels` load a folder instead of a repository of the Hub.
     environment = {"REDNET_KERNEL": source, "LOCAL_KERNELS": f"user/involution={repository}"}
     if source == "a folder":
