@@ -36,8 +36,8 @@ def involution2d_batch_norm(
         output = involution2d_fused(input, features, weight, bias, kernel_size, stride, padding, dilation)
         output = F.batch_norm(output, running_mean, running_var, gamma, beta, True, momentum, eps)
 
-    This composition runs under the transforms of `torch.func`, in forward mode, and while a model is traced or
-    compiled.
+    This composition runs under the transforms of `torch.func`, in forward mode, while a model is traced or compiled,
+    and for empty batches.
 
     Args:
         input, features, weight, bias: see `involution2d_fused`.
@@ -59,11 +59,12 @@ def involution2d_batch_norm(
     window = arguments.window(name, kernel_size, stride, padding, dilation)
     height, width = arguments.check_generation(name, input, features, weight, bias, kernel_size, *window)
     arguments.check_channel_vectors(name, input, (input.dtype, accumulation_dtype(input.dtype)), **vectors)
-    if input.shape[0] * height * width == 1:
+    values = input.shape[0] * height * width
+    if values == 1:
         raise ValueError(f"{name}: input has a single value in each channel of the output, expected more than one")
 
     generation, norm = (input, features, weight, bias), (running_mean, running_var, gamma, beta)
-    if _is_transformed():
+    if values == 0 or _is_transformed():
         output = dispatch.involution2d_fused(*generation, None, None, False, kernel_size, *window)
         return F.batch_norm(output, *norm, True, momentum, eps)
     function = _NormalizedInvolution.apply

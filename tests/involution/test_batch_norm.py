@@ -79,6 +79,15 @@ def test_saves_neither_kernel_nor_input_of_the_batch_norm():
     assert output.data_ptr() not in {t.data_ptr() for t in saved}
 
 
+def test_empty_batch():
+    tensors, statistics = make_arguments()
+    tensors = [t[:0] for t in tensors[:2]] + tensors[2:]
+    leaves = [t.requires_grad_() for t in tensors]
+    output = apply(leaves, statistics)
+    output.sum().backward()
+    assert output.shape == (0, 4, 5, 4) and all(t.grad.count_nonzero() == 0 for t in leaves)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype):
     tensors, statistics = make_arguments(dtype=torch.float32)
