@@ -12,6 +12,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from transformers import ConvNextImageProcessor
 
 # From our names of the weights to the authors' names: substitutions, applied one after the other. PaddleClas has the
 # authors' names without prefixes.
-RENAMES = [
+RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^rednet\.", ""),
     (r"^embedder\.layers\.0\.(?=conv|norm)", "stem.0."),
     (r"^embedder\.layers\.1\.involution\.", "stem.1."),

@@ -18,7 +18,7 @@ OTHER_PARTS = ("neck.", "rpn_head.", "roi_head.", "bbox_head.", "mask_head.", "d
 ENTRIES = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "model_state_dict", "net", "module")
 # Harmless classes in checkpoints besides tensors: the options of a script, and NumPy numbers such as the best accuracy.
 NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-SAFE_CLASSES = [
+SAFE_CLASSES: list[Any] = [
     argparse.Namespace,
     np.dtype,
     *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},
@@ -105,7 +105,8 @@ def _check_values(content: Any, kind: type, path: Path) -> dict:
     for key, value in content.items():
         if not isinstance(key, str):
             raise ValueError(f"{path} has weights under {key!r}, expected names")
-        if not isinstance(value, kind) or (kind is np.ndarray and value.dtype.kind not in "fiu"):
+        is_numeric = not isinstance(value, np.ndarray) or value.dtype.kind in "fiu"
+        if not (isinstance(value, kind) and is_numeric):
             raise ValueError(f"{path}: {key!r} is {type(value).__name__}, expected {kind.__name__} of numbers")
     return content
 

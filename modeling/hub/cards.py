@@ -9,6 +9,7 @@ import hashlib
 import warnings
 from importlib.resources import files
 from pathlib import Path
+from typing import cast
 
 import torch
 import yaml
@@ -194,12 +195,12 @@ def add_results(card: ModelCard, results: list[EvalResult]) -> None:
     The metadata always gets them. The text gets them if it has a block of results that nobody edited; otherwise it stays
     as it is, and a warning says so.
     """
-    split = results[0].unique_identifier
-    others = [result for result in card.data.eval_results or [] if result.unique_identifier != split]
-    card.data.eval_results = others + results
+    split, data = results[0].unique_identifier, cast(ModelCardData, card.data)
+    others = [result for result in data.eval_results or [] if result.unique_identifier != split]
+    data.eval_results = others + results
     before, digest, body, after = _split(card.text, "results")
     if digest == _digest(body):
-        card.text = before + _results_block(card.data.eval_results) + after
+        card.text = before + _results_block(data.eval_results) + after
     else:
         warnings.warn(
             "only the metadata of the card has the new results: the results in its text were edited, or rednet did not "

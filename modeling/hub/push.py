@@ -114,7 +114,7 @@ def push_hub_folder(
     api = HfApi(library_name="rednet")
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     set_repository(card, repo_id)
-    files = {path.name: path for pattern in MODEL_FILES for path in Path(folder).glob(pattern)}
+    files: dict[str, Path | bytes] = {path.name: path for name in MODEL_FILES for path in Path(folder).glob(name)}
     files["README.md"] = str(card).encode()
     stale = [name for name in api.list_repo_files(repo_id) if is_weights(name) and name not in files]
     # Not `upload_folder`, which divides a large upload into several commits.

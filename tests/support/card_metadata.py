@@ -1,4 +1,4 @@
-"""What the Hub checks of a model card: the YAML block at its head."""
+"""The checks of the Hub on a card: those of the YAML block at its beginning."""
 
 import re
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ any-to-any other
 SPACE_SDKS = ["gradio", "docker", "static"]
 SPACE_COLORS = ["red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"]
 
-# A key with a question mark may be missing.
+# A key with a question mark is optional.
 SCHEMA = {
     "?pipeline_tag": str,
     "?library_name": str,
@@ -56,7 +56,7 @@ SCHEMA = {
 
 
 def metadata(card: str) -> dict[str, Any] | None:
-    """The metadata of a card, None where it has none. Raises yaml.YAMLError where it does not parse."""
+    """The metadata of a card, or None if it has none. Raises yaml.YAMLError if it does not parse."""
     block = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*$", card, re.DOTALL | re.MULTILINE)
     data = yaml.safe_load(block[1]) if block else None
     if data is not None and not isinstance(data, dict):
@@ -65,7 +65,7 @@ def metadata(card: str) -> dict[str, Any] | None:
 
 
 def check(card: str, space: bool = False) -> tuple[list[str], list[str]]:
-    """The errors, for which the Hub refuses the card of a model or a Space, and the warnings, with which it takes it."""
+    """The errors, with which the Hub rejects the card of a model or a Space, and the warnings, with which it accepts it."""
     try:
         data = metadata(card)
     except yaml.YAMLError as error:

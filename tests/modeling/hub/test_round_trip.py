@@ -17,6 +17,7 @@ from remote import WITHOUT_PACKAGES
 
 
 REPO = "user/rednet-tiny"
+COMMAND = "import runpy; runpy.run_module('rednet.hub', run_name='__main__')"
 REMOTE = WITHOUT_PACKAGES + "remote = {'trust_remote_code': True}\n"
 WITH_PACKAGES = "import rednet, sys\nremote = {}\n"
 PULL = """
@@ -78,7 +79,7 @@ def pushed(hub, write_folder, tmp_path_factory):
     """The folder of a model that was pushed to REPO."""
     place = tmp_path_factory.mktemp("pushed")
     folder = write_folder(place / "folder")
-    assert REPO in run(hub, place, "from rednet.hub.__main__ import main; main()", "push", folder, REPO)
+    assert REPO in run(hub, place, COMMAND, "push", folder, REPO)
     return folder
 
 
