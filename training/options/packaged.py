@@ -5,22 +5,26 @@ from pathlib import Path
 
 
 CONFIGS = Path(str(files("rednet.configs")))
-RECIPE_FOLDERS = ("training", "ablations")
 
 
 def find_recipe(name: str) -> Path:
-    """The path of a recipe: the file `name` if it exists, otherwise the packaged recipe or study of that name."""
+    """The path of a recipe.
+
+    Args:
+        name: a file, or else the name of a packaged recipe (`imagenet_rednet50`) or study (`ablations/fashion_mnist`).
+    """
     path = Path(name)
     if not path.is_file():
-        for folder in RECIPE_FOLDERS:
-            if (packaged := CONFIGS / folder / f"{name}.yaml").is_file():
+        for folder in (CONFIGS / "training", CONFIGS):
+            if (packaged := folder / f"{name}.yaml").is_file():
                 return packaged
     return path
 
 
 def recipe_names() -> list[str]:
     """The names of all packaged recipes and studies."""
-    return sorted(path.stem for folder in RECIPE_FOLDERS for path in (CONFIGS / folder).glob("*.yaml"))
+    recipes, studies = ((CONFIGS / folder).glob("*.yaml") for folder in ("training", "ablations"))
+    return sorted(path.stem for path in recipes) + sorted(f"ablations/{path.stem}" for path in studies)
 
 
 def find_architecture(name: str) -> str:
