@@ -76,9 +76,9 @@ def check_linked_folders(folder: str) -> None:
     for root, names, _ in os.walk(folder):
         names[:] = sorted(name for name in names if name[0] != ".")  # `datasets` skips what is hidden
         links += [path for name in names if os.path.islink(path := os.path.join(root, name))]
-    cure = "use --train_dir and --validation_dir for folders of classes"
+    hint = "use --train_dir and --validation_dir for folders of classes"
     raise_problems(
-        (f"{path} is a link to a folder, which `datasets` does not follow: {cure}" for path in links), folder
+        (f"{path} is a link to a folder, which `datasets` does not follow: {hint}" for path in links), folder
     )
 
 

@@ -9,7 +9,6 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -41,7 +40,7 @@ REPLACED = {
 }
 MODELS = {"model_name_or_path": ["config_name"], "config_name": ["model_name_or_path"]}
 
-NULL = ("null", "~", "")  # what YAML reads as null
+NULL = ("null", "~")  # as in YAML, where an empty value is null as well
 TYPES = {bool: "true or false", int: "an integer", float: "a number"}
 
 
@@ -72,17 +71,18 @@ def parse_options(
         parser.parse_args(["--help"])
     command_line = split_command_line(arguments, parser)
     values = parser.parse_args([])  # the defaults
-    given = dict(command_line)
-    if "config" in given:
-        path = read_path(given.pop("config"), parser)
+    recipe = dict(command_line).get("config")
+    command_line = [(name, words) for name, words in command_line if name != "config"]
+    if recipe is not None:
+        path = read_path(recipe, parser)
         for name, words in split_recipe(path, parser):
             parser.set(values, name, words, f"{path}: ")
-        dropped = {other for name in given for other in replaced.get(name, [])}
+        dropped = {other for name, _ in command_line for other in replaced.get(name, [])}
         if not getattr(values, "dataset_name", ""):  # the splits and columns then describe folders
             dropped -= set(OF_DATASETS)
         for name in dropped:
             setattr(values, name, parser.get_default(name))
-    for name, words in given.items():
+    for name, words in command_line:
         parser.set(values, name, words)
     try:
         return kind(**{field.name: getattr(values, field.name) for field in fields(kind) if field.init}), parser
@@ -131,7 +131,8 @@ class OptionParser(HfArgumentParser):
         if option not in self.actions:
             hint = nearest(option, self.actions) or "; --help lists all options"
             self.error(f"{source}unknown option {option}{hint}")
-        if len(words) == 1 and words[0] in NULL and self.allows_none(name):
+        is_null = len(words) == 1 and words[0] in NULL
+        if self.allows_none(name) and (is_null or words == [""]):
             setattr(values, name, None)
             return
         try:
@@ -139,7 +140,7 @@ class OptionParser(HfArgumentParser):
             _, unused = self.parse_known_args(
                 [f"{option}={words[0]}"] if len(words) == 1 else [option, *words], values
             )
-            valid = not unused and self.is_valid(name, getattr(values, name, None))
+            valid = not is_null and not unused and self.is_valid(name, getattr(values, name, None))
         except argparse.ArgumentError:
             valid = False
         if not valid:
@@ -178,8 +179,8 @@ def find_constraints(hint: Any) -> list[Constraint]:
     return [constraint for part in get_args(hint) for constraint in find_constraints(part)]
 
 
-def split_command_line(arguments: Iterable[str], parser: argparse.ArgumentParser) -> list[Words]:
-    """`--name word ...` and `--name=word` into names and words."""
+def split_command_line(arguments: list[str], parser: argparse.ArgumentParser) -> list[Words]:
+    """Splits `--name word ...` and `--name=word` into names and words."""
     given: list[Words] = []
     for argument in arguments:
         if argument.startswith("--"):
@@ -206,24 +207,24 @@ def read_path(words: list[str], parser: argparse.ArgumentParser) -> Path:
 
 
 def split_recipe(path: Path, parser: argparse.ArgumentParser) -> list[Words]:
-    """A YAML file of `option: value` lines into names and words."""
+    """Splits a YAML file of `option: value` lines into names and words."""
     try:
         text = path.read_text()
         # The basic loader keeps words as they are written: `no` is not false, and 1e-4 is not text.
         words, values = yaml.load(text, yaml.BaseLoader) or {}, yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: it is not text, or a date is invalid
         parser.error(f"{path} is not YAML: {error}")
     if not isinstance(words, dict):
         parser.error(f"{path} holds {words!r}, expected lines of `option: value`")
-    return [(name, to_words(word, value)) for (name, word), value in zip(words.items(), values.values(), strict=True)]
+    return [(name, to_words(word, value)) for (name, word), value in zip(words.items(), values.values())]
 
 
 def to_words(word: Any, value: Any) -> list[str]:
-    """A value of a YAML file as on a command line, where TrainingArguments reads mappings as JSON.
+    """Converts a value of a YAML file into words of a command line, on which TrainingArguments expects mappings as JSON.
 
     Args:
-        word: the value with all scalars as text.
-        value: the value with scalars of their types.
+        word: the value, with scalars as text.
+        value: the value, with scalars of the types that YAML gives them.
     """
     if isinstance(word, list):
         return [one if isinstance(one, str) else json.dumps(other) for one, other in zip(word, value)]

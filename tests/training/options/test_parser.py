@@ -70,6 +70,7 @@ def test_command_line_wins_over_the_file(options):
         ("nesterov: maybe", ["--nesterov is maybe, expected true or false"]),
         ("ema_decay: often", ["--ema_decay is often, expected a number from 0 to below 1 or null"]),
         ("learning_rate: null", ["--learning_rate is null, expected a finite number"]),
+        ("dataset_name: null", ["--dataset_name is null, expected one value"]),
         ("config: other.yaml", ["unknown option --config"]),
         ("num_warmup_steps: -1", ["--num_warmup_steps is -1", "at least 0"]),
         ("seed: -1", ["--seed is -1"]),
