@@ -104,7 +104,7 @@ def test_a_finished_run_is_not_trained_again(root, trained, options):
 
 
 def test_pushes_what_it_trained(root, trained, options, tmp_path):
-    """A finished run is pushed by its own command. Without a token it says so at once; a failed push loses nothing."""
+    """The command of a finished run pushes it. A bad token ends it before it computes; a failed push loses nothing."""
     arguments = command(options[0], trained, "--push_to_hub", "--hub_model_id", "user/digits")
 
     def push(home: str, **more: str) -> subprocess.CompletedProcess:
@@ -115,8 +115,6 @@ def test_pushes_what_it_trained(root, trained, options, tmp_path):
 
     before = (trained / "last/model.safetensors").read_bytes()
     with HubServer() as hub:
-        refused = push("nobody", token="")
-        assert refused.returncode == 1 and "--push_to_hub: there is no Hub token" in refused.stderr
         hub.tokens["hf_read"] = "read"
         refused = push("reader", token="hf_read")
         assert refused.returncode == 1 and "--push_to_hub: this Hub token may only read" in refused.stderr

@@ -1,6 +1,7 @@
 """training/train_detection.py on pictures of red and blue rectangles, with the ids of a data set that has gaps."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from rednet.training.options.groups import DetectionConfig
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from processes import Training, start_together
+from processes import Training, start_together, together
 from runs import assert_same
 
 
@@ -137,6 +138,19 @@ def test_killed_in_an_epoch_and_resumed(root, trained, tmp_path):
     assert training.wait() == 0, training.text()
     assert "Resuming from step" in training.text()
     assert_same(folder, expected)
+
+
+def test_two_processes_evaluate_as_one(root, trained, tmp_path):
+    """The main process evaluates what both detected: 5 images, of which one process has 2 and the other 3."""
+    arguments, expected = trained
+    shutil.copytree(expected, tmp_path / "run")
+    (tmp_path / "run/results.json").unlink()
+    arguments = [*arguments, str(tmp_path / "run"), "--per_device_eval_batch_size", "1"]
+    together(root, tmp_path / "output", arguments, "rednet.training.train_detection")
+    alone, both = (json.loads((folder / "results.json").read_text()) for folder in (expected, tmp_path / "run"))
+    names = [name for name in alone if name.startswith("eval_")]
+    assert both["eval_samples"] == 5 and len(names) > 6
+    assert {name: both[name] for name in names} == pytest.approx({name: alone[name] for name in names}, abs=1e-3)
 
 
 def annotations(folder: Path, objects: list[dict], images: int | list[dict] = 1, **more) -> Path:

@@ -93,15 +93,6 @@ def test_modules_of_evaluate(root, classes):
     assert values["per_class_accuracy"] == pytest.approx(recall_score(labels, predictions, average=None))
 
 
-def test_top_k_accuracy_of_evaluate(root):
-    scores = np.random.default_rng(0).normal(size=(200, 9))
-    labels = np.arange(200) % 9
-    ranked = np.argsort(-scores, axis=1)[:, :5]
-    values = load_metric(root, "top_k_accuracy").compute(predictions=ranked.tolist(), references=labels.tolist())
-    expected = [top_k_accuracy_score(labels, scores, k=k) for k in (1, 5)]
-    assert list(values.values()) == pytest.approx(expected, abs=1e-12)
-
-
 def test_calibration_of_certain_predictions(root):
     for predictions, error in (([1, 2], 0), ([2, 1], 1), ([1, 1], 0.5)):
         value = load_metric(root, "calibration_error").compute(
