@@ -47,7 +47,7 @@ from transformers.utils.logging import disable_progress_bar
 
 
 def main(arguments: list[str] | None = None) -> None:
-    config = parse_finetune_config(arguments, __doc__)
+    config = parse_config(arguments)
     check_processes(config.world_size)
     folder, options = Path(config.output_dir), explicit_options(config)
     check_options(config.output_dir, options)
@@ -63,6 +63,10 @@ def main(arguments: list[str] | None = None) -> None:
         finetune(config, options, hub_folder)
     if push_to_hub and config.process_index == 0:
         push(hub_folder, config.hub_model_id, config.hub_private_repo)
+
+
+def parse_config(arguments: list[str] | None = None) -> FinetuneConfig:
+    return parse_finetune_config(arguments, __doc__)
 
 
 def finetune(config: FinetuneConfig, options: dict, hub_folder: Path) -> None:

@@ -1,7 +1,7 @@
-"""One step of `train_step` by as many processes as start this, and its weights before and after, in float64.
+"""One step of `train_step` by all processes that run this, and its weights before and after, in float64.
 
-BatchNorm is in evaluation mode: in training mode its statistics are those of one process's batch, which makes two
-processes differ from one by design (`--sync_batch_norm` is the cure).
+BatchNorm is in evaluation mode. In training mode each process has the statistics of its own batch, so that two processes
+differ from one by design, without `--sync_batch_norm`.
 """
 
 import json

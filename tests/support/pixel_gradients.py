@@ -1,4 +1,4 @@
-"""One step of `train_step` for segmentation, by as many processes as start this, and what it leaves, in float64."""
+"""One step of `train_step` for segmentation by all processes that run this, and its weights, in float64."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ IGNORED = 255
 
 
 class InFloat64(torch.nn.Module):
-    """BatchNorm is in evaluation mode: in training mode its statistics are those of one batch, by design."""
+    """BatchNorm is in evaluation mode. In training mode each process has the statistics of its own batch."""
 
     def __init__(self):
         super().__init__()

@@ -1,7 +1,6 @@
-"""Trainings as processes of their own, which can be killed, without the ten seconds that the imports take.
+"""Trainings in their own processes, which can be killed, without the ten seconds of the imports.
 
-A server process imports `train` once and forks for every training. It is a real process with its own loader workers;
-only the interpreter's start is saved.
+A server process imports `train` once and forks for every training. Each is a real process with its own loader workers.
 """
 
 import importlib
@@ -18,7 +17,7 @@ from pathlib import Path
 
 
 class Training:
-    """`main(arguments)` of a module in a process group of its own, with its output in a file."""
+    """`main(arguments)` of a module in its own process group, with its output in a file."""
 
     def __init__(
         self, root: Path, output: Path, arguments: list[str], module: str = "rednet.training.train", **environment: str
@@ -61,7 +60,7 @@ def _server():
 def together(
     root: Path, output: Path, arguments: list[str], module: str = "rednet.training.train", processes: int = 2
 ) -> str:
-    """Runs several processes as torchrun would start them on one machine; returns what the first one printed."""
+    """Runs several processes as torchrun would start them on one machine; returns the output of the first one."""
     started = start_together(root, output, arguments, module, processes, ACCELERATE_USE_CPU="true")
     for training in started:
         assert training.wait() == 0, training.text()

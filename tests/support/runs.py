@@ -1,4 +1,4 @@
-"""What training runs leave, compared."""
+"""Compares the files of training runs."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`train.main` under FSDP on the CPU: torch and the rest of Accelerate can, only its choice of FSDP asks for a GPU."""
+"""`train.main` under FSDP on the CPU, which torch and Accelerate support, although Accelerate selects FSDP only on GPUs."""
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin

@@ -1,4 +1,4 @@
-"""A script for `accelerate launch`: prints with how many threads it would train."""
+"""A script for `accelerate launch` that prints the number of threads of a training."""
 
 import torch
 from accelerate import Accelerator

@@ -1,4 +1,4 @@
-"""training/ablate.py: which architectures it compares, what it trains, and what it makes of the results."""
+"""training/ablate.py: the architectures that it compares, its runs and its summary."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from transformers import AutoModelForImageClassification
 
 @pytest.fixture
 def study(options, tmp_path):
-    """A study of the digits as a file, and the folder where it will be."""
+    """A function that writes a study of the digits and returns its arguments."""
 
     def write(**values):
         path = tmp_path / "study.yaml"
@@ -45,14 +45,14 @@ def test_trains_every_variant_once(study, tmp_path, capfd):
         assert model.config.kernel_size == (7 if name == "base" else 3)
     capfd.readouterr()
     times = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("results.json"))]
-    ablate.main(study(options=short))  # nothing is left to train
+    ablate.main(study(options=short))  # all runs are finished
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("results.json"))] == times
     with pytest.raises(SystemExit, match="another recipe"):
         ablate.main(study(options=["num_train_epochs=2"]))
 
 
 def test_summary(study, tmp_path):
-    """Of runs that have ended: here their results are written by hand."""
+    """Of finished runs, whose results are written by hand."""
     values = {"base": [0.5, 0.6, 0.9], "kernel_size=3": [0.25, 0.5, 0.5], "group_channels=all": [0.125, 0.25, 0.5]}
     values |= {"operator_type=convolution": [0.75, 0.75, 0.75]}
     for name, accuracies in values.items():

@@ -1,4 +1,4 @@
-"""training/evaluate_model.py: what it measures, against scikit-learn, and what it writes."""
+"""training/evaluate_model.py: its results against scikit-learn, and its files."""
 
 import csv
 import json
@@ -148,7 +148,7 @@ def test_cost(evaluated, folder):
     assert {"device", "date", "transformers", "model", "dataset", "split"} < results.keys()
 
 
-def test_the_card_has_what_was_measured(evaluated, folder, digits):
+def test_the_card_has_the_results(evaluated, folder, digits):
     results = json.loads((evaluated / "results.json").read_text())
     card = ModelCard.load(folder / "README.md")
     found = {(r.dataset_name, r.dataset_split, r.metric_name): r.metric_value for r in card.data.eval_results}
@@ -192,7 +192,7 @@ def test_trade_off_reads_the_results(evaluated, digits):
     assert result["data_set"] == f"{digits.name}, test, 397 images"
 
 
-def test_two_processes_find_the_same(root, digits, folder, tmp_path):
+def test_two_processes_have_the_same_results(root, digits, folder, tmp_path):
     arguments = [*options(digits, folder, tmp_path / "run"), "--per_device_eval_batch_size", "30"]
     arguments += ["--max_eval_samples", "100"]
     main([*arguments[:-5], str(tmp_path / "alone"), *arguments[-4:]])
@@ -231,7 +231,7 @@ def test_another_architecture_on_folders_of_images(digit_images, tmp_path, capsy
         (["cat", "dog"], ["cat", "dog", "cat"], ["model has 2 classes named 'cat'", "--labels_by_number"]),
     ],
 )
-def test_other_classes_are_named(labels, names, words):
+def test_different_classes_are_named(labels, names, words):
     config = EvaluationConfig(model_name_or_path="model", dataset_name="data")
     with pytest.raises(ValueError) as raised:
         match_labels(labels, names, config)
@@ -284,7 +284,7 @@ def test_missing_models_are_named(tmp_path, folder):
     check_model_name(str(folder))
 
 
-def test_help_says_what_it_is_for(capsys):
+def test_help(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])
     text = capsys.readouterr().out
@@ -292,7 +292,7 @@ def test_help_says_what_it_is_for(capsys):
 
 
 def test_models_for_gray_pictures_are_refused(start, digits, tmp_path):
-    """Pictures are read as RGB, whatever the model is for."""
+    """Images are read as RGB."""
     config = ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
     ResNetForImageClassification(config).save_pretrained(tmp_path / "gray")
     AutoImageProcessor.from_pretrained(start).save_pretrained(tmp_path / "gray")

@@ -13,8 +13,8 @@ from rednet.training.data.sources import load_images
 from rednet.training.engine.trainer import freeze, layer_groups, newest_checkpoint
 from rednet.training.figures.curves import read_log
 from rednet.training.figures.trade_off import read_result
-from rednet.training.finetune import load_model, main
-from rednet.training.options.finetune import FinetuneConfig, parse_finetune_config
+from rednet.training.finetune import load_model, main, parse_config
+from rednet.training.options.finetune import FinetuneConfig
 from rednet.training.options.groups import TrainingConfig
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
@@ -111,7 +111,7 @@ def test_leaves_a_hub_folder(finetuned, start):
 
 
 def test_the_optimizer_has_the_rates_of_the_layers(finetuned):
-    """Of the classifier, then of the second stage; what is frozen has none."""
+    """Of the classifier, then of the second stage; frozen stages have none."""
     checkpoint = sorted(finetuned.glob("checkpoint-*"))[0]
     groups = torch.load(checkpoint / "optimizer.pt", weights_only=True)["param_groups"]
     assert [(group["initial_lr"], group["weight_decay"]) for group in groups] == [(RATE, 0.01), (RATE * DECAY, 0.01)]
@@ -143,7 +143,7 @@ def test_layer_decay_is_its_definition(start, frozen_stages):
 
 
 def test_stops_early(recipe, tmp_path):
-    """Nothing is learnt at a rate of 0: the first evaluation is the best, the second after it the last."""
+    """With a learning rate of 0 the first evaluation is the best, and the run ends two evaluations later."""
     more = [
         "--learning_rate",
         "0",
@@ -160,8 +160,8 @@ def test_stops_early(recipe, tmp_path):
     assert "Fine-tuned for 3 of at most 10 epochs" in (tmp_path / "run/best/README.md").read_text()
 
 
-def test_killed_and_resumed_is_as_if_it_had_not_been(root, recipe, tmp_path):
-    """Also of pictures that are changed and mixed at random; killed in the second of three epochs of six steps."""
+def test_killed_and_resumed(root, recipe, tmp_path):
+    """With random augmentation and mixing; killed in the second of three epochs of six steps. The weights are the same."""
     more = ["--max_train_samples", "120", "--max_eval_samples", "60", "--num_train_epochs", "3"]
     more += ["--save_strategy", "steps", "--save_steps", "4", "--eval_strategy", "steps", "--eval_steps", "4"]
     more += ["--rand_augment_magnitude", "5", "--mixup_alpha", "0.2", "--cutmix_alpha", "1", "--logging_steps", "1"]
@@ -197,7 +197,7 @@ def test_a_last_batch_of_one_picture(recipe, tmp_path):
     assert not (tmp_path / "refused").exists()
 
 
-def test_half_written_checkpoints_are_passed_over(tmp_path):
+def test_incomplete_checkpoints_are_skipped(tmp_path):
     for step, state in ((9, "{}"), (10, '{"epoch"'), (11, None)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if state is not None:
@@ -207,7 +207,7 @@ def test_half_written_checkpoints_are_passed_over(tmp_path):
     assert newest_checkpoint(tmp_path / "checkpoint-9") is None
 
 
-def test_folders_of_others_are_no_checkpoints(recipe, tmp_path):
+def test_other_folders_named_like_checkpoints_are_refused(recipe, tmp_path):
     """Trainer would delete them as old checkpoints."""
     for name in ("checkpoint-9", "checkpoint-9-copy", "checkpoint-best"):
         (tmp_path / name).mkdir()
@@ -244,7 +244,7 @@ def test_a_folder_of_another_run_is_refused(recipe, finetuned):
         main([*recipe, *FROZEN, "--output_dir", str(finetuned), "--layer_decay", "0.6"])
 
 
-def test_the_classifier_is_new_where_the_classes_are(start, tmp_path):
+def test_new_classes_get_a_new_classifier(start, tmp_path):
     model, _ = load_model(FinetuneConfig(output_dir="run", model_name_or_path=str(start)), list("abcde"))
     before = load_file(start / "model.safetensors")["classifier.weight"]
     assert model.classifier.weight.shape == before.shape and not torch.equal(model.classifier.weight, before)
@@ -311,7 +311,7 @@ def test_wrong_options_are_named(text, words, tmp_path, capsys):
     more = [f"--{name}={value}" for name, value in values.items()]
     path.write_text(text)
     with pytest.raises(SystemExit):
-        parse_finetune_config(["--config", str(path), *more], None)
+        parse_config(["--config", str(path), *more])
     error = capsys.readouterr().err
     assert all(word in error for word in words), error
 
@@ -319,12 +319,12 @@ def test_wrong_options_are_named(text, words, tmp_path, capsys):
 def test_the_recipe_of_the_repository_is_valid(root):
     path = root / "configs/training/finetune.yaml"
     arguments = ["--config", str(path), "--model_name_or_path", "a", "--dataset_name", "b", "--learning_rate", "1e-4"]
-    config = parse_finetune_config(arguments, None)
+    config = parse_config(arguments)
     assert config.learning_rate == 1e-4 and config.early_stopping_patience == 5 and config.layer_decay == 0.7
     assert config.load_best_model_at_end and config.greater_is_better
 
 
-def test_help_begins_with_what_is_ours(capsys):
+def test_help_begins_with_the_options_of_the_script(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])
     text = capsys.readouterr().out

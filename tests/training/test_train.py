@@ -57,7 +57,7 @@ def trained(root, options, tmp_path_factory) -> Path:
     return folder
 
 
-def test_learns_and_says_how_well(trained):
+def test_learns_and_reports_results(trained):
     results = json.loads((trained / "results.json").read_text())
     assert results["eval_accuracy"] > 0.8 and results["eval_samples"] == 397
     assert results["steps"] == 4 * 70 and results["best_eval_accuracy"] >= results["eval_accuracy"]
@@ -77,7 +77,7 @@ def test_leaves_complete_hub_folders(trained, options, which):
     config = json.loads((folder / "config.json").read_text())
     assert len(config["auto_map"]) == 5 and config["id2label"]["3"] == "number 3"
 
-    # What the folder classifies is what was reported: all test images again, by processor and model from the folder.
+    # Model and processor of the folder reach the reported accuracy on all test images.
     processor, model = (c.from_pretrained(folder) for c in (AutoImageProcessor, AutoModelForImageClassification))
     assert type(model) is rednet.RedNetForImageClassification
     _, images = load_images(TrainingConfig(**options[1]))
@@ -95,7 +95,7 @@ def test_leaves_complete_hub_folders(trained, options, which):
 
 
 def test_a_finished_run_is_not_trained_again(root, trained, options):
-    """By the command that people use."""
+    """With accelerate launch."""
     before, log = (trained / "last/model.safetensors").read_bytes(), read_log(trained)
     arguments = [*LAUNCH, SCRIPT, *command(options[0], trained, "--dataloader_num_workers", "1")]
     result = subprocess.run(arguments, cwd=root, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
@@ -103,7 +103,7 @@ def test_a_finished_run_is_not_trained_again(root, trained, options):
     assert (trained / "last/model.safetensors").read_bytes() == before and read_log(trained) == log
 
 
-def test_pushes_what_it_trained(root, trained, options, tmp_path):
+def test_pushes_the_last_model(root, trained, options, tmp_path):
     """The command of a finished run pushes it. A bad token ends it before it computes; a failed push loses nothing."""
     arguments = command(options[0], trained, "--push_to_hub", "--hub_model_id", "user/digits")
 
@@ -131,7 +131,7 @@ def test_pushes_what_it_trained(root, trained, options, tmp_path):
 
 
 def test_refuses_batches_without_statistics(options, tmp_path):
-    """BatchNorm on one picture whose last map has one pixel."""
+    """BatchNorm on one image whose last feature map has one pixel."""
     given = ["--image_size", "2", "--per_device_train_batch_size", "1", "--output_dir", str(tmp_path / "run")]
     with pytest.raises(SystemExit, match=r"error: the model's last feature map has 1 x 1 pixels for images of 2 x 2"):
         train.main(["--config", str(options[0]), *given])
@@ -187,7 +187,7 @@ def test_stops_before_ruined_weights_are_saved(root, options, tmp_path, learning
     assert not (tmp_path / "run/best").exists() and not (tmp_path / "run/last").exists()
 
 
-def test_moving_average_is_what_is_saved(root, options, tmp_path):
+def test_saves_the_moving_average(root, options, tmp_path):
     """The average of the weights after every step, from checkpoints of every step."""
     more = ["--ema_decay", "0.7", "--max_train_steps", "4", "--checkpointing_steps", "1"]
     more += ["--checkpoints_total_limit", "9", "--num_warmup_steps", "0", "--momentum", "0"]  # so not Nesterov's
@@ -221,18 +221,18 @@ def test_trackers(root, options, tmp_path):
         ("tensorboard,aim", "'aim', which is not installed"),
     ],
 )
-def test_trackers_that_would_not_report_are_refused(names, words, options, tmp_path):
+def test_unavailable_trackers_are_refused(names, words, options, tmp_path):
     with pytest.raises(SystemExit, match=words):
         train.main(["--config", str(options[0]), "--output_dir", str(tmp_path / "run"), "--report_to", names])
     assert not (tmp_path / "run").exists()
 
 
-def test_synchronised_batch_norm_needs_gpus(root, options, tmp_path):
+def test_synchronized_batch_norm_needs_gpus(root, options, tmp_path):
     code, text = run(root, tmp_path / "run", command(options[0], tmp_path / "run", "--sync_batch_norm"))
     assert code != 0 and "--sync_batch_norm" in text and "CPU" in text
 
 
-def test_demo_shows_what_was_learnt(root, trained):
+def test_demo(root, trained):
     arguments = [sys.executable, "training/demo.py", str(trained)]
     result = subprocess.run(arguments, cwd=root, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr

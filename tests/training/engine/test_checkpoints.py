@@ -1,4 +1,4 @@
-"""What saving a checkpoint leaves of the folders that are there."""
+"""Saving a checkpoint keeps the files of others."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_only_checkpoints_that_were_written_here_are_removed(accelerator, tmp_path):
+def test_removes_only_its_own_checkpoints(accelerator, tmp_path):
     folder = tmp_path / "checkpoints"
     save_checkpoint(accelerator, folder, 1, limit=2)
     shutil.copytree(folder / "step_00000001", folder / "step_00000001_good")
@@ -39,7 +39,7 @@ def test_only_checkpoints_that_were_written_here_are_removed(accelerator, tmp_pa
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(accelerator, tmp_path):
-    """Twice, the first with a file of somebody in it."""
+    """Each time with another file in it."""
     save_checkpoint(accelerator, tmp_path, 1, limit=2)
     for note in ("a", "b", "c"):
         (tmp_path / "step_00000001" / note).touch()
@@ -48,7 +48,7 @@ def test_a_checkpoint_of_the_same_step_is_replaced(accelerator, tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("[abc]")) == ["a", "b", "c"]
 
 
-def test_a_folder_that_a_model_could_not_be_saved_in_is_refused_at_the_start(tmp_path):
+def test_an_output_folder_with_other_files_is_refused(tmp_path):
     check_options(str(tmp_path / "run"), {})
     for name in ("best", "last"):
         (tmp_path / f"run/{name}").mkdir(parents=True)
@@ -58,7 +58,7 @@ def test_a_folder_that_a_model_could_not_be_saved_in_is_refused_at_the_start(tmp
         (tmp_path / f"run/{name}/README.md").unlink()
 
 
-def test_a_text_is_written_past_the_files_of_others(tmp_path):
+def test_temporary_paths_are_not_those_of_others(tmp_path):
     (tmp_path / "results.json.new").write_text("mine")
     for text in ("{}", "{1}"):
         write_text(tmp_path / "results.json", text)

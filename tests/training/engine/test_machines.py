@@ -1,4 +1,4 @@
-"""Two machines that know each other through the network only: namespaces of this one, joined by a cable."""
+"""Two machines that share only a network: two network namespaces of this machine, connected by a cable."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def ip(*arguments: str) -> None:
 
 @pytest.fixture
 def hosts():
-    """Names of two hosts; what runs on them at the end is killed."""
+    """Names of two hosts. Their processes are killed at the end."""
     if not shutil.which("ip"):
         pytest.skip("needs ip, of iproute2")
     try:
@@ -40,7 +40,7 @@ def hosts():
                 ip("-n", host, "link", "set", device, "up")
         yield list(HOSTS)
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"this process must not make networks: {error.stderr.strip()}")
+        pytest.skip(f"this process may not create networks: {error.stderr.strip()}")
     finally:
         for host in HOSTS:
             switch_off(host)
@@ -53,7 +53,7 @@ def start(root: Path, host: str, folder: Path, arguments: list[str]) -> subproce
     torchrun += ["--max_restarts", "3", "--rdzv_backend", "c10d", "--rdzv_id", "test", "--local_addr", HOSTS[host]]
     torchrun += ["--rdzv_endpoint", f"{HOSTS['rednet-a']}:29511", "--rdzv_conf", f"is_host={int(host == 'rednet-a')}"]
     environment = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "cable"}
-    # Else a machine that was not there from the start waits in vain for the address of the first process.
+    # Without it, a machine that joins later waits forever for the address of the first process.
     environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with open(folder / f"{host}.txt", "a") as output:
         return subprocess.Popen(
@@ -66,14 +66,14 @@ def start(root: Path, host: str, folder: Path, arguments: list[str]) -> subproce
 
 
 def switch_off(host: str) -> None:
-    """All processes of a host are gone at once."""
+    """Kills all processes of a host at once."""
     found = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True)
     for pid in map(int, found.stdout.split()):
         os.kill(pid, signal.SIGKILL)
 
 
 def test_training_survives_the_loss_of_a_machine(root, options, hosts, tmp_path):
-    """One of two is lost in mid-epoch and started again; the weights are those of a run that lost nobody."""
+    """One of two machines is lost within an epoch and restarted. The weights are those of an undisturbed run."""
     values = {**options[1], "max_train_samples": 240, "max_eval_samples": 60, "per_device_train_batch_size": 10}
     values |= {"num_train_epochs": 3, "checkpointing_steps": "5"}
     (tmp_path / "options.yaml").write_text(json.dumps(values))

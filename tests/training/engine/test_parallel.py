@@ -1,4 +1,4 @@
-"""Several batches, processes and machines are as one."""
+"""Several batches and processes train like one."""
 
 import json
 import os
@@ -20,7 +20,7 @@ LAUNCH += ["--dynamo_backend", "no"]
 
 @pytest.fixture(scope="module")
 def step(root, options, tmp_path_factory):
-    """A function: what `tests/support/gradients.py` leaves of a step with the same sixty images."""
+    """A function that returns the result of `tests/support/gradients.py` for one step with the same sixty images."""
     values = {**options[1], "max_train_samples": 60, "max_grad_norm": None, "weight_decay": 0.0, "color_jitter": 0.3}
 
     def run(batch_size: int, processes: int = 1, accumulation: int = 1) -> dict:
@@ -55,7 +55,7 @@ def test_many_batches_have_the_gradient_of_one(step, expected, batch_size, proce
         assert torch.allclose(found["after"][name], value, rtol=1e-10, atol=1e-12), name
 
 
-def test_two_processes_train_and_evaluate_as_one_reader_would(root, options, tmp_path):
+def test_two_processes_train_and_evaluate(root, options, tmp_path):
     """From options to results.json; 150 images to evaluate on do not divide by two batches of 64."""
     values = {**options[1], "max_train_samples": 200, "max_eval_samples": 150, "num_train_epochs": 2}
     values |= {"per_device_train_batch_size": 10, "max_train_steps": 20, "ema_decay": 0.5, "mixup_alpha": 0.1}
@@ -64,14 +64,14 @@ def test_two_processes_train_and_evaluate_as_one_reader_would(root, options, tmp
     assert "Resuming" not in together(root, tmp_path / "output", arguments)
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert (results["steps"], results["eval_samples"], results["train_samples"]) == (20, 150, 200)
-    # Started again, by one process, what was trained is evaluated again: the same images, the same weights.
+    # One process evaluates the finished run again: the same images, the same weights.
     assert "Resuming from step 20" in together(root, tmp_path / "again", arguments, processes=1)
     again = json.loads((tmp_path / "run/results.json").read_text())
     assert all(again[name] == pytest.approx(results[name], rel=1e-5) for name in again if name.startswith("eval"))
 
 
-def test_shared_out_weights_train_as_whole_ones(root, options, tmp_path):
-    """FSDP against DDP, also from a checkpoint on."""
+def test_fsdp_trains_like_ddp(root, options, tmp_path):
+    """Also from a checkpoint on."""
     values = {**options[1], "max_train_samples": 200, "max_eval_samples": 50, "per_device_train_batch_size": 10}
     values |= {"checkpointing_steps": "4", "max_train_steps": 10}
     (tmp_path / "options.yaml").write_text(json.dumps(values))
@@ -106,11 +106,11 @@ def test_shared_out_weights_train_as_whole_ones(root, options, tmp_path):
         ("rednet.training.evaluate_model", ["--model_name_or_path", "{start}", "--validation_dir", "{folder}"]),
     ],
 )
-def test_processes_that_do_not_know_each_other_stop(script, arguments, root, options, start, tmp_path):
-    """As torchrun starts them on a machine without GPUs, where Accelerate joins them only if it is told to."""
+def test_unconnected_processes_stop(script, arguments, root, options, start, tmp_path):
+    """As torchrun starts them on a machine without GPUs. Accelerate connects them only with ACCELERATE_USE_CPU."""
     output_dir = tmp_path / "run"
-    places = {"options": options[0], "model": options[1]["config_name"], "start": start, "folder": tmp_path}
-    arguments = [argument.format(**places) for argument in arguments] + ["--output_dir", str(output_dir)]
+    values = {"options": options[0], "model": options[1]["config_name"], "start": start, "folder": tmp_path}
+    arguments = [argument.format(**values) for argument in arguments] + ["--output_dir", str(output_dir)]
     for training in start_together(root, tmp_path / "output", arguments, script, 2, CUDA_VISIBLE_DEVICES=""):
         assert training.wait() == 1, training.text()
         assert "error: WORLD_SIZE is 2" in training.text() and "ACCELERATE_USE_CPU=true torchrun" in training.text()
@@ -128,7 +128,7 @@ def test_accelerate_launch_with_more_processes_than_it_starts(root, options, tmp
 
 @pytest.mark.parametrize("given, expected", [("1", 1), (None, available_cpus())])
 def test_threads_of_a_launched_process(given, expected, root):
-    """The user's own number counts. The launcher's does not, which is 1 where nobody gave one."""
+    """The number of the user takes precedence. The default of the launcher, 1, does not."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment |= {"CUDA_VISIBLE_DEVICES": ""} | ({} if given is None else {"OMP_NUM_THREADS": given})
     command = [*LAUNCH, "--num_processes", "1", "tests/support/threads.py"]
@@ -166,8 +166,8 @@ def test_the_quota_of_a_container_counts(groups, files, expected, tmp_path, monk
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity of processes")
-def test_every_place_uses_the_cpus_that_it_may(root):
-    """On one CPU, of however many: workers by default, and threads of the benchmarks."""
+def test_all_defaults_respect_the_affinity(root):
+    """On one CPU: loader workers, and threads of the benchmarks."""
     code = f"""
 import os, sys
 os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})

@@ -1,4 +1,4 @@
-"""Runs that are killed end as if they had not been, to the bit."""
+"""Killed and resumed runs end with the same bits as uninterrupted ones."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ KINDS = {
 
 @pytest.fixture(scope="module", params=KINDS)
 def uninterrupted(request, root, options, digit_archives, tmp_path_factory):
-    """Arguments of a training, and the folder of one that ran to its end, without loader workers."""
+    """Arguments of a training, and the folder of an uninterrupted run without loader workers."""
     folder = tmp_path_factory.mktemp(request.param)
     values = {**options[1], **KINDS[request.param]}
     if request.param == "stream":
@@ -42,7 +42,8 @@ def uninterrupted(request, root, options, digit_archives, tmp_path_factory):
 
 
 def test_killed_at_any_moment(root, uninterrupted, tmp_path):
-    """While a checkpoint is written, after one, in an epoch, at its end; resumed with loader workers."""
+    """While a checkpoint is written, between checkpoints, after an evaluation, after the last step; resumed with loader
+    workers."""
     arguments, expected = uninterrupted
     checkpoints, folder = tmp_path / "run/checkpoints", tmp_path / "run"
 
@@ -71,7 +72,7 @@ def test_killed_at_any_moment(root, uninterrupted, tmp_path):
 
 @pytest.mark.parametrize("harm", ["truncated", "missing", "unfinished"])
 def test_a_damaged_checkpoint_is_skipped(root, uninterrupted, tmp_path, harm):
-    """The newest of two is damaged: the run goes on from the other one, says so, and replaces it."""
+    """The newest of two is damaged: the run warns, resumes from the other one, and replaces it."""
     arguments, expected = uninterrupted
     shutil.copytree(expected, tmp_path / "run")
     (tmp_path / "run/results.json").unlink()
@@ -81,7 +82,7 @@ def test_a_damaged_checkpoint_is_skipped(root, uninterrupted, tmp_path, harm):
         weights.write_bytes(weights.read_bytes()[:-1000])
     elif harm == "missing":
         weights.unlink()
-    else:  # one that was being removed
+    else:  # its removal was interrupted
         (newest / "check_sums.json").unlink()
     training = Training(root, tmp_path / "run.txt", [*arguments, str(tmp_path / "run")])
     assert training.wait() == 0, training.text()

@@ -77,10 +77,10 @@ def check_close(result: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def enlarged(values: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear, by NumPy: pixels are squares, and beyond the outermost centres nothing changes."""
+    """Bilinear, by NumPy: pixels are squares, and values are constant beyond the outermost centers."""
     for axis in (0, 1):
-        centres = (np.arange(values.shape[axis]) + 0.5) * size / values.shape[axis] - 0.5
-        values = np.apply_along_axis(lambda line: np.interp(np.arange(size), centres, line), axis, values)
+        centers = (np.arange(values.shape[axis]) + 0.5) * size / values.shape[axis] - 0.5
+        values = np.apply_along_axis(lambda line: np.interp(np.arange(size), centers, line), axis, values)
     return values
 
 
@@ -207,8 +207,8 @@ def test_other_data_sets_are_drawn_apart(tmp_path, capsys):
         "trade_off_imagenet_1k_validation_1000_images",
         "trade_off_fashion_mnist_validation_10000_images",
     ]
-    beside, alone, without_macs = drawn.values()
-    assert points(beside)[f"{tmp_path}/a/run macs"] == [[1, 75]] and len(points(beside)) == 2 * 8
+    published, alone, without_macs = drawn.values()
+    assert points(published)[f"{tmp_path}/a/run macs"] == [[1, 75]] and len(points(published)) == 2 * 8
     assert points(alone) == {f"{tmp_path}/b/run {key}": [[x, 75]] for key, x in (("parameters", 15.5), ("macs", 1))}
     assert points(without_macs) == {f"{tmp_path}/c/run parameters": [[15.5, 75]]}
     said = capsys.readouterr().out

@@ -1,15 +1,13 @@
 """Options from a file and from the command line."""
 
 from dataclasses import fields
-from functools import partial
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rednet.training import ablate, evaluate_model, train_detection, train_segmentation
-from rednet.training.options.finetune import parse_finetune_config
+from rednet.training import ablate, evaluate_model, finetune, train_detection, train_segmentation
 from rednet.training.options.groups import DetectionConfig, SegmentationConfig, TrainingConfig
 from rednet.training.options.parser import parse_options
 from rednet.training.train import parse_config
@@ -101,16 +99,8 @@ def test_wrong_options_are_named(text, words, tmp_path, capsys):
             ["--detector is yolo, expected one of fasterrcnn, maskrcnn, retinanet"],
         ),
         (train_detection.parse_config, "trainable_layers: 6", ["--trainable_layers is 6", "from 0 to 5"]),
-        (
-            partial(parse_finetune_config, description=None),
-            "train_sampling_strategy: sorted",
-            ["sorted, expected one of random, sequential"],
-        ),
-        (
-            partial(parse_finetune_config, description=None),
-            "label_smoothing_factor: 1",
-            ["--label_smoothing_factor is 1,", "below 1"],
-        ),
+        (finetune.parse_config, "train_sampling_strategy: sorted", ["sorted, expected one of random, sequential"]),
+        (finetune.parse_config, "label_smoothing_factor: 1", ["--label_smoothing_factor is 1,", "below 1"]),
         (evaluate_model.parse_config, "mixed_precision: int8", ["int8, expected one of no, bf16, fp16"]),
         (ablate.main, "seeds: [-1]", ["--seeds is -1,", "at least 0"]),
     ],
@@ -205,7 +195,7 @@ def test_mappings_and_lists_reach_the_trainer(tmp_path):
         "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1.0e-5}\nlabel_names: [labels]\n"
         "dataset_name: b\nmodel_name_or_path: a"
     )
-    config = parse_finetune_config(["--config", str(path)], None)
+    config = finetune.parse_config(["--config", str(path)])
     assert config.lr_scheduler_kwargs == {"min_lr": 1e-5} and config.label_names == ["labels"]
 
 
