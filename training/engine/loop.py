@@ -94,7 +94,7 @@ class Run:
 
 
 def run_training(
-    config: LoopOptions, build: Callable[[Accelerator], tuple[rednet.RedNetPreTrainedModel, Task, DataLoader]]
+    config: LoopOptions, build: Callable[[Accelerator], tuple[torch.nn.Module, Task, DataLoader]]
 ) -> None:
     """Trains from the newest checkpoint on, or from the start, and pushes the last model if the options ask for it.
 
