@@ -1,6 +1,5 @@
 """training/train_segmentation.py on real pictures: coins, a flower and sky."""
 
-import io
 import json
 from pathlib import Path
 
@@ -11,22 +10,19 @@ import torch.nn.functional as F
 from datasets import Dataset, Features
 from datasets import Image as ImageColumn
 from huggingface_hub import ModelCard
-from PIL import ExifTags, Image
+from PIL import Image
 from rednet import RedNetConfig, RedNetForImageClassification, count_parameters
 from rednet.training import train_segmentation
-from rednet.training.data.headers import read_header
-from rednet.training.data.segmentation import PairReader, PairTransform, load_pairs, segmentation_loaders
-from rednet.training.data.segmentation_checks import check_pairs
-from rednet.training.data.transforms import open_image
+from rednet.training.data.segmentation import load_pairs, segmentation_loaders
 from rednet.training.options.groups import SegmentationConfig
 from sklearn.metrics import jaccard_score
-from torchvision import tv_tensors
 from transformers import AutoConfig, AutoImageProcessor, pipeline
 
 from pictures import COIN, coins, flower_and_sky
 from pixel_gradients import InFloat64, crops
 from processes import Training, together
 from runs import assert_same
+from segmentation_files import CLASSES, small_pairs
 
 
 NAMES = ["background", "coin", "flower", "sky"]
@@ -141,27 +137,6 @@ def test_killed_in_an_epoch_and_resumed(root, trained, tmp_path):
     assert_same(folder, expected)
 
 
-def test_picture_and_mask_change_alike():
-    """A picture whose grey value says the class: away from edges it still does, and what was added has no label."""
-    mask = torch.arange(8).repeat_interleave(12)[None, :].expand(80, 96) + 8 * (torch.arange(80) // 20)[:, None]
-    image = tv_tensors.Image((7 * mask).byte().expand(3, -1, -1))
-    config = SegmentationConfig(crop_size=[64, 100], photometric_distortion=False, image_mean=[1.0, 1.0, 1.0])
-    transform, sizes, mirrored = PairTransform(config, 255), set(), set()
-    for key in range(20):
-        changed, classes = transform(image, tv_tensors.Mask(mask.byte()), (key,))
-        again = transform(image, tv_tensors.Mask(mask.byte()), (key,))
-        assert torch.equal(changed, again[0]) and torch.equal(classes, again[1])
-        assert changed.shape == (3, 64, 100) and classes.shape == (64, 100)
-        labeled = classes != 255
-        assert (changed[0][~labeled] == 255).all()
-        off = (changed[0].int() - 7 * classes.int()).abs()[labeled]
-        assert (off <= 3).float().mean() > 0.75
-        sizes.add(int(labeled.sum()))
-        row = classes[labeled.any(1)][0]
-        mirrored.add(bool((row[row != 255].int().diff() < 0).any()))
-    assert len(sizes) > 3 and mirrored == {True, False}
-
-
 def test_folders_and_columns_are_the_same_data(pairs, options, tmp_path):
     """As files, and as parquet whose masks are in a column `label`; and no order but that of the key."""
     files = {name: sorted(str(path) for path in (pairs / name).iterdir()) for name in ("images", "annotations")}
@@ -180,218 +155,6 @@ def test_folders_and_columns_are_the_same_data(pairs, options, tmp_path):
     for one, two in zip(*batches, strict=True):
         assert torch.equal(one["pixel_values"], two["pixel_values"]) and torch.equal(one["labels"], two["labels"])
     assert one["pixel_values"].shape == (3, 3, 64, 64) and one["labels"].shape == (3, 64, 64)
-
-
-def test_masks_that_count_from_one():
-    """ADE20K: 0 is not labeled."""
-    picture, mask = (Image.new(mode, (2, 2)) for mode in ("RGB", "L"))
-    mask.putdata([0, 1, 4, 255])
-    row = {"image": stored(picture), "label": stored(mask)}
-    config = RedNetConfig(num_labels=4)
-    _, classes = PairReader(config, SegmentationConfig(do_reduce_labels=True))(row)
-    assert classes.flatten().tolist() == [255, 0, 3, 255]
-
-
-def test_masks_of_one_bit_are_padded_with_what_is_not_labeled():
-    config = SegmentationConfig(crop_size=[8, 8], random_scale=[1, 1], random_flip=0)
-    row = {"image": stored(Image.new("RGB", (4, 4))), "label": stored(Image.new("1", (4, 4), 1))}
-    image, mask = PairReader(RedNetConfig(num_labels=2), config)(row)
-    _, padded = PairTransform(config, 255)(image, mask, (0,))
-    assert padded.shape == (8, 8) and (padded == 1).sum() == 16 and (padded == 255).sum() == 48
-
-
-def stored(picture: Image.Image, name: str = "some.png") -> dict:
-    content = io.BytesIO()
-    picture.save(content, "TIFF" if picture.mode == "F" else "PNG")
-    return {"bytes": content.getvalue(), "path": name}
-
-
-@pytest.mark.parametrize(
-    "mask, words",
-    [
-        (Image.new("L", (8, 6), 4), ["mask.png", "[4]", "4 classes"]),
-        (Image.new("L", (6, 8)), ["mask.png", "(8, 6)", "(6, 8)"]),
-        (Image.new("RGB", (8, 6)), ["mask.png", "(6, 8, 3)"]),
-        (Image.new("LA", (8, 6)), ["mask.png", "(6, 8, 2)"]),
-        (Image.new("F", (8, 6)), ["mask.png", "float32", "expected one integer"]),
-    ],
-)
-def test_bad_masks_are_named(mask, words):
-    read = PairReader(RedNetConfig(num_labels=4), SegmentationConfig())
-    with pytest.raises(ValueError) as raised:
-        read({"image": stored(Image.new("RGB", (8, 6))), "label": stored(mask, "mask.png")})
-    assert all(word in str(raised.value) for word in words)
-
-
-def test_bad_folders_are_named(pairs, tmp_path):
-    with pytest.raises(ValueError, match="images: there is no such folder"):
-        load_pairs(SegmentationConfig(train_dir=str(tmp_path)))
-    for name in ("images/lonely.jpg", "images/twice.jpg", "images/twice.png", "annotations/twice.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "annotations/aachen").mkdir()
-    (tmp_path / "annotations/maskless.png").touch()
-    with pytest.raises(ValueError) as raised:
-        load_pairs(SegmentationConfig(train_dir=str(tmp_path)))
-    assert str(raised.value).splitlines() == [
-        "the data set has 4 problems:",
-        f"- {tmp_path}/images/twice.png has the name of {tmp_path}/images/twice.jpg: expected one file of each name",
-        f"- {tmp_path}/annotations/aachen is a folder, expected files alone in {tmp_path}/annotations",
-        f"- {tmp_path}/images/lonely.jpg has no mask lonely in annotations",
-        f"- {tmp_path}/annotations/maskless.png has no picture maskless in images",
-    ]
-
-
-CLASSES = [[0, 1, 2, 255], [1, 0, 2, 2], [2, 1, 0, 0]]  # of three pictures of 2 x 2
-
-
-def small_pairs(folder: Path, masks: list, size: tuple[int, int] = (2, 2), **saved) -> SegmentationConfig:
-    """The options of a data set of small pictures, for training and validation, with these masks."""
-    for name in ("images", "annotations"):
-        (folder / name).mkdir()
-    for number, mask in enumerate(masks):
-        Image.new("RGB", size).save(folder / f"images/{number}.png", **saved)
-        if not isinstance(mask, Image.Image):
-            mask = Image.fromarray(np.array(mask).reshape(2, 2).astype(np.uint8))
-        mask.save(folder / f"annotations/{number}.{'tif' if mask.mode == 'F' else 'png'}")
-    return SegmentationConfig(train_dir=str(folder), validation_dir=str(folder))
-
-
-def check(config: SegmentationConfig, num_labels: int = 3, **more) -> None:
-    check_pairs(*load_pairs(config), config, RedNetConfig(num_labels=num_labels, **more))
-
-
-def problems_of(config: SegmentationConfig, num_labels: int = 3, **more) -> list[str]:
-    with pytest.raises(ValueError) as raised:
-        check(config, num_labels, **more)
-    first, *lines = str(raised.value).splitlines()
-    assert first == f"the data set has {len(lines)} problem{'s' * (len(lines) > 1)}:"
-    return lines
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "I;16"])
-def test_masks_of_integers_are_good(tmp_path, caplog, mode):
-    """Of a palette the numbers count, not the colors."""
-    masks = [
-        Image.fromarray(np.array(values, np.uint16 if "I" in mode else np.uint8).reshape(2, 2)) for values in CLASSES
-    ]
-    if mode == "P":
-        for mask in masks:
-            mask.putpalette([9, 9, 9] * 256)
-    check(small_pairs(tmp_path, masks))
-    assert not caplog.records
-
-
-def test_masks_of_one_bit_are_good(tmp_path):
-    check(small_pairs(tmp_path, [Image.fromarray(np.array([[True, False]] * 2))]), num_labels=2)
-
-
-def test_two_classes_saved_as_0_and_255(tmp_path):
-    """Whoever trains on these reaches 100 % of class 0."""
-    training, validation = problems_of(small_pairs(tmp_path, [[0, 255, 0, 255], [0, 0, 0, 255]]), num_labels=2)
-    assert "split train: of 8 pixels in 2 masks, 3 (37.5%) are not labeled (stored as 255)" in training
-    assert "all others are of class 0 (LABEL_0): no pixel is of class 1 (LABEL_1)" in training
-    assert "expected the values 0 to 1 in masks" in training and "split validation" in validation
-
-
-@pytest.mark.parametrize(
-    "masks, options, words",
-    [
-        ([[255] * 4] * 2, {}, "8 (100.0%) are not labeled (stored as 255): none has a class"),
-        ([[0, 1, 1, 0]] * 2, {}, "0 (0.0%) are not labeled (stored as 255), and none is of class 2 (LABEL_2)"),
-        ([[0, 1, 2, 0]] * 2, {"do_reduce_labels": True}, "none is of class 2 (LABEL_2); expected the values 1 to 3"),
-        ([[1, 2, 3, 255]] * 2, {}, "holds [3], but the model has 3 classes, which are [0, 2] in masks (255: not"),
-        ([[0, 1, 2, 4]] * 2, {"do_reduce_labels": True}, "holds [4], but the model has 3 classes, which are [1, 3]"),
-        ([Image.new("RGB", (2, 2))] * 2, {}, "is of the mode RGB, expected one integer for each pixel, its class"),
-        ([Image.new("RGBA", (2, 2))], {}, "is of the mode RGBA"),
-        ([Image.new("LA", (2, 2))], {}, "is of the mode LA"),
-        ([Image.new("F", (2, 2))], {}, "is of the mode F"),
-        ([Image.new("L", (2, 3))], {}, "is 2 x 3, expected the size of the picture, which is 2 x 2"),
-    ],
-)
-def test_masks_that_cannot_be_trained_on_are_named(tmp_path, masks, options, words):
-    config = small_pairs(tmp_path, masks)
-    for name, value in options.items():
-        setattr(config, name, value)
-    assert words in problems_of(config)[0]
-
-
-def test_files_that_cannot_be_trained_on_are_named(tmp_path):
-    """All of them, from their headers; in a JPEG file even a mask of few values gets others at its edges."""
-    config = small_pairs(tmp_path, CLASSES)
-    mask = Image.fromarray(np.array(CLASSES[0], np.uint8).reshape(2, 2))
-    (tmp_path / "annotations/0.png").unlink()
-    mask.save(tmp_path / "annotations/0.jpg")
-    (tmp_path / "annotations/1.png").write_text("no picture")
-    Image.new("I;16", (2, 2)).save(tmp_path / "images/2.png")
-    lines = problems_of(config)
-    assert len(lines) == 6 and "annotations/0.jpg of " in lines[0] and "is a JPEG file" in lines[0]
-    assert "the mask " in lines[1] and "annotations/1.png cannot be used: it cannot be read" in lines[1]
-    assert "images/2.png cannot be used: its pixels are of the mode I;16" in lines[2]
-
-
-def test_masks_and_pictures_that_are_turned(tmp_path, caplog):
-    """A mask that was drawn on the stored pixels of a turned picture has another size, unless both are squares."""
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    for name in ("wide", "square"):
-        (tmp_path / name).mkdir()
-    wide = small_pairs(tmp_path / "wide", [Image.new("L", (3, 2))], (3, 2), exif=exif)
-    line = problems_of(wide)[0]
-    assert "is 3 x 2, expected the size of the picture, which is 2 x 3 (stored as 3 x 2, and turned" in line
-    assert "its EXIF orientation 6)" in line and "remove the EXIF orientation" in line
-    check(small_pairs(tmp_path / "square", CLASSES, exif=exif))
-    assert "3 pictures have an EXIF orientation that does not show" in caplog.records[0].getMessage()
-
-
-@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "TIFF", "WEBP", "MPO"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_headers_have_the_size_of_what_is_read(suffix, orientation):
-    exif, content = Image.Exif(), io.BytesIO()
-    exif[ExifTags.Base.Orientation] = orientation
-    Image.new("RGB", (30, 20)).save(content, suffix, exif=exif)
-    picture = {"bytes": content.getvalue(), "path": None}
-    header = read_header(picture)
-    assert header.size == open_image(picture).size and header.stored_size == (30, 20)
-    assert header.has_hidden_rotation is (orientation in (2, 3, 4))
-
-
-def test_rare_classes_are_no_error_in_a_sample(tmp_path, caplog):
-    """Nor where only some of the pictures are trained on; a mask without labels is one among others."""
-    config = small_pairs(tmp_path, [[0, 1, 0, 1], [255] * 4, [1, 1, 0, 0]])
-    config.max_train_samples = 3
-    check(config)
-    messages = [record.getMessage() for record in caplog.records]
-    assert "none is of class 2 (LABEL_2)" in messages[0] and "1 of 3 masks have no labeled pixel" in messages[1]
-    (tmp_path / "background").mkdir()
-    background = small_pairs(tmp_path / "background", [[0] * 4] * 301)
-    check(background, num_labels=2)  # one mask was not looked at
-    assert "301" not in (message := caplog.records[-1].getMessage()) and "none is of class 1 (LABEL_1)" in message
-    config.max_train_samples = None
-    assert "none is of class 2 (LABEL_2)" in problems_of(config)[0]
-
-
-def test_classes_that_cannot_be_learned(tmp_path, caplog):
-    (tmp_path / "empty").mkdir()
-    assert "split train has no pictures" in problems_of(small_pairs(tmp_path / "empty", []))[0]
-    config = small_pairs(tmp_path, [[0] * 4])
-    assert "the model has 1 class, expected at least 2" in problems_of(config, num_labels=1)[0]
-    (tmp_path / "on purpose").mkdir()
-    check(small_pairs(tmp_path / "on purpose", [[0, 1, 2, 2]]), semantic_loss_ignore_index=0)
-    assert "class 0 (LABEL_0) is semantic_loss_ignore_index" in caplog.records[0].getMessage()
-
-
-def test_bytes_and_streams_are_looked_at(tmp_path):
-    """Masks in parquet files; a stream is read in its order."""
-    rows = [{"image": stored(Image.new("RGB", (2, 2))), "label": stored(Image.new("L", (2, 2), 7), "seven.png")}]
-    features = Features(dict.fromkeys(("image", "label"), ImageColumn()))
-    Dataset.from_list(rows * 2, features).to_parquet(tmp_path / "train.parquet")
-    for streaming in (False, True):
-        config = SegmentationConfig(
-            dataset_name=str(tmp_path), validation_split="train", label_column_name="label", streaming=streaming
-        )
-        lines = problems_of(config)
-        assert len(lines) == 4 and all("the mask seven.png of some.png holds [7]" in line for line in lines)
 
 
 def test_the_script_checks_before_the_first_step(root, options, tmp_path, capsys):
