@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
-from rednet.training.options.packaged import find_architecture, find_recipe
 from torch.distributed.run import get_args_parser
 
 from hub_server import HubServer
@@ -54,11 +53,12 @@ FEW_STEPS = f"{FEW_IMAGES} --max_train_steps 2 --num_warmup_steps 0 --logging_st
 # Options that make a script fast, after those of the page.
 SHORTER = {
     "train": f"{FEW_STEPS} --image_size 64 --gradient_accumulation_steps 1",
-    "train_segmentation": f"{FEW_STEPS} --crop_size 64 64 --sync_batch_norm False",
+    "train_segmentation": f"{FEW_STEPS} --per_device_train_batch_size 2 --crop_size 64 64 --sync_batch_norm False",
     "train_detection": f"{FEW_STEPS} --min_size 64 --max_size 96 --channels 32",
     "finetune": f"{FEW_IMAGES} --num_train_epochs 1 --warmup_steps 0 --image_size 64",
-    "evaluate_model": "--max_eval_samples 8 --dataloader_num_workers 0",
-    "ablate": "--axes kernel_size=3 --seeds 0 --options max_train_samples=64 num_warmup_steps=0 num_train_epochs=1",
+    "evaluate_model": "--dataloader_num_workers 0",
+    "ablate": "--axes kernel_size=3 --seeds 0 --options max_train_samples=64 per_device_train_batch_size=16 "
+    "num_warmup_steps=0 num_train_epochs=1",
 }
 
 
@@ -183,10 +183,9 @@ def check_script(words: list[str]) -> None:
 
 def check_files(words: list[str]) -> None:
     for name, value in zip(words, words[1:]):
-        if name == "--config":
-            assert find_recipe(value).is_file(), value
-        elif name == "--config_name":
-            assert Path(find_architecture(value)).is_file(), value
+        if name in ("--config", "--config_name"):
+            packaged = [f"configs/{path}" for path in (f"training/{value}.yaml", f"models/{value}.json")]
+            assert any(Path(path).is_file() for path in (value, *packaged)), value
         elif name in ("--config_file", "--train_dir", "--validation_dir", "--model_name_or_path"):
             assert Path(value).exists(), value
 
