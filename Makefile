@@ -24,9 +24,9 @@ test: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Every snippet and command of README.md and docs, with small models and data.
+# Every snippet and command of README.md and docs, with small models and data: about 20 minutes.
 docs-test: $(VENV)/installed
-	$(BIN)/python -m pytest tests/docs --all-snippets
+	$(BIN)/python -m pytest tests/docs --all-snippets -n 2
 
 # On a GPU where there is one. Leaves the tables in outputs/bench, as Markdown and CSV.
 bench: $(VENV)/installed
