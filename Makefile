@@ -21,7 +21,6 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	find src tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' | \
 		xargs $(BIN)/clang-format --dry-run --Werror
-	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Every snippet and command of README.md and docs, with small models and data: about 20 minutes.

@@ -208,14 +208,25 @@ WRONG = [
 ]
 
 
+def mypy(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    options = ["--follow-imports=silent", f"--cache-dir={folder}"]
+    command = [sys.executable, "-m", "mypy", *options, *arguments]
+    variables = {**os.environ, "MYPYPATH": str(installed)}
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+
+
+def test_annotations_agree(installed, root, tmp_path):
+    """mypy over all packages; pyproject.toml lists what it leaves out."""
+    configuration = str(root / "pyproject.toml")
+    result = mypy(installed, tmp_path, "--config-file", configuration, "-p", "involution", "-p", "rednet")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_type_checkers_know_what_users_call(installed, tmp_path):
     """mypy, strictly: a program that is right has no complaint, each mistake has one."""
     for name, text in (("right", TYPED), ("wrong", TYPED + "\n".join(WRONG))):
         (tmp_path / f"{name}.py").write_text(text)
-    options = ["--strict", "--ignore-missing-imports", "--follow-imports=silent", f"--cache-dir={tmp_path}"]
-    command = [sys.executable, "-m", "mypy", *options, "right.py", "wrong.py"]
-    variables = {**os.environ, "MYPYPATH": str(installed)}
-    result = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    result = mypy(installed, tmp_path, "--strict", "--ignore-missing-imports", "right.py", "wrong.py")
     errors = [line for line in result.stdout.splitlines() if ": error: " in line]
     lines = [int(line.split(":")[1]) for line in errors]
     first = TYPED.count("\n") + 1

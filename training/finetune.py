@@ -210,9 +210,10 @@ def describe_training(config: FinetuneConfig, epochs: float) -> str:
     length = f"{epochs:.4g} of at most {config.num_train_epochs:.4g} epochs"
     if config.max_steps > 0:
         length = f"{epochs:.4g} epochs, {config.max_steps} steps at most,"
+    schedule = config.lr_scheduler_type.value  # type: ignore[attr-defined]  # an enum by now
     return (
         f"Fine-tuned for {length} with {config.optim.value}, learning "
-        f"rate {config.learning_rate:g}, {config.lr_scheduler_type.value} schedule, every stage at "
+        f"rate {config.learning_rate:g}, {schedule} schedule, every stage at "
         f"{config.layer_decay:g} of the next one's rate; frozen: {frozen}."
     )
 

@@ -104,6 +104,7 @@ def make_model(config: TrainingConfig, labels: list[str] | None) -> rednet.RedNe
         return AutoModelForImageClassification.from_pretrained(
             config.model_name_or_path, ignore_mismatched_sizes=config.ignore_mismatched_sizes, **names
         )
+    assert config.config_name is not None  # parse_config requires one of the two
     return AutoModelForImageClassification.from_config(read_config(find_architecture(config.config_name), **names))
 
 

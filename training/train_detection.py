@@ -45,7 +45,7 @@ def build(config: DetectionConfig, accelerator: Accelerator) -> tuple[nn.Module,
     rank = (accelerator.process_index, accelerator.num_processes)
     train_loader, eval_loader = detection_loaders(annotations, truth, config, *rank)
     del contents, annotations  # large, and the loader has its own copy
-    images = [loader.dataset.images for loader in (train_loader, eval_loader)]
+    images = [loader.dataset.images for loader in (train_loader, eval_loader)]  # type: ignore[attr-defined]
     check_on_main_process(accelerator, check_pictures, *images)
 
     categories = categories_of(truth)
@@ -104,27 +104,29 @@ def make_model(config: DetectionConfig, options: dict, categories: list[dict]) -
     if config.config_name is not None:
         backbone = RedNetBackbone(read_config(find_architecture(config.config_name), out_features=stages))
         return DETECTORS[config.detector](backbone, **options)
-    check_model_name(config.model_name_or_path)
-    saved = read_detector_config(config.model_name_or_path)
+    name = config.model_name_or_path
+    assert name is not None  # parse_config requires one of the two
+    check_model_name(name)
+    saved = read_detector_config(name)
     if saved is None:
-        read_config(config.model_name_or_path)
-        backbone = RedNetBackbone.from_pretrained(config.model_name_or_path, out_features=stages)
+        read_config(name)
+        backbone = RedNetBackbone.from_pretrained(name, out_features=stages)
         return DETECTORS[config.detector](backbone, **options)
     model = DETECTORS[config.detector](
         RedNetBackbone(RedNetConfig.from_dict({**saved["backbone"], "out_features": stages})), **options
     )
-    load_weights(model, config, same_categories=saved["categories"] == categories)
+    load_weights(model, name, saved["categories"] == categories, config.ignore_mismatched_sizes)
     return model
 
 
-def load_weights(model: nn.Module, config: DetectionConfig, same_categories: bool) -> None:
-    """Loads the weights of a detector that have the shapes of `model`. Raises ValueError as `make_model` does."""
-    weights, own = read_detector_weights(config.model_name_or_path), model.state_dict()
+def load_weights(model: nn.Module, name: str, same_categories: bool, ignore_mismatched_sizes: bool) -> None:
+    """Loads the weights of the detector `name` that have the shapes of `model`. Raises ValueError as `make_model` does."""
+    weights, own = read_detector_weights(name), model.state_dict()
     fit = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     new = sorted(own.keys() - fit.keys())
-    if (new or not same_categories) and not config.ignore_mismatched_sizes:
+    if (new or not same_categories) and not ignore_mismatched_sizes:
         raise ValueError(
-            f"{config.model_name_or_path} is a detector with other categories or layers "
+            f"{name} is a detector with other categories or layers "
             f"({f'{new[:2]} do not fit' if new else 'all weights fit, but the names differ'}): "
             "use --ignore_mismatched_sizes to load the weights that fit"
         )

@@ -14,6 +14,7 @@ class TrainingRows(TrainingBatches):
     epoch = 0
 
     def __init__(self, images: Dataset, config: FinetuneConfig, num_labels: int):
+        assert config.image_size is not None  # finetune.py sets that of the image processor
         transform = TrainingTransform(config, config.image_size)
         super().__init__(images.cast_column("image", Image(decode=False)), transform, num_labels)
         self.seed = config.seed
@@ -21,7 +22,7 @@ class TrainingRows(TrainingBatches):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:  # type: ignore[override]
         return super().__getitems__([((self.seed, self.epoch, row), row) for row in rows])
 
 
@@ -34,5 +35,5 @@ class EvaluationRows(EvaluationBatches):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:  # type: ignore[override]
         return super().__getitems__([(True, row) for row in rows])

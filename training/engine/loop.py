@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import rednet
 import torch
@@ -33,7 +33,7 @@ class Task:
 
     loss: Callable[[torch.nn.Module, dict], torch.Tensor]  # of a batch of the training loader, on the device
     evaluate: Callable[[torch.nn.Module], dict]  # returns the results on the evaluation set, on all processes
-    save: Callable[[Path, torch.nn.Module, dict], None]  # writes the model and its results into a folder
+    save: Callable[[Path, Any, dict], None]  # writes the model and its results into a folder
     metric: str  # the key of the result, from 0 to 1, that decides which model is `best`
     metric_name: str  # its name for people
     # The number of items that `loss` is the mean of, if batches have different numbers of them.

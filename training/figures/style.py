@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 SLIDE = (13.33, 7.5)  # inches: the size of a 16:9 slide, so that font sizes are in points of the slide
 # Color, line and marker: the last two distinguish series in print without color. The colors are those of Okabe and Ito,
 # which people with color blindness can distinguish.
-STYLES = [
+STYLES: list[dict[str, Any]] = [
     {"color": "#000000", "linestyle": "-", "marker": "o"},
     {"color": "#d55e00", "linestyle": "--", "marker": "s"},
     {"color": "#0072b2", "linestyle": "-.", "marker": "^"},

@@ -85,9 +85,10 @@ def parse_options(
     for name, words in command_line:
         parser.set(values, name, words)
     try:
-        return kind(**{field.name: getattr(values, field.name) for field in fields(kind) if field.init}), parser
+        options = kind(**{field.name: getattr(values, field.name) for field in fields(kind) if field.init})
     except Exception as error:  # TrainingArguments checks some of its options by itself
         parser.error(str(error))
+    return options, parser
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
