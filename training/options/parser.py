@@ -136,6 +136,9 @@ class OptionParser(HfArgumentParser):
         if self.allows_none(name) and (is_null or words == [""]):
             setattr(values, name, None)
             return
+        if len(words) > 1 and list[str] in get_args(self.hints.get(name)):  # `str | list[str]`, for argparse a str
+            setattr(values, name, words)
+            return
         try:
             # `=` also lets a value start with a hyphen.
             _, unused = self.parse_known_args(

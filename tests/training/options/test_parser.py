@@ -193,10 +193,11 @@ def test_mappings_and_lists_reach_the_trainer(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(
         "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1.0e-5}\nlabel_names: [labels]\n"
-        "dataset_name: b\nmodel_name_or_path: a"
+        "report_to: [tensorboard, wandb]\ndataset_name: b\nmodel_name_or_path: a"
     )
     config = finetune.parse_config(["--config", str(path)])
     assert config.lr_scheduler_kwargs == {"min_lr": 1e-5} and config.label_names == ["labels"]
+    assert config.report_to == ["tensorboard", "wandb"]
 
 
 def test_a_source_on_the_command_line_replaces_that_of_the_file(tmp_path):
