@@ -24,10 +24,10 @@ from transformers.utils.logging import disable_progress_bar
 PRINTED, DRAWN = 5, 24
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="output_dir of training/train.py")
-    run = parser.parse_args().run
+    run = parser.parse_args(arguments).run
     disable_progress_bar()
     config = TrainingConfig(**json.loads((run / "options.json").read_text()))
     results = json.loads((run / "results.json").read_text())

@@ -232,10 +232,9 @@ def test_synchronized_batch_norm_needs_gpus(root, options, tmp_path):
     assert code != 0 and "--sync_batch_norm" in text and "CPU" in text
 
 
-def test_demo(root, trained):
-    arguments = [sys.executable, "training/demo.py", str(trained)]
-    result = subprocess.run(arguments, cwd=root, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("number ") >= 4 * 5 and "top-1" in result.stdout
+def test_demo(root, trained, tmp_path):
+    demo = Training(root, tmp_path / "demo.txt", [str(trained)], "rednet.training.demo")
+    assert demo.wait() == 0, demo.text()
+    assert demo.text().count("number ") >= 4 * 5 and "top-1" in demo.text()
     with Image.open(trained / "demo.png") as picture:
         assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 24)) > 50
