@@ -34,7 +34,7 @@ PARSERS = {
     "training/train.py": train.parse_config,
     "training/train_segmentation.py": train_segmentation.parse_config,
     "training/train_detection.py": train_detection.parse_config,
-    "training/finetune.py": finetune.parse,
+    "training/finetune.py": finetune.parse_config,
     "training/ablate.py": lambda arguments: parse_options(ablate.Study, arguments, None)[0],
 }
 
