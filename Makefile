@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up on a machine with Python >= 3.10, a C++ compiler and make.
+# `make demo` and `make test` install everything. They need Python >= 3.10, a C++ compiler and make.
 
 PYTHON ?= python3
 VENV := .venv
@@ -27,7 +27,7 @@ test: $(VENV)/installed
 docs-test: $(VENV)/installed
 	$(BIN)/python -m pytest tests/docs --all-snippets -n 2
 
-# On a GPU where there is one. Leaves the tables in outputs/bench, as Markdown and CSV.
+# Measures on the GPU, if there is one, and writes tables to outputs/bench, as Markdown and CSV.
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/operator_speed.py --output outputs/bench/operator
@@ -35,9 +35,9 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/export_speed.py --device cpu --output outputs/bench/export
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, this is " + sys.version)'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is required, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV), about 5 GB with the CUDA libraries of torch: a few minutes"
+	@echo "Installing into $(VENV): about 5 GB with the CUDA libraries of torch, a few minutes"
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 

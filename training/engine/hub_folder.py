@@ -8,6 +8,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard
 from rednet.hub import check_token, make_card, push_hub_folder, save_hub_folder
 from rednet.training.options.describe import describe_augmentation, describe_dense_augmentation
+from rednet.training.options.finetune import FinetuneConfig
 from rednet.training.options.groups import DataOptions, LoopOptions, SegmentationConfig, TrainingConfig
 from transformers import BaseImageProcessor
 
@@ -76,7 +77,7 @@ def accuracies(results: dict, num_labels: int) -> dict[str, tuple[str, float]]:
 
 def trained_card(
     model: rednet.RedNetPreTrainedModel,
-    config: TrainingConfig | SegmentationConfig,
+    config: TrainingConfig | SegmentationConfig | FinetuneConfig,
     results: dict,
     training: str,
     options: dict,
@@ -110,7 +111,7 @@ def trained_card(
     )
 
 
-def introduce(config: TrainingConfig | SegmentationConfig, eval_samples: int, task: str) -> str:
+def introduce(config: TrainingConfig | SegmentationConfig | FinetuneConfig, eval_samples: int, task: str) -> str:
     """Returns a sentence about the model, with its training images and the images on which it was measured."""
     origin = f"from {config.model_name_or_path}" if config.model_name_or_path else "from scratch"
     part = "" if config.max_train_samples is None else f"at most {config.max_train_samples:,} images of "
