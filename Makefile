@@ -23,7 +23,7 @@ test: $(VENV)/installed
 		xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Every snippet and command of README.md and docs, with small models and data: about 20 minutes.
+# Runs every snippet and command of README.md and docs, with small models and data: about 6 minutes on two cores.
 docs-test: $(VENV)/installed
 	$(BIN)/python -m pytest tests/docs --all-snippets -n 2
 
