@@ -91,10 +91,11 @@ class Demo(gr.Blocks):
         except gr.Error:
             raise
         except Exception as error:  # Pillow's decoders raise many kinds: ValueError, EOFError, SyntaxError
-            raise gr.Error(unreadable(error)) from error
+            # Gradio raises its own error, with names of arguments and paths of the server, from that of Pillow.
+            raise gr.Error(unreadable(error.__cause__ or error)) from error
 
 
-def unreadable(error: Exception) -> str:
+def unreadable(error: BaseException) -> str:
     return f"This file cannot be read as a picture: {error or type(error).__name__}"
 
 
