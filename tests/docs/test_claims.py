@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+import peft
 import torch
 from rednet import RedNetBackbone, RedNetForImageClassification
 from transformers import AutoModelForImageClassification, UperNetConfig, UperNetForSemanticSegmentation
@@ -59,7 +59,6 @@ assert type(load(".", subfolder="last")).__module__.startswith("transformers_mod
 
 
 def test_an_adapter_comes_back_with_its_statistics(root, tmp_path, monkeypatch):
-    peft = pytest.importorskip("peft")
     (block,) = [block for block in read_blocks(root / "docs/finetune.md") if block.language == "python"]
     images, labels = 3 * random_images(8, 3, 32, 32) + 1, torch.arange(8) % 5
     small_model().save_pretrained(tmp_path / "your-name/rednet-50")

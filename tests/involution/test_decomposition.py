@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -48,7 +49,6 @@ LAYERS = {
 
 @pytest.mark.parametrize("make", [*LAYERS.values(), Pair], ids=[*LAYERS, "pair"])
 def test_onnx_export_needs_no_table(make, tmp_path):
-    pytest.importorskip("onnxscript")
     torch.manual_seed(0)
     layer, path = make().eval(), tmp_path / "layer.onnx"
     free = {0: "batch", 2: "height", 3: "width"}
@@ -72,7 +72,6 @@ def test_the_older_onnx_exporter_supports_the_operator(make, tmp_path):
 
 
 def compare_with_onnxruntime(layer: torch.nn.Module, path, shapes: list[tuple]) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for shape in shapes:
         input = torch.randn(shape)

@@ -16,6 +16,22 @@ def small_model(seed: int = 0, **changes) -> RedNetForImageClassification:
     return model
 
 
+def model_without_zeros(**changes) -> RedNetForImageClassification:
+    """In evaluation mode, as if it were trained: no scale is 1, no bias or running mean is 0."""
+    torch.manual_seed(0)
+    model = RedNetForImageClassification(small_config(**changes))
+    for values in [*model.parameters(), *model.buffers()]:
+        if values.ndim == 1:
+            values.data.uniform_(0.2, 0.6)
+    return model.eval()
+
+
+def check_close(result: torch.Tensor, expected: torch.Tensor) -> None:
+    """Asserts that results of several layers are equal up to rounding, relative to the largest value."""
+    assert result.shape == expected.shape
+    assert (result - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
 def randomize_norms(model: torch.nn.Module) -> None:
     """Random BatchNorm statistics and weights throughout, so that nothing is multiplied by zero."""
     for module in model.modules():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 from rednet import (
@@ -96,7 +97,6 @@ def test_onnxruntime_computes_the_logits(rednet, shape):
 
 
 def test_openvino_takes_the_onnx_file(rednet):
-    openvino = pytest.importorskip("openvino")
     model, path = rednet
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for shape in SHAPES[2:4]:

@@ -9,6 +9,7 @@ import torch
 from rednet.modeling_rednet import RedNetInvolution
 
 from cases import plain_involution
+from small_models import check_close, model_without_zeros
 
 
 SIZES = {"embedding_size": 32, "hidden_sizes": [128, 384], "depths": [2, 1], "stem_stride": 2, "num_labels": 3}
@@ -16,18 +17,7 @@ SIZES = {"embedding_size": 32, "hidden_sizes": [128, 384], "depths": [2, 1], "st
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    model = rednet.RedNetForImageClassification(rednet.RedNetConfig(**SIZES))
-    for values in [*model.parameters(), *model.buffers()]:  # as if trained: no scale is 1, no bias 0
-        if values.ndim == 1:
-            values.data.uniform_(0.2, 0.6)
-    return model.eval()
-
-
-def check_close(result: torch.Tensor, expected: torch.Tensor) -> None:
-    """Up to rounding, relative to the largest value, after the layers before it."""
-    assert result.shape == expected.shape
-    assert (result - expected).abs().max() <= 2e-5 * expected.abs().max()
+    return model_without_zeros(**SIZES)
 
 
 def flat(kernels: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -19,6 +19,8 @@ from rednet.training.figures.kernels import draw_kernels
 from rednet.training.figures.trade_off import draw_trade_offs
 from transformers import ConvNextImageProcessor
 
+from small_models import check_close, model_without_zeros
+
 
 SVG = "{http://www.w3.org/2000/svg}"
 SIZES = {"embedding_size": 32, "hidden_sizes": [128, 384], "depths": [2, 1], "stem_stride": 2, "num_labels": 3}
@@ -31,12 +33,7 @@ def published(root) -> dict:
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    model = rednet.RedNetForImageClassification(rednet.RedNetConfig(**SIZES))
-    for values in [*model.parameters(), *model.buffers()]:  # as if trained: no scale is 1, no bias 0
-        if values.ndim == 1:
-            values.data.uniform_(0.2, 0.6)
-    return model.eval()
+    return model_without_zeros(**SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +65,6 @@ def points(figure) -> dict[str, list]:
 
 
 # Kernels
-
-
-def check_close(result: torch.Tensor, expected: torch.Tensor) -> None:
-    """Up to rounding, relative to the largest value, after the layers before it."""
-    assert result.shape == expected.shape
-    assert (result - expected).abs().max() <= 2e-5 * expected.abs().max()
 
 
 def enlarged(values: np.ndarray, size: int) -> np.ndarray:
