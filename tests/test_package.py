@@ -156,14 +156,15 @@ for module in sys.argv[1:]:
     except SystemExit as error:
         assert error.code == 0, module
 """
-    text = run(environment, tmp_path, "-c", code, *SCRIPTS)
     monkeypatch.setenv("COLUMNS", "80")
+    text = run(environment, tmp_path, "-c", code, *SCRIPTS)
     for name in SCRIPTS:
-        monkeypatch.setattr(sys, "argv", [str(root / f"training/{name}.py"), "--help"])
+        path = str(root / f"training/{name}.py")
+        monkeypatch.setattr(sys, "argv", [path, "--help"])
         with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(root / f"training/{name}.py"), run_name="__main__")
-        assert stop.value.code == 0
-        assert capsys.readouterr().out.split()[2:] and f"usage: {name}" in text
+            runpy.run_path(path, run_name="__main__")
+        help_text = capsys.readouterr().out
+        assert stop.value.code == 0 and help_text.startswith(f"usage: {name}.py") and help_text in text
 
 
 def test_imports_run_one_way(environment, installed, root, tmp_path):
