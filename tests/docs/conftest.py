@@ -11,7 +11,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 from rednet import RedNetConfig, RedNetForImageClassification
-from rednet.convert_rednet_to_hf import checkpoint_name
+from rednet.checkpoints.layouts import checkpoint_name
 from rednet.hub import save_hub_folder
 from rednet.hub.cards import make_card
 from rednet.training import train

@@ -18,8 +18,9 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from rednet import RedNetBackbone, RedNetConfig, RedNetForImageClassification
+from rednet.checkpoints.layouts import checkpoint_name
 from rednet.configuration_rednet import REMOTE_CODE
-from rednet.convert_rednet_to_hf import checkpoint_name, convert
+from rednet.convert_rednet_to_hf import convert
 from rednet.hub import check_hub_folder
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 

@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 from rednet import RedNetConfig, RedNetForImageClassification
+from rednet.checkpoints.layouts import checkpoint_name
 from rednet.configuration_rednet import AUTO_MAP, REMOTE_CODE
-from rednet.convert_rednet_to_hf import checkpoint_name
 from rednet.hub import make_card
 from transformers import ConvNextImageProcessor
 
