@@ -62,7 +62,14 @@ def known_checkpoints() -> dict[str, dict]:
     return {path.stem: yaml.safe_load(path.read_text()) for path in paths}
 
 
-def imagenet_card(config: RedNetConfig, repository: str, weights: str | None) -> ModelCard:
+def imagenet_card(
+    config: RedNetConfig,
+    repository: str,
+    weights: str | None,
+    *,
+    source: str | None = None,
+    sha256: str | None = None,
+) -> ModelCard:
     """
     Renders the card of converted weights. It has the results that the publisher reports for this depth, if any.
 
@@ -70,6 +77,8 @@ def imagenet_card(config: RedNetConfig, repository: str, weights: str | None) ->
         config: the configuration of the converted model.
         repository: the repository that the examples load, see `make_card`.
         weights: the publisher, `authors` or `paddleclas`. None if it is somebody else: the card claims no results.
+        source: the name or the URL of the converted file, without the path of a folder on this machine.
+        sha256: the SHA-256 of this file, in hexadecimal digits.
     """
     depths = list(config.depths)
     checkpoint = next((data for data in known_checkpoints().values() if data["depths"] == depths), {})
@@ -82,6 +91,9 @@ def imagenet_card(config: RedNetConfig, repository: str, weights: str | None) ->
         if checkpoint and is_classifier and config.num_labels == 1000:
             results, training = _published_results(checkpoint["released"][weights], publisher, url), PAPER_RECIPE
     introduction = f"{name}, converted from {origin}. The conversion does not change the weights."
+    if source is not None:
+        introduction += f" The converted file is `{source}`"
+        introduction += "." if sha256 is None else f", SHA-256 `{sha256}`."
     if not is_classifier:
         introduction += " The model has no classifier: it computes features."
     return make_card(
