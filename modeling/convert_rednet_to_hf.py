@@ -1,46 +1,106 @@
-"""Converts a checkpoint of the authors (mmcls, .pth) or of PaddleClas (.pdparams) to a complete Hub folder.
+"""Converts a trained RedNet to a complete Hub folder: the weights that PaddleClas publishes, those of the authors (mmcls,
+.pth), or your own from a training with their code.
 
-    python -m rednet.convert_rednet_to_hf --checkpoint_path rednet50.pth --output_dir rednet-50
+    python -m rednet.convert_rednet_to_hf --checkpoint rednet-50 --output_dir rednet-50 --check
+    python -m rednet.convert_rednet_to_hf --checkpoint rednet50.pth --output_dir rednet-50
+    python -m rednet.convert_rednet_to_hf --all --output_dir models --push_to_hub your-name
 
-A .pth file from your own training with the authors' code works too. Its weights may be in an entry such as `model`,
-`state_dict` or `model_ema` (averaged weights are preferred), and their names may have the prefixes of DDP and of
-torch.compile. Depths, kernel sizes and the number of classes follow from the weights. No code in a file is executed.
+The weights in a .pth file may be in an entry such as `model`, `state_dict` or `model_ema` (averaged weights are
+preferred), and their names may have the prefixes of DDP and of torch.compile. Depths, kernel sizes and the number of
+classes follow from the weights. No code in a file is executed.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
+from rednet.checkpoints.download import PUBLISHED, PUBLISHED_FILES, locate
 from rednet.checkpoints.layouts import build_model, find_config
 from rednet.checkpoints.read import read_checkpoint
+from rednet.checkpoints.samples import check_samples_available, describe_samples
 from rednet.configuration_rednet import RedNetConfig
 from rednet.hub import check_replaceable, check_token, imagenet_card, push_hub_folder, save_hub_folder
 from transformers import ConvNextImageProcessor
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m rednet.convert_rednet_to_hf", description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint_path", type=Path, required=True, help="a .pth or .pdparams file")
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m rednet.convert_rednet_to_hf",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    names = ", ".join(PUBLISHED)
+    source.add_argument("--checkpoint", help=f"{names} (published by PaddleClas), a URL, or a .pth or .pdparams file")
+    source.add_argument("--all", action="store_true", help=f"convert {names}, each to a folder in the output folder")
     parser.add_argument("--output_dir", type=Path, required=True, help="the Hub folder to write")
     parser.add_argument(
         "--config",
         type=Path,
         help="a config.json that the checkpoint must match; it also gives the names of the classes",
     )
-    parser.add_argument("--push_to_hub", metavar="REPO", help="push the folder to this repository")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="classify a cat, a rocket and a cup of coffee (pictures of scikit-image) with the result",
+    )
+    push = parser.add_argument_group("push to the Hub")
+    push.add_argument(
+        "--push_to_hub",
+        metavar="NAMESPACE",
+        help="push to this account or organization; the repository has the name of the folder. With --all, the five "
+        "models are put into a Collection",
+    )
+    push.add_argument("--private", action="store_true", default=None, help="create private repositories")
+    push.add_argument(
+        "--revision", metavar="BRANCH", help="push to this branch, which is created if it does not exist"
+    )
+    push.add_argument("--create_pr", action="store_true", help="push as a pull request")
     options = parser.parse_args()
+    if options.all and options.config:
+        parser.error("--config is for one checkpoint, but --all is given")
+    if options.push_to_hub is None and (options.private or options.revision or options.create_pr):
+        parser.error("--private, --revision and --create_pr need --push_to_hub")
+    if options.push_to_hub and "/" in options.push_to_hub:
+        parser.error(
+            f"--push_to_hub is {options.push_to_hub}, expected an account or an organization, without a slash"
+        )
+    return options
+
+
+def main() -> None:
+    options = parse_arguments()
     try:
-        if options.push_to_hub:
-            check_token(options.push_to_hub)
-        config = None if options.config is None else read_config(options.config)
-        convert(options.checkpoint_path, options.output_dir, config, options.push_to_hub)
-        print(f"{options.checkpoint_path} -> {options.output_dir}")
-        if options.push_to_hub:
-            print(push_hub_folder(options.output_dir, options.push_to_hub).repo_url)
+        run(options)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command resumes a download")
+
+
+def run(options: argparse.Namespace) -> None:
+    folders = {options.checkpoint: options.output_dir}
+    if options.all:
+        folders = {name: options.output_dir / name for name in PUBLISHED}
+    repositories = {}
+    if options.check:
+        check_samples_available()
+    for name, folder in folders.items():
+        check_replaceable(folder)
+        if options.push_to_hub:
+            repositories[name] = f"{options.push_to_hub}/{folder.absolute().name}"
+            check_token(repositories[name])
+    config = None if options.config is None else read_config(options.config)
+    for checkpoint, folder in folders.items():
+        convert(checkpoint, folder, config, repositories.get(checkpoint))
+        print(f"{checkpoint} -> {folder}")
+        if options.check:
+            print(describe_samples(folder))
+    for name, repository in repositories.items():
+        print(push_hub_folder(folders[name], repository, options.private).repo_url)
 
 
 def read_config(path: Path) -> RedNetConfig:
@@ -55,28 +115,42 @@ def read_config(path: Path) -> RedNetConfig:
 
 
 def convert(
-    checkpoint_path: str | Path,
+    checkpoint: str | Path,
     output_dir: str | Path,
     config: RedNetConfig | None = None,
     repository: str | None = None,
 ) -> None:
     """
-    Converts a checkpoint to a complete Hub folder. If the conversion fails, nothing is written.
+    Converts a checkpoint to a complete Hub folder. If the conversion fails, nothing is written. The SHA-256 of the file
+    is printed, and stands in the card.
 
     Args:
-        checkpoint_path: a `.pth` file of the authors or of a training with their code (a classifier, a backbone, a
-            detector or a segmentation model), or a `.pdparams` file of PaddleClas.
+        checkpoint: a name in `PUBLISHED`, a URL, or a path. The file is a `.pth` file of the authors or of a training
+            with their code (a classifier, a backbone, a detector or a segmentation model), or a `.pdparams` file of
+            PaddleClas.
         config: gives what the weights do not show: channels per group, reduction ratio, and names of the classes.
         repository: the repository that the examples of the card load, by default the name of `output_dir`.
 
     Raises:
+        ConnectionError: the download failed.
         FileExistsError: `output_dir` is not a folder, or has other files with the names of a model's files.
-        FileNotFoundError: `checkpoint_path` does not exist.
+        FileNotFoundError: `checkpoint` does not exist.
         ValueError: the checkpoint cannot be read, is not that of a RedNet, or does not match `config`.
     """
     output_dir = Path(output_dir)
     check_replaceable(output_dir)
-    publisher, weights = read_checkpoint(checkpoint_path)
+    path, url = locate(checkpoint)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    print(f"SHA-256 of {path}: {sha256}")
+    try:
+        publisher, weights = read_checkpoint(path)
+    except ValueError as error:
+        if url is None:
+            raise
+        raise ValueError(f"{error}. To download it again, delete this file") from error
+    source = url or path.name
+    if source.split("/")[-1] in PUBLISHED_FILES:
+        publisher = "paddleclas"
     found = find_config(weights, config)
     for name in ("depths", "hidden_sizes", "embedding_size", "kernel_size", "stem_kernel_size"):
         if config is not None and getattr(config, name) != getattr(found, name):
@@ -88,7 +162,7 @@ def convert(
         size={"shortest_edge": 224}, crop_pct=0.875, resample=2, do_convert_rgb=True,
         image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
     )  # fmt: skip
-    card = imagenet_card(found, repository or output_dir.name, publisher)
+    card = imagenet_card(found, repository or output_dir.name, publisher, source=source, sha256=sha256)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     save_hub_folder(output_dir, model, processor, card)
 

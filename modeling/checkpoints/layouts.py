@@ -117,7 +117,8 @@ def build_model(weights: dict[str, Tensor], config: RedNetConfig) -> RedNetForIm
     Builds a model from a configuration and the weights of a checkpoint, in evaluation mode and in the weights' dtype.
 
     Raises:
-        ValueError: a weight is missing, unexpected, or of the wrong shape. The message has its name in the checkpoint.
+        ValueError: a weight is missing, unexpected, of the wrong shape, or not finite, or BatchNorm variances are
+            negative or all zero. The message has the name of the weight in the checkpoint.
     """
     model_class = RedNetModel if config.architectures == ["RedNetModel"] else RedNetForImageClassification
     with torch.device("meta"):
@@ -132,8 +133,25 @@ def build_model(weights: dict[str, Tensor], config: RedNetConfig) -> RedNetForIm
         given, wanted = list(weights[source].shape), list(expected[name].shape)
         if given != wanted:
             raise ValueError(f"the checkpoint has {source!r} with shape {given}, expected {wanted}")
+        check_values(source, weights[source])
     model.load_state_dict({name: weights[source] for name, source in sources.items()}, assign=True)
     return model.eval()
+
+
+def check_values(name: str, weight: Tensor) -> None:
+    """
+    Raises:
+        ValueError: a value is not finite, or `weight` is the variances of a BatchNorm and these are not positive. Single
+            variances may be 0: that is the variance of a channel that is always 0.
+    """
+    if not weight.isfinite().all():
+        count = int((~weight.isfinite()).sum())
+        raise ValueError(f"the checkpoint has {name!r} with {count:,} of {weight.numel():,} values NaN or infinite")
+    if name.endswith("running_var") and (weight.min() < 0 or weight.max() == 0):
+        raise ValueError(
+            f"the checkpoint has {name!r} with values from {weight.min():.3g} to {weight.max():.3g}, expected positive "
+            "variances"
+        )
 
 
 def checkpoint_name(name: str) -> str:

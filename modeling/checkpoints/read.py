@@ -1,8 +1,12 @@
-"""Reads the weights in a checkpoint file (.pth or .pdparams) under the authors' names. No code in a file is executed."""
+"""Reads the weights in a checkpoint file (.pth or .pdparams) under the authors' names.
+
+The files are untrusted: no code in a file is executed, and sizes are checked before anything is read.
+"""
 
 import argparse
 import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,9 @@ import torch
 from torch import Tensor
 
 
+# Limit for a file, for its content after decompression, and for its weights. With its optimizer's state, RedNet-152 has
+# less than half a gigabyte.
+MAX_BYTES = 4 * 2**30
 # Prefixes of the other parts of a detector or of a segmentation model, of which only the backbone is converted.
 OTHER_PARTS = ("neck.", "rpn_head.", "roi_head.", "bbox_head.", "mask_head.", "decode_head.", "auxiliary_head.")
 # Entries of a checkpoint that can have the weights. Averaged weights come first, because they are those to evaluate.
@@ -28,11 +35,11 @@ SAFE_CLASSES: list[Any] = [
 
 def read_checkpoint(path: str | Path) -> tuple[str | None, dict[str, Tensor]]:
     """
-    Reads the weights in a checkpoint of the authors, of PaddleClas, or of a training with the authors' code.
+    Reads the weights in a checkpoint of the authors, of PaddleClas, or of a training with the code of either.
 
     Returns:
-        The publisher (`authors`, `paddleclas`, or None for somebody else's training), and the weights under the
-        authors' names without the prefix `backbone.`.
+        The publisher (`authors`, or None if the content does not show that they published it), and the weights under
+        the authors' names without the prefix `backbone.`.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -41,8 +48,10 @@ def read_checkpoint(path: str | Path) -> tuple[str | None, dict[str, Tensor]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
+    if problem := find_problem(path):
+        raise ValueError(f"{path} cannot be read as a checkpoint: {problem}")
     if path.suffix == ".pdparams":
-        return "paddleclas", _from_paddle(_read(path, _load_pickle))
+        return None, _from_paddle(_read(path, _load_pickle))
     content = _read(path, _load_torch)
     # A file that the authors published has weights and metadata, but nothing to resume the training with.
     filled = {key for key, value in content.items() if value is not None} if isinstance(content, dict) else set()
@@ -58,6 +67,26 @@ def read_checkpoint(path: str | Path) -> tuple[str | None, dict[str, Tensor]]:
     if len(unwrapped) < len(weights):
         raise ValueError(f"{path} has some weights twice, with and without prefixes of wrappers")
     return "authors" if is_published and unwrapped.keys() == weights.keys() else None, _from_mmcls(unwrapped)
+
+
+def find_problem(path: Path) -> str | None:
+    """
+    Returns why a file cannot be a checkpoint, or None if it may be one. Reads only its beginning and its table of
+    contents: it may be empty, an HTML page, a damaged archive, or larger than `MAX_BYTES`, also after decompression.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        return "it is empty"
+    with open(path, "rb") as file:
+        if file.read(100).lstrip().startswith(b"<"):
+            return "it is an HTML page"
+    if size <= MAX_BYTES and zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+        except zipfile.BadZipFile as error:
+            return f"it is a damaged archive: {error}"
+    return f"it has {size:,} bytes, expected at most {MAX_BYTES:,}" if size > MAX_BYTES else None
 
 
 def _read(path: Path, load: Callable[[Path], Any]) -> Any:
@@ -108,6 +137,9 @@ def _check_values(content: Any, kind: type, path: Path) -> dict:
         is_numeric = not isinstance(value, np.ndarray) or value.dtype.kind in "fiu"
         if not (isinstance(value, kind) and is_numeric):
             raise ValueError(f"{path}: {key!r} is {type(value).__name__}, expected {kind.__name__} of numbers")
+    # A tensor can be larger than its file: its shape may repeat the numbers that the file has.
+    if (size := sum(value.nbytes for value in content.values())) > MAX_BYTES:
+        raise ValueError(f"{path} has weights of {size:,} bytes, expected at most {MAX_BYTES:,}")
     return content
 
 

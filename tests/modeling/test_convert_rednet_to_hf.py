@@ -1,6 +1,7 @@
 """Checkpoints in the two public layouts: converted, they give the logits of the authors' and of PaddleClas's code."""
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -8,21 +9,27 @@ import pickle
 import re
 import subprocess
 import sys
+import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rednet
+import skimage.data
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from rednet import RedNetBackbone, RedNetConfig, RedNetForImageClassification
+from rednet.checkpoints import read
+from rednet.checkpoints.download import PUBLISHED
 from rednet.checkpoints.layouts import checkpoint_name
 from rednet.configuration_rednet import REMOTE_CODE
-from rednet.convert_rednet_to_hf import convert
+from rednet.convert_rednet_to_hf import convert, main
 from rednet.hub import check_hub_folder
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
+
+from file_server import FileServer
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +173,17 @@ def small(seed: int = 0) -> dict[str, torch.Tensor]:
     return {f"{prefix[key.startswith('classifier')]}{checkpoint_name(key)}": value for key, value in state.items()}
 
 
+def paddle_small(seed: int) -> dict[str, np.ndarray]:
+    """The weights `small(seed)` as PaddleClas names and stores them."""
+    names = {".running_mean": "._mean", ".running_var": "._variance"}
+    weights = {}
+    for key, value in small(seed).items():
+        if not key.endswith("num_batches_tracked"):
+            key = re.sub(r"\.running_\w+$", lambda name: names[name[0]], key.split(".", 1)[1])
+            weights[key] = value.numpy().T if key == "fc.weight" else value.numpy()
+    return weights
+
+
 def trained(layout: str) -> dict:
     """What training scripts save: the weights `small()`, and much beside them."""
     weights, other = small(), small(1)
@@ -218,6 +236,12 @@ def test_accuracies_are_not_claimed_of_ones_own_training(authors_weights, tmp_pa
     assert "authors' release" not in card.text and "Comparison with ResNet" not in card.text
 
 
+def test_accuracies_are_claimed_only_of_published_file_names(paddle_weights, tmp_path):
+    convert(write_pickle(tmp_path / "best_model.pdparams", paddle_weights), tmp_path / "mine")
+    card = ModelCard.load(tmp_path / "mine/README.md")
+    assert not card.data.eval_results and "PaddleClas" not in card.text
+
+
 HOLDS_ITSELF: dict = {"epoch": 3}
 HOLDS_ITSELF["model"] = HOLDS_ITSELF
 
@@ -262,6 +286,13 @@ def damage(kind: str, weights: dict) -> dict:
         weights[key] = Malicious()
     elif kind == "not tensors":
         weights[key] = [1.0, 2.0]
+    elif kind == "not finite":
+        weights[key] = weights[key].clone()
+        weights[key][3, 5] = float("nan")
+    elif kind in ("negative", "zero"):
+        weights["backbone.layer3.1.bn3.running_var"] = torch.zeros(1024) - (kind == "negative") * torch.arange(1024)
+    elif kind == "expanded":
+        weights[key] = torch.zeros(1).expand(1 << 31)
     return weights
 
 
@@ -275,6 +306,10 @@ def damage(kind: str, weights: dict) -> dict:
         ("other", "'layer1.0.conv3.weight' is missing"),
         ("malicious", r"asks for (posix|nt)\.system"),
         ("not tensors", "'backbone.layer3.1.conv3.weight' is list, expected Tensor"),
+        ("not finite", r"'layer3.1.conv3.weight' with 1 of 262,144 values NaN or infinite"),
+        ("negative", r"'layer3.1.bn3.running_var' with values from -1.02e\+03 to 0, expected positive variances"),
+        ("zero", r"'layer3.1.bn3.running_var' with values from 0 to 0, expected positive variances"),
+        ("expanded", r"has weights of 8,[\d,]+ bytes, expected at most 4,294,967,296"),
     ],
 )
 def test_bad_checkpoints_are_refused(authors_weights, tmp_path, monkeypatch, kind, message):
@@ -328,20 +363,95 @@ def test_truncated_files_are_refused(authors_weights, paddle_weights, tmp_path, 
     assert not (tmp_path / "folder").exists()
 
 
-def test_command(root, authors_weights, tmp_path):
-    def run(*arguments):
-        command = [sys.executable, "-m", "rednet.convert_rednet_to_hf", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+def test_archives_that_unpack_to_more_than_the_limit_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(read, "MAX_BYTES", 1_000_000)
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data/0", bytes(2_000_000))
+    assert (tmp_path / "bomb.pth").stat().st_size < 10_000
+    with pytest.raises(ValueError, match="bomb.pth cannot be read as a checkpoint: it has 2,000,000 bytes, expected"):
+        convert(tmp_path / "bomb.pth", tmp_path / "folder")
 
+
+def test_an_html_page_is_named(tmp_path):
+    (tmp_path / "RedNet50_pretrained.pdparams").write_text("<!DOCTYPE html><html></html>")
+    with pytest.raises(ValueError, match="RedNet50_pretrained.pdparams cannot be read .*: it is an HTML page"):
+        convert(tmp_path / "RedNet50_pretrained.pdparams", tmp_path / "folder")
+
+
+def run(folder: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "rednet.convert_rednet_to_hf", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | environment)
+
+
+def test_command(root, authors_weights, tmp_path):
     torch.save({key: value.float() for key, value in authors_weights.items()}, tmp_path / "rednet26.pth")
-    arguments = ["--checkpoint_path", "rednet26.pth", "--output_dir"]
-    wrong = run(*arguments, "out", "--config", str(root / "configs/models/rednet-50.json"))
+    arguments = ["--checkpoint", "rednet26.pth", "--output_dir"]
+    wrong = run(tmp_path, *arguments, "out", "--config", root / "configs/models/rednet-50.json")
     assert wrong.returncode == 1 and "depths is [3, 4, 6, 3] in the configuration, [1, 2, 4, 1] in" in wrong.stderr
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/README.md").write_text("keep")
-    occupied = run(*arguments, "mine")
+    occupied = run(tmp_path, *arguments, "mine")
     assert occupied.returncode == 1 and "not a folder of a saved RedNet, but has README.md" in occupied.stderr
     assert (tmp_path / "mine/README.md").read_text() == "keep"
-    result = run(*arguments, "out", "--config", str(root / "configs/models/rednet-26.json"))
+    result = run(tmp_path, *arguments, "out", "--config", root / "configs/models/rednet-26.json", "--check")
     assert result.returncode == 0, result.stderr
-    assert AutoModelForImageClassification.from_pretrained(tmp_path / "out").config.num_labels == 1000
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        logits = model(**processor(Image.fromarray(skimage.data.coffee()), return_tensors="pt")).logits[0]
+    labels = [model.config.id2label[n] for n in logits.topk(5).indices.tolist()]
+    *_, title, top_5 = result.stdout.splitlines()
+    assert title == "a cup of coffee (expected: espresso, cup, coffee mug)"
+    assert [re.sub(r" \d+\.\d %$", "", row) for row in top_5.strip().split(", ")] == labels
+
+
+def test_command_with_a_url(official, paddle_weights, tmp_path):
+    """From the published file on a server to logits."""
+    content = pickle.dumps(paddle_weights, protocol=4)
+    with FileServer({"/dygraph/RedNet26_pretrained.pdparams": content, "/a.pdparams": content[:-1]}) as server:
+        url = f"{server.url}/dygraph/RedNet26_pretrained.pdparams"
+        environment = {"TORCH_HOME": str(tmp_path / "torch"), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+        result = run(tmp_path, "--checkpoint", url, "--output_dir", "rednet-26", **environment)
+        damaged = run(tmp_path, "--checkpoint", f"{server.url}/a.pdparams", "--output_dir", "damaged", **environment)
+    assert re.search(r"a.pdparams cannot be read .*To download it again, delete this file\n$", damaged.stderr)
+    assert result.returncode == 0, result.stderr
+    sha256 = hashlib.sha256(content).hexdigest()
+    card = (tmp_path / "rednet-26/README.md").read_text()
+    assert sha256 in result.stdout and sha256 in card and url in card and "75.95" in card
+    image = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype("float32"))
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "rednet-26").double()
+    with torch.no_grad():
+        check_logits(model(image.double()).logits, official["paddleclas"], 1e-4)
+
+
+def test_command_with_names(tmp_path):
+    """`--all` takes the five files from the cache, here with small models."""
+    cache = tmp_path / "torch/hub/checkpoints"
+    cache.mkdir(parents=True)
+    for n, url in enumerate(PUBLISHED.values()):
+        write_pickle(cache / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{url.split('/')[-1]}", paddle_small(n))
+    result = run(tmp_path, "--all", "--output_dir", "models", TORCH_HOME=str(tmp_path / "torch"))
+    assert result.returncode == 0, result.stderr
+    assert sorted(os.listdir(tmp_path / "models")) == sorted(PUBLISHED)
+    for n, (name, url) in enumerate(PUBLISHED.items()):
+        state = AutoModelForImageClassification.from_pretrained(tmp_path / "models" / name).state_dict()
+        torch.testing.assert_close(state["classifier.weight"], small(n)["head.fc.weight"], rtol=0, atol=0)
+        assert url in (tmp_path / "models" / name / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "one of the arguments --checkpoint --all is required"),
+        (("--all", "--config", "a.json"), "--config is for one checkpoint"),
+        (("--checkpoint", "rednet-51"), "the checkpoint is rednet-51, expected one of rednet-26, "),
+        (("--checkpoint", "rednet-50", "--push_to_hub", "me/rednet-50"), "expected an account or an organization"),
+        (("--checkpoint", "rednet-50", "--create_pr"), "need --push_to_hub"),
+    ],
+)
+def test_wrong_arguments(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["convert", *arguments, "--output_dir", "out"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert message in f"{stopped.value.code} {capsys.readouterr().err}" and not os.listdir(tmp_path)

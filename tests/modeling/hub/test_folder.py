@@ -215,7 +215,7 @@ def test_an_invalid_configuration_is_named(write):
 def test_the_converter_checks_the_hub_first(tmp_path):
     """If the Hub cannot be reached, one line says so before the conversion."""
     (tmp_path / "some.pth").touch()
-    command = ["--checkpoint_path", "some.pth", "--output_dir", "out", "--push_to_hub", "me/rednet-50"]
+    command = ["--checkpoint", "some.pth", "--output_dir", "out", "--push_to_hub", "me"]
     environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_some", "HF_HUB_OFFLINE": "0"}
     result = subprocess.run(
         [sys.executable, "-m", "rednet.convert_rednet_to_hf", *command],

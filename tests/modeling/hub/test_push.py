@@ -106,11 +106,11 @@ def test_a_second_push_replaces_only_the_model(hub, client, model, write_folder,
 def test_the_converter_pushes(hub, client, model, tmp_path):
     state = model.rednet.state_dict()
     torch.save({f"backbone.{checkpoint_name(key)}": value for key, value in state.items()}, tmp_path / "a.pth")
-    arguments = ["--checkpoint_path", tmp_path / "a.pth", "--output_dir", tmp_path / "converted"]
-    refused = client.run(CONVERT, *arguments, "--push_to_hub", "user/converted", token="")
+    arguments = ["--checkpoint", tmp_path / "a.pth", "--output_dir", tmp_path / "converted"]
+    refused = client.run(CONVERT, *arguments, "--push_to_hub", "user", token="")
     assert refused == (1, "error: there is no Hub token: run `hf auth login`, or set HF_TOKEN\n")
     assert not (tmp_path / "converted").exists()
-    assert "/user/converted" in client.output(CONVERT, *arguments, "--push_to_hub", "user/converted")
+    assert "/user/converted" in client.output(CONVERT, *arguments, "--push_to_hub", "user")
     files = hub.files("user/converted")
     assert new_commits(hub, "user/converted") == 1 and '"user/converted"' in files["README.md"].decode()
     assert files["model.safetensors"] == (tmp_path / "converted/model.safetensors").read_bytes()
