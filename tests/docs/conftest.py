@@ -11,7 +11,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 from rednet import RedNetConfig, RedNetForImageClassification
-from rednet.checkpoints.layouts import checkpoint_name
+from rednet.checkpoints.download import PUBLISHED
 from rednet.hub import save_hub_folder
 from rednet.hub.cards import make_card
 from rednet.training import train
@@ -19,6 +19,7 @@ from skimage import data
 from sklearn.datasets import load_digits, load_sample_images
 from transformers import ConvNextImageProcessor
 
+from checkpoint_files import authors_weights, paddle_weights, write_to_cache
 from pictures import coins
 from remote import WITHOUT_PACKAGES
 
@@ -64,7 +65,10 @@ def reader(root, stand_ins, tmp_path, monkeypatch) -> Path:
 
 
 def write_models(folder: Path) -> None:
-    """`your-name/rednet-50`, a RedNet with one bottleneck in each of four stages, and the same as a checkpoint."""
+    """
+    `rednet-50` and `your-name/rednet-50`, a RedNet with one bottleneck in each of four stages, and the same as
+    checkpoints of the authors and of PaddleClas, which are downloaded already.
+    """
     torch.manual_seed(0)
     names = dict(enumerate(CLASSES))
     sizes = {"hidden_sizes": [64, 128, 256, 512], "depths": [1, 1, 1, 1], "stem_kernel_size": 7}
@@ -73,12 +77,12 @@ def write_models(folder: Path) -> None:
     model.config.architectures = ["RedNetForImageClassification"]
     processor = ConvNextImageProcessor(size={"shortest_edge": 224}, crop_pct=0.875, resample=2, do_convert_rgb=True)
     card = make_card(model.config, "RedNet", "your-name/rednet-50", "A stand-in.", "Not trained.")
-    for name in ("your-name/rednet-50", "outputs/imagenet_rednet50/best"):
-        (folder / name).parent.mkdir(parents=True)
+    for name in ("rednet-50", "your-name/rednet-50", "outputs/imagenet_rednet50/best"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         save_hub_folder(folder / name, model, processor, card)
-    state = {checkpoint_name(name): value for name, value in model.state_dict().items()}
-    prefixed = {("head." if name.startswith("fc.") else "backbone.") + name: value for name, value in state.items()}
-    torch.save({"meta": {}, "state_dict": prefixed}, folder / "rednet50.pth")
+    torch.save({"meta": {}, "state_dict": authors_weights(model)}, folder / "rednet50.pth")
+    for url in PUBLISHED.values():
+        write_to_cache(folder / "torch", url, paddle_weights(model))
     (folder / "classify.py").write_text(
         WITHOUT_PACKAGES
         + "from transformers import pipeline\n"

@@ -128,7 +128,7 @@ def shorten(words: list[str], output_dir: str) -> str:
 
 def run_bash(page: str, block: Block, commands: list[str], environment: dict[str, str]) -> None:
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-    environment = {**environment, "ACCELERATE_USE_CPU": "true", "PATH": path}
+    environment = {**environment, "ACCELERATE_USE_CPU": "true", "PATH": path, "TORCH_HOME": os.path.abspath("torch")}
     text = "\n".join(["set -eux", *commands])
     result = subprocess.run(["bash", "-c", text], env=environment, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, f"{page}, line {block.line}: {result.stdout}\n{result.stderr}"

@@ -158,3 +158,21 @@ def test_data():
     crops = f"crops {small['images/s']} JPEGs of 500 x 375 per second, or {large['images/s']} of 1600 x 1200"
     assert crops in words("docs/data.md")
     assert f"makes {street['images/s']} crops/s of a 2048 x 1024 PNG" in words("docs/dense.md")
+
+
+def test_published_models():
+    """The parameters and operations are counted, the accuracies are those in the cards' data."""
+    rows = {cells[0].strip("`"): cells[1:] for cells in read_table("docs/weights.md", "The published models")}
+    assert rows.keys() == known_checkpoints().keys()
+    for name, data in known_checkpoints().items():
+        with torch.device("meta"):
+            model = RedNetForImageClassification(RedNetConfig(depths=data["depths"], num_labels=1000))
+        released = data["released"]["paddleclas"]
+        assert rows[name] == [
+            f"{count_parameters(model) / 1e6:.2f} M",
+            f"{count_macs(model, 224, 224) / 1e9:.3f} G",
+            f"{released['top_1']:.2f} %",
+            f"{released['top_5']:.2f} %",
+        ]
+    top_1 = known_checkpoints()["rednet-50"]["released"]["paddleclas"]["top_1"]
+    assert f"RedNet-50 with {top_1} % top-1" in words("README.md")

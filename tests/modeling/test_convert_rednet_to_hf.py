@@ -29,6 +29,7 @@ from rednet.convert_rednet_to_hf import convert, main
 from rednet.hub import check_hub_folder
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
+from checkpoint_files import authors_weights, paddle_weights, write_pickle, write_to_cache
 from file_server import FileServer
 
 
@@ -68,19 +69,14 @@ def paddle_fill(key: str, shape: list[int]) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def authors_weights(official) -> dict[str, torch.Tensor]:
+def authors_rednet26(official) -> dict[str, torch.Tensor]:
     return {key: authors_fill(key, shape) for key, shape in official["mmcls"]["keys"].items()}
 
 
 @pytest.fixture(scope="module")
-def paddle_weights(official) -> dict[str, np.ndarray]:
+def paddle_rednet26(official) -> dict[str, np.ndarray]:
     weights = {key: paddle_fill(key, shape) for key, shape in official["paddleclas"]["keys"].items()}
     return {**weights, "StructuredToParameterName@@": {key: f"parameter of {key}" for key in weights}}
-
-
-def write_pickle(path: Path, content) -> Path:
-    path.write_bytes(pickle.dumps(content, protocol=4))
-    return path
 
 
 def check_logits(logits: torch.Tensor, expected: dict, tolerance: float) -> None:
@@ -91,8 +87,8 @@ def check_logits(logits: torch.Tensor, expected: dict, tolerance: float) -> None
 
 
 @pytest.mark.parametrize("bare", [False, True])
-def test_authors_checkpoint(official, authors_weights, tmp_path, bare):
-    content = authors_weights if bare else {"meta": {"epoch": 130}, "state_dict": authors_weights, "optimizer": None}
+def test_authors_checkpoint(official, authors_rednet26, tmp_path, bare):
+    content = authors_rednet26 if bare else {"meta": {"epoch": 130}, "state_dict": authors_rednet26, "optimizer": None}
     torch.save(content, tmp_path / "rednet26.pth")
     convert(tmp_path / "rednet26.pth", tmp_path / "rednet-26")
 
@@ -105,8 +101,8 @@ def test_authors_checkpoint(official, authors_weights, tmp_path, bare):
         check_logits(logits, official["mmcls"], 1e-9)
 
 
-def test_paddle_checkpoint(official, paddle_weights, tmp_path):
-    convert(write_pickle(tmp_path / "RedNet26_pretrained.pdparams", paddle_weights), tmp_path / "rednet-26")
+def test_paddle_checkpoint(official, paddle_rednet26, tmp_path):
+    convert(write_pickle(tmp_path / "RedNet26_pretrained.pdparams", paddle_rednet26), tmp_path / "rednet-26")
     image = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype("float32"))
     with torch.no_grad():
         model = AutoModelForImageClassification.from_pretrained(tmp_path / "rednet-26").double()
@@ -117,8 +113,8 @@ def test_paddle_checkpoint(official, paddle_weights, tmp_path):
     assert "PaddleClas" in card.data.eval_results[0].source_name
 
 
-def test_writes_a_complete_folder(authors_weights, tmp_path):
-    torch.save(authors_weights, tmp_path / "rednet26.pth")
+def test_writes_a_complete_folder(authors_rednet26, tmp_path):
+    torch.save(authors_rednet26, tmp_path / "rednet26.pth")
     convert(tmp_path / "rednet26.pth", tmp_path / "rednet-26")
     names = ["README.md", "config.json", "involution.png", "model.safetensors", "preprocessor_config.json"]
     assert sorted(os.listdir(tmp_path / "rednet-26")) == sorted([*REMOTE_CODE, *names])
@@ -137,9 +133,9 @@ def test_writes_a_complete_folder(authors_weights, tmp_path):
     assert card.data.eval_results[0].source_url == "https://github.com/d-li14/involution"
 
 
-def test_detector_with_a_stem_of_seven(authors_weights, tmp_path):
+def test_detector_with_a_stem_of_seven(authors_rednet26, tmp_path):
     """Of a detector the backbone is taken: its features are those of the same weights in the backbone class."""
-    weights = {key: value.float() for key, value in authors_weights.items() if not key.startswith("head.")}
+    weights = {key: value.float() for key, value in authors_rednet26.items() if not key.startswith("head.")}
     torch.manual_seed(0)
     weights["backbone.stem.1.conv2.conv.weight"] = torch.randn(98, 8, 1, 1) / 10
     weights["backbone.stem.1.conv2.conv.bias"] = torch.zeros(98)
@@ -164,24 +160,13 @@ def test_detector_with_a_stem_of_seven(authors_weights, tmp_path):
     assert card.data.pipeline_tag == "image-feature-extraction" and not card.data.eval_results
 
 
-def small(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Weights of a small RedNet under the authors' names, for five classes."""
+def small_classifier(seed: int = 0) -> RedNetForImageClassification:
     torch.manual_seed(seed)
-    config = RedNetConfig(embedding_size=32, hidden_sizes=[64], depths=[1], num_labels=5)
-    state = RedNetForImageClassification(config).state_dict()
-    prefix = {True: "head.", False: "backbone."}
-    return {f"{prefix[key.startswith('classifier')]}{checkpoint_name(key)}": value for key, value in state.items()}
+    return RedNetForImageClassification(RedNetConfig(embedding_size=32, hidden_sizes=[64], depths=[1], num_labels=5))
 
 
-def paddle_small(seed: int) -> dict[str, np.ndarray]:
-    """The weights `small(seed)` as PaddleClas names and stores them."""
-    names = {".running_mean": "._mean", ".running_var": "._variance"}
-    weights = {}
-    for key, value in small(seed).items():
-        if not key.endswith("num_batches_tracked"):
-            key = re.sub(r"\.running_\w+$", lambda name: names[name[0]], key.split(".", 1)[1])
-            weights[key] = value.numpy().T if key == "fc.weight" else value.numpy()
-    return weights
+def small(seed: int = 0) -> dict[str, torch.Tensor]:
+    return authors_weights(small_classifier(seed))
 
 
 def trained(layout: str) -> dict:
@@ -227,17 +212,17 @@ def test_checkpoints_of_ones_own_training(tmp_path, layout):
     assert "authors' release" not in ModelCard.load(tmp_path / "mine/README.md").text
 
 
-def test_accuracies_are_not_claimed_of_ones_own_training(authors_weights, tmp_path):
+def test_accuracies_are_not_claimed_of_ones_own_training(authors_rednet26, tmp_path):
     """Also where depths and classes are those of a published model."""
-    torch.save({"model": authors_weights, "optimizer": {}}, tmp_path / "mine.pth")
+    torch.save({"model": authors_rednet26, "optimizer": {}}, tmp_path / "mine.pth")
     convert(tmp_path / "mine.pth", tmp_path / "mine")
     card = ModelCard.load(tmp_path / "mine/README.md")
     assert not card.data.eval_results and not card.data.datasets and "75.96" not in card.text
     assert "authors' release" not in card.text and "Comparison with ResNet" not in card.text
 
 
-def test_accuracies_are_claimed_only_of_published_file_names(paddle_weights, tmp_path):
-    convert(write_pickle(tmp_path / "best_model.pdparams", paddle_weights), tmp_path / "mine")
+def test_accuracies_are_claimed_only_of_published_file_names(paddle_rednet26, tmp_path):
+    convert(write_pickle(tmp_path / "best_model.pdparams", paddle_rednet26), tmp_path / "mine")
     card = ModelCard.load(tmp_path / "mine/README.md")
     assert not card.data.eval_results and "PaddleClas" not in card.text
 
@@ -312,9 +297,9 @@ def damage(kind: str, weights: dict) -> dict:
         ("expanded", r"has weights of 8,[\d,]+ bytes, expected at most 4,294,967,296"),
     ],
 )
-def test_bad_checkpoints_are_refused(authors_weights, tmp_path, monkeypatch, kind, message):
+def test_bad_checkpoints_are_refused(authors_rednet26, tmp_path, monkeypatch, kind, message):
     monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": damage(kind, authors_weights)}, "bad.pth")
+    torch.save({"state_dict": damage(kind, authors_rednet26)}, "bad.pth")
     with pytest.raises(ValueError, match=message):
         convert("bad.pth", "folder")
     assert os.listdir() == ["bad.pth"]
@@ -353,9 +338,9 @@ def test_nothing_beside_the_weights_is_executed(tmp_path, monkeypatch, place):
 
 @pytest.mark.parametrize("suffix", [".pth", ".pdparams"])
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.5, 0.999])
-def test_truncated_files_are_refused(authors_weights, paddle_weights, tmp_path, suffix, part):
+def test_truncated_files_are_refused(authors_rednet26, paddle_rednet26, tmp_path, suffix, part):
     whole = tmp_path / f"whole{suffix}"
-    torch.save(authors_weights, whole) if suffix == ".pth" else write_pickle(whole, paddle_weights)
+    torch.save(authors_rednet26, whole) if suffix == ".pth" else write_pickle(whole, paddle_rednet26)
     cut = tmp_path / f"cut{suffix}"
     cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * part)])
     with pytest.raises(ValueError, match=f"cut{suffix} cannot be read as a checkpoint"):
@@ -383,8 +368,8 @@ def run(folder: Path, *arguments: str | Path, **environment: str) -> subprocess.
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | environment)
 
 
-def test_command(root, authors_weights, tmp_path):
-    torch.save({key: value.float() for key, value in authors_weights.items()}, tmp_path / "rednet26.pth")
+def test_command(root, authors_rednet26, tmp_path):
+    torch.save({key: value.float() for key, value in authors_rednet26.items()}, tmp_path / "rednet26.pth")
     arguments = ["--checkpoint", "rednet26.pth", "--output_dir"]
     wrong = run(tmp_path, *arguments, "out", "--config", root / "configs/models/rednet-50.json")
     assert wrong.returncode == 1 and "depths is [3, 4, 6, 3] in the configuration, [1, 2, 4, 1] in" in wrong.stderr
@@ -405,9 +390,9 @@ def test_command(root, authors_weights, tmp_path):
     assert [re.sub(r" \d+\.\d %$", "", row) for row in top_5.strip().split(", ")] == labels
 
 
-def test_command_with_a_url(official, paddle_weights, tmp_path):
+def test_command_with_a_url(official, paddle_rednet26, tmp_path):
     """From the published file on a server to logits."""
-    content = pickle.dumps(paddle_weights, protocol=4)
+    content = pickle.dumps(paddle_rednet26, protocol=4)
     with FileServer({"/dygraph/RedNet26_pretrained.pdparams": content, "/a.pdparams": content[:-1]}) as server:
         url = f"{server.url}/dygraph/RedNet26_pretrained.pdparams"
         environment = {"TORCH_HOME": str(tmp_path / "torch"), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
@@ -426,10 +411,8 @@ def test_command_with_a_url(official, paddle_weights, tmp_path):
 
 def test_command_with_names(tmp_path):
     """`--all` takes the five files from the cache, here with small models."""
-    cache = tmp_path / "torch/hub/checkpoints"
-    cache.mkdir(parents=True)
     for n, url in enumerate(PUBLISHED.values()):
-        write_pickle(cache / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{url.split('/')[-1]}", paddle_small(n))
+        write_to_cache(tmp_path / "torch", url, paddle_weights(small_classifier(n)))
     result = run(tmp_path, "--all", "--output_dir", "models", TORCH_HOME=str(tmp_path / "torch"))
     assert result.returncode == 0, result.stderr
     assert sorted(os.listdir(tmp_path / "models")) == sorted(PUBLISHED)
