@@ -1,8 +1,8 @@
 """The part of the Hugging Face Hub that pushes and pulls need: repositories in memory, and the answers to requests.
 
-There are models and Spaces (named spaces/owner/name; they do not run), the permissions of tokens, uploads (preupload, LFS,
-commit), downloads, and the check of cards. There are no branches, tags, pull requests, ranges or Xet storage.
-`hub_server` serves this over HTTP.
+There are models and Spaces (named spaces/owner/name; they do not run), the permissions of tokens, branches and pull
+requests, uploads (preupload, LFS, commit), downloads, and the check of cards. There are no tags, ranges or Xet storage.
+`hub_collections` adds collections, and `hub_server` serves all of it over HTTP.
 """
 
 import base64
@@ -27,6 +27,15 @@ class File:
     def sha256(self) -> str:
         return hashlib.sha256(self.data).hexdigest()
 
+    @property
+    def is_lfs(self) -> bool:
+        return b"\0" in self.data[:512]  # of which a client sends a sample
+
+    @property
+    def oid(self) -> str:
+        """The name of the content: that of LFS, or that of git for a file that is not in LFS."""
+        return self.sha256 if self.is_lfs else hashlib.sha1(b"blob %d\0%s" % (len(self.data), self.data)).hexdigest()
+
 
 @dataclass(frozen=True)
 class Commit:
@@ -48,12 +57,14 @@ class Commit:
 @dataclass
 class Repo:
     private: bool
-    head: Commit
+    heads: dict[str, Commit]  # of branches, by name, and of pull requests: refs/pr/1, refs/pr/2 ...
     objects: dict[str, bytes] = field(default_factory=dict)  # uploaded through LFS, committed or not
 
     def at(self, revision: str) -> Commit:
-        for commit in self.head.history():
-            if revision in ("main", commit.sha):
+        if revision in self.heads:
+            return self.heads[revision]
+        for commit in (commit for head in self.heads.values() for commit in head.history()):
+            if revision == commit.sha:
                 return commit
         raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
@@ -62,6 +73,7 @@ class Repo:
 class Request:
     method: str
     path: str
+    query: Mapping[str, str]
     headers: Mapping[str, str]
     body: bytes
     user: str | None = None
@@ -98,9 +110,9 @@ ROUTES: list[tuple[str, re.Pattern[str], Action]] = []
 
 
 def route(method: str, pattern: str) -> Callable[[Action], Action]:
-    """Lets the decorated method answer requests. In the pattern, {repo} is two parts of a path (three for a Space), {path}
-    is its rest, and every other name is one part."""
-    parts = {"repo": "(?:spaces/)?[^/]+/[^/]+", "path": ".+"}
+    """Lets the decorated method answer requests. In the pattern, {repo} is two parts of a path (three for a Space), {slug}
+    two, {path} is its rest, and every other name is one part."""
+    parts = {"repo": "(?:spaces/)?[^/]+/[^/]+", "slug": "[^/]+/[^/]+", "path": ".+"}
     expression = re.sub(r"\{(\w+)\}", lambda name: f"(?P<{name[1]}>{parts.get(name[1], '[^/]+')})", pattern)
 
     def register(action: Action) -> Action:
@@ -123,6 +135,7 @@ class Hub:
         self.tokens: dict[str, str | dict[str, list[str]]] = {token: "write"}
         self.orgs: dict[str, str] = {}
         self.repos: dict[str, Repo] = {}
+        self.collections: dict[str, dict[str, Any]] = {}  # by slug
         self.lock = threading.RLock()
 
     def answer(self, request: Request) -> Answer:
@@ -159,13 +172,20 @@ class Hub:
         if request.user is None:
             raise Refusal(401, "Invalid username or password.", "RepoNotFound")
         repo = self._readable(request, name)
-        if not self._may_write(request, name.split("/")[-2]):
+        if not self.may_write(request, name.split("/")[-2]):
             raise Refusal(403, "Authorization error: this token cannot write to this repository")
         return repo
 
-    def _may_write(self, request: Request, namespace: str) -> bool:
+    def _pushable(self, request: Request, name: str, revision: str | None) -> Repo:
+        """The repository, if a commit may be made: those who may only read it can open pull requests, and push to them."""
+        opens_pull_request = revision is None or "create_pr" in request.query
+        if request.user and (opens_pull_request or revision.startswith("refs/pr/")):
+            return self._readable(request, name)
+        return self._writable(request, name)
+
+    def may_write(self, request: Request, namespace: str, permission: str = "repo.write") -> bool:
         if isinstance(request.permissions, dict):
-            return "repo.write" in request.permissions.get(namespace, [])
+            return permission in request.permissions.get(namespace, [])
         belongs = namespace == self.user or self.orgs.get(namespace) in ("admin", "write", "contributor")
         return request.permissions == "write" and belongs
 
@@ -185,8 +205,13 @@ class Hub:
         orgs = [{"type": "org", "name": name, "roleInOrg": role} for name, role in self.orgs.items()]
         return to_json({"type": "user", "name": request.user, "orgs": orgs, "auth": auth})
 
-    @route("GET", "/api/models/{repo}/auth-check/write")
+    @route("GET", "/api/models/{repo}/auth-check")
     def _auth_check(self, request: Request, repo: str) -> Answer:
+        self._readable(request, repo)
+        return to_json({})
+
+    @route("GET", "/api/models/{repo}/auth-check/write")
+    def _auth_check_write(self, request: Request, repo: str) -> Answer:
         self._writable(request, repo)
         return to_json({})
 
@@ -195,7 +220,7 @@ class Hub:
         """Creates a repository. As on the Hub, its first commit has `.gitattributes`."""
         asked = request.json()
         owner, kind = asked.get("organization") or self.user, asked.get("type", "model")
-        if not self._may_write(request, owner):
+        if not self.may_write(request, owner):
             raise Refusal(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
         if kind == "space" and asked.get("sdk") not in card_metadata.SPACE_SDKS:
             raise Refusal(400, f'"sdk" must be one of {card_metadata.SPACE_SDKS}')
@@ -204,8 +229,18 @@ class Hub:
             # A client that accepts an existing repository takes the address from the refusal.
             raise Refusal(409, "You already created this model repo", url=f"{self.url}/{name}")
         first = Commit.make(None, "initial commit", {".gitattributes": File(b"*.safetensors filter=lfs\n")})
-        self.repos[name] = Repo(asked.get("visibility") == "private", first)
+        self.repos[name] = Repo(asked.get("visibility") == "private", {"main": first})
         return to_json({"name": name, "url": f"{self.url}/{name}"})
+
+    @route("POST", "/api/models/{repo}/branch/{branch}")
+    def _create_branch(self, request: Request, repo: str, branch: str) -> Answer:
+        heads = self._writable(request, repo).heads
+        if branch.startswith("refs/"):
+            raise Refusal(400, f"Invalid reference for a branch: {branch}")
+        if branch in heads:
+            raise Refusal(409, "Reference already exists")
+        heads[branch] = heads["main"]
+        return to_json({})
 
     # Downloads
 
@@ -220,9 +255,12 @@ class Hub:
     def _tree(self, request: Request, repo: str, revision: str) -> Answer:
         """The recursive list of all files."""
         tree = self._readable(request, repo).at(revision).tree
-        return to_json([
-            {"type": "file", "path": path, "oid": file.sha256, "size": len(file.data)} for path, file in tree.items()
-        ])  # fmt: skip
+        entries = []
+        for path, file in tree.items():
+            size = len(file.data)
+            lfs = {"lfs": {"oid": file.sha256, "size": size, "pointerSize": 134}} if file.is_lfs else {}
+            entries.append({"type": "file", "path": path, "oid": file.oid, "size": size, **lfs})
+        return to_json(entries)
 
     @route("GET", "/{repo}/resolve/{revision}/{path}")
     def _resolve(self, request: Request, repo: str, revision: str, path: str) -> Answer:
@@ -235,19 +273,21 @@ class Hub:
 
     # An upload: how each file has to be sent, the large files, the commit
 
-    @route("POST", "/api/models/{repo}/preupload/main")
-    def _preupload(self, request: Request, repo: str) -> Answer:
-        self._writable(request, repo)
-        files = [
-            {"path": asked["path"], "uploadMode": "lfs" if b"\0" in base64.b64decode(asked["sample"]) else "regular"}
-            for asked in request.json()["files"]
-        ]
-        return to_json({"files": [{**file, "shouldIgnore": False} for file in files]})
+    @route("POST", "/api/models/{repo}/preupload/{revision}")
+    def _preupload(self, request: Request, repo: str, revision: str) -> Answer:
+        """The client leaves out of its commit what has the same `oid`."""
+        tree, files = self._pushable(request, repo, revision).at(revision).tree, []
+        for asked in request.json()["files"]:
+            mode = "lfs" if File(base64.b64decode(asked["sample"])).is_lfs else "regular"
+            oid = {"oid": tree[asked["path"]].oid} if asked["path"] in tree else {}
+            files.append({"path": asked["path"], "uploadMode": mode, "shouldIgnore": False, **oid})
+        return to_json({"files": files})
 
     @route("POST", "/{repo}.git/info/lfs/objects/batch")
     def _lfs_batch(self, request: Request, repo: str) -> Answer:
         """Gives the address for each file, unless the repository already has its content."""
-        uploaded, objects = self._writable(request, repo).objects, request.json()["objects"]
+        asked, objects = request.json(), request.json()["objects"]
+        uploaded = self._pushable(request, repo, asked.get("ref", {}).get("name")).objects
         for asked in objects:
             if asked["oid"] not in uploaded:
                 asked["actions"] = {"upload": {"href": f"{self.url}/lfs/{repo}/{asked['oid']}"}}
@@ -261,12 +301,15 @@ class Hub:
         self.repos[repo].objects[oid] = request.body
         return to_json({})
 
-    @route("POST", "/api/models/{repo}/commit/main")
-    def _commit(self, request: Request, repo: str) -> Answer:
+    @route("POST", "/api/models/{repo}/commit/{revision}")
+    def _commit(self, request: Request, repo: str, revision: str) -> Answer:
         """Executes the operations in the body, one line of JSON each, as one commit, or none of them."""
-        found = self._writable(request, repo)
+        found = self._pushable(request, repo, revision)
+        if revision not in found.heads:
+            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        parent = found.heads[revision]
         header, *operations = [json.loads(line) for line in request.body.splitlines()]
-        tree = dict(found.head.tree)
+        tree = dict(parent.tree)
         for operation in operations:
             path = operation["value"]["path"]
             if operation["key"] == "file":
@@ -281,9 +324,15 @@ class Hub:
             errors, _ = card_metadata.check(tree["README.md"].data.decode(), space=repo.startswith("spaces/"))
             if errors:
                 raise Refusal(400, "\n".join(errors))
-        found.head = Commit.make(found.head, header["value"]["summary"], tree)
-        address = f"{self.url}/{repo}/commit/{found.head.sha}"
-        return to_json({"success": True, "commitOid": found.head.sha, "commitUrl": address, "hookOutput": ""})
+        commit, pull_request = Commit.make(parent, header["value"]["summary"], tree), {}
+        if "create_pr" in request.query:
+            number = sum(name.startswith("refs/pr/") for name in found.heads) + 1
+            revision, pull_request = f"refs/pr/{number}", {"pullRequestUrl": f"{self.url}/{repo}/discussions/{number}"}
+        found.heads[revision] = commit
+        address = f"{self.url}/{repo}/commit/{commit.sha}"
+        return to_json(
+            {"success": True, "commitOid": commit.sha, "commitUrl": address, "hookOutput": "", **pull_request}
+        )
 
     @route("POST", "/api/validate-yaml")
     def _validate(self, request: Request) -> Answer:

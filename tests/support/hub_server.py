@@ -9,8 +9,9 @@ import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
+import hub_collections  # noqa: F401  # registers its answers
 from hub_api import Commit, Hub, Refusal, Request
 
 
@@ -55,14 +56,14 @@ class HubServer(Hub):
             "no_proxy": "127.0.0.1",
         }
 
-    def commits(self, repo: str) -> list[Commit]:
+    def commits(self, repo: str, revision: str = "main") -> list[Commit]:
         """The history, oldest first. It begins with the commit that creates the repository."""
         with self.lock:
-            return self.repos[repo].head.history()[::-1]
+            return self.repos[repo].at(revision).history()[::-1]
 
-    def files(self, repo: str) -> dict[str, bytes]:
+    def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
         """The contents by path, with the `.gitattributes` that every repository has."""
-        return {path: file.data for path, file in self.commits(repo)[-1].tree.items()}
+        return {path: file.data for path, file in self.commits(repo, revision)[-1].tree.items()}
 
     def fail(self, path: str) -> None:
         """From now on, requests with `path` in their path are not executed, but answered with an error."""
@@ -84,7 +85,9 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.failing is not None and hub.failing in address.path:
             answer = Refusal(500, "This failure was requested").answer
         else:
-            answer = hub.answer(Request(self.command, address.path, self.headers, body))
+            answer = hub.answer(
+                Request(self.command, address.path, dict(parse_qsl(address.query)), self.headers, body)
+            )
         self.send_response(answer.status)
         for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
             self.send_header(name, value)

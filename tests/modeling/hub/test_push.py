@@ -170,7 +170,7 @@ def test_a_token_is_checked_before_a_push(hub, client, token, name, kind, messag
     hub.orgs = {"lab": "write", "club": "read"}
     hub.tokens |= {"hf_read": "read", "hf_fine": {"lab": ["repo.write"], "user": ["repo.content.read"]}}
     for owner in ("lab", "somebody"):
-        hub.repos[f"{owner}/there"] = Repo(False, Commit.make(None, "initial commit", {}))
+        hub.repos[f"{owner}/there"] = Repo(False, {"main": Commit.make(None, "initial commit", {})})
     answer = client.output(CHECK, name, kind, token=token)
     assert answer == "" if message is None else message in answer
 
