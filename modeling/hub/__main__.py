@@ -1,10 +1,12 @@
 """Pushes a Hub folder or the app to the Hub, and renders the model cards of the published depths.
 
     python -m rednet.hub push outputs/demo/last your-name/rednet-fashion-mnist
+    python -m rednet.hub push outputs/demo/last somebody/rednet-fashion-mnist --create_pr
     python -m rednet.hub push app your-name/what-involution-sees --model your-name/rednet-fashion-mnist
     python -m rednet.hub cards rednet-50 --output_dir outputs/hub_cards
 
-A push needs a token: run `hf auth login`, or set HF_TOKEN. If it fails, the same command can be repeated.
+A push needs a token: run `hf auth login`, or set HF_TOKEN. It prints the page of the repository, branch or pull request.
+If it fails, the same command can be repeated.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from pathlib import Path
 
 from rednet.configuration_rednet import RedNetConfig
 from rednet.hub.cards import PICTURE, SOURCES, imagenet_card, known_checkpoints
-from rednet.hub.push import push_hub_folder, push_space
+from rednet.hub.push import push_hub_folder, push_space, pushed_url
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,7 +29,20 @@ def main(arguments: list[str] | None = None) -> None:
     push.add_argument("folder", type=Path, help="a folder with a saved RedNet, or with the app.py of a Space")
     push.add_argument("repo", help="OWNER/NAME, or a name in the account of the token")
     push.add_argument("--model", metavar="ID", help="only for a Space: the model on the Hub that it loads")
-    push.add_argument("--private", action="store_true", default=None, help="create a private repository")
+    push.add_argument(
+        "--private",
+        action="store_true",
+        default=None,
+        help="create the repository as a private one; a repository that exists stays as it is",
+    )
+    push.add_argument(
+        "--revision",
+        metavar="BRANCH",
+        help="branch to push to (default: main), created if it does not exist, or refs/pr/N for pull request N",
+    )
+    push.add_argument(
+        "--create_pr", action="store_true", help="open a pull request, for which access to read is enough"
+    )
     push.add_argument("--commit_message")
     push.set_defaults(run=run_push, parser=push)
 
@@ -49,18 +64,19 @@ def run_push(options: argparse.Namespace) -> None:
         options.parser.error(f"--model is missing: {options.folder} is a Space, expected the model that it loads")
     if not is_space and options.model is not None:
         options.parser.error(f"--model is only for a Space: {options.folder} has no app.py")
+    how = (options.private, options.commit_message, options.revision, options.create_pr)
     try:
         if is_space:
-            commit = push_space(options.folder, options.repo, options.model, options.private, options.commit_message)
+            commit = push_space(options.folder, options.repo, options.model, *how)
         else:
-            commit = push_hub_folder(options.folder, options.repo, options.private, options.commit_message)
+            commit = push_hub_folder(options.folder, options.repo, *how)
     except (PermissionError, ValueError) as error:  # raised by a check, before the push
         sys.exit(f"error: {error}")
     except Exception as error:  # the class for a broken connection differs between releases of huggingface_hub
         sys.exit(
             f"error: {type(error).__name__}: {error}\n{options.folder} is complete: repeat the command to try again"
         )
-    print(commit.repo_url)
+    print(pushed_url(commit, options.revision))
 
 
 def run_cards(options: argparse.Namespace) -> None:

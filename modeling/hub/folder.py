@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import distribution
 from pathlib import Path
 
 import torch
@@ -21,7 +22,10 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 
 # What `save_hub_folder` writes, except for the weights.
-WRITTEN = ("README.md", "config.json", "preprocessor_config.json", PICTURE.name, *REMOTE_CODE)
+WRITTEN = ("README.md", "LICENSE", "config.json", "preprocessor_config.json", PICTURE.name, *REMOTE_CODE)
+# The files that are pushed. A folder may have more: other logs, checkpoints, the state of an optimizer.
+MODEL_FILES = ["README.md", "LICENSE", "notebook.ipynb", "*.json", "*.safetensors", "*.png", *REMOTE_CODE]
+MODEL_FILES += ["onnx/*", "openvino/*", "runs/**/*tfevents*"]
 # The temporary folder is inside the folder: files can only be renamed within one file system, and the folder itself may
 # be a mount point or a link to another one.
 TEMPORARY = ".rednet-new"
@@ -31,7 +35,8 @@ def save_hub_folder(
     folder: str | os.PathLike, model: RedNetPreTrainedModel, processor: BaseImageProcessor, card: ModelCard
 ) -> None:
     """
-    Writes a complete Hub repository: weights, configuration, image processor, card with its picture, and remote code.
+    Writes a complete Hub repository: weights, configuration, image processor, card with its picture, and remote code
+    with its LICENSE.
 
     If `folder` already has a saved RedNet, its files are replaced, with the guarantees of `replacing`.
 
@@ -44,6 +49,9 @@ def save_hub_folder(
         processor.save_pretrained(temporary)
         card.save(temporary / "README.md")
         shutil.copy(PICTURE, temporary)
+        license = distribution("rednet").read_text("licenses/LICENSE")  # the file at the root of the sources
+        if license is not None:  # some packagers leave it out
+            (temporary / "LICENSE").write_text(license, encoding="utf-8")
 
 
 @contextmanager
@@ -134,9 +142,21 @@ def is_weights(name: str) -> bool:
     )
 
 
+def is_export(name: str) -> bool:
+    """Returns whether a file, by its path in a repository, is an export of the model for another runtime."""
+    return name.startswith(("onnx/", "openvino/"))
+
+
+def matching_files(folder: Path, patterns: list[str]) -> dict[str, Path]:
+    """Returns the paths of the files that match, by their names in the repository. Hidden files do not match."""
+    paths = (path for pattern in patterns for path in folder.glob(pattern))
+    return {path.relative_to(folder).as_posix(): path for path in paths if path.is_file() and path.name[0] != "."}
+
+
 def check_hub_folder(folder: str | os.PathLike) -> None:
     """
-    Checks that a folder is a complete repository: it has all files, and its weights match its configuration.
+    Checks that a folder is a complete repository: it has all files, its weights match its configuration, and its
+    exports are not older than its weights.
 
     Raises:
         ValueError: the folder is not complete. The message names the file and, if a weight is wrong, the weight.
@@ -153,6 +173,19 @@ def check_hub_folder(folder: str | os.PathLike) -> None:
         raise ValueError(
             f"{folder} has weights that do not match its config.json: {name} is {found.get(name, 'missing')}, "
             f"expected {expected.get(name, 'no such weight')}"
+        )
+    _check_exports(folder)
+
+
+def _check_exports(folder: Path) -> None:
+    """Raises ValueError if an export is older than the weights. A training that writes into a folder keeps the exports
+    of the model that it replaces."""
+    times = {name: path.stat().st_mtime_ns for name, path in matching_files(folder, MODEL_FILES).items()}
+    weights = max(time for name, time in times.items() if is_weights(name))
+    if old := sorted(name for name, time in times.items() if is_export(name) and time < weights):
+        raise ValueError(
+            f"{folder} has exports that are older than its weights: {', '.join(old)}. Export the model again, or remove "
+            "these files. If they were made from these weights, `touch` them"
         )
 
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from hub_server import HubServer
 
 
+PUSH = "import sys\nfrom rednet.hub.__main__ import main\nmain(['push', *sys.argv[1:]])"  # for `HubClient.run`
+
 LOOP = """
 import contextlib, io, json, os, sys, traceback
 answers, sys.stdout = sys.stdout, sys.stderr

@@ -10,13 +10,20 @@ from rednet import RedNetConfig, RedNetForImageClassification
 from rednet.hub import make_card, save_hub_folder
 from transformers import ConvNextImageProcessor
 
+from hub_client import HubClient
 from hub_server import HubServer
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def hub():
     with HubServer() as server:
         yield server
+
+
+@pytest.fixture(scope="package")
+def client(hub, tmp_path_factory):
+    with HubClient(hub, tmp_path_factory.mktemp("home")) as client:
+        yield client
 
 
 @pytest.fixture(scope="package")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from time import time as time_of_day
 
 import pytest
 from rednet.hub import check_hub_folder, check_replaceable, replacing
@@ -48,6 +49,10 @@ def test_a_folder_keeps_other_files(write, tmp_path):
 
     write("things")
     assert contents(folder).keys() == after.keys()
+
+
+def test_a_folder_has_the_license_of_its_code(write, root):
+    assert (write("things") / "LICENSE").read_bytes() == (root / "LICENSE").read_bytes()
 
 
 def test_a_link_to_a_folder_stays_a_link(write, tmp_path):
@@ -129,6 +134,7 @@ def test_an_error_is_not_hidden_by_files_of_others(tmp_path):
     ("name", "content", "message"),
     [
         ("README.md", "my project", "has README.md: choose another folder"),
+        ("LICENSE", "my terms", "has LICENSE"),
         ("model.safetensors", "weights of something", "has model.safetensors"),
         ("config.json", '{"model_type": "bert"}', "has config.json"),
         ("config.json", "not JSON", "has config.json"),
@@ -182,6 +188,11 @@ def damage(kind: str, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
         del config["auto_map"]["AutoBackbone"]
         (folder / "config.json").write_text(json.dumps(config))
+    elif kind == "old export":
+        for name, time in (("onnx/model.onnx", weights.stat().st_mtime - 1), ("openvino/model.xml", time_of_day())):
+            (folder / name).parent.mkdir()
+            (folder / name).touch()
+            os.utime(folder / name, (time, time))
 
 
 @pytest.mark.parametrize(
@@ -192,6 +203,7 @@ def damage(kind: str, folder: Path) -> None:
         ("truncated", "model.safetensors cannot be read"),
         ("other weights", r"classifier.weight is \[2, 64\], expected \[3, 64\]"),
         ("auto_map", "auto_map"),
+        ("old export", r"exports that are older than its weights: onnx/model.onnx\. "),
     ],
 )
 def test_incomplete_folders_are_refused(write, kind, message):

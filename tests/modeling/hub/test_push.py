@@ -10,21 +10,14 @@ from rednet import RedNetConfig, RedNetForImageClassification
 from rednet.checkpoints.layouts import checkpoint_name
 from rednet.configuration_rednet import AUTO_MAP, REMOTE_CODE
 from rednet.hub import make_card
+from safetensors.torch import load_file, save_file
 from transformers import ConvNextImageProcessor
 
-from hub_api import Commit, Repo
-from hub_client import HubClient
+from hub_client import PUSH
 from hub_server import HubServer
 
 
-PUSH = "import sys\nfrom rednet.hub.__main__ import main\nmain(['push', *sys.argv[1:]])"
 CONVERT = "from rednet.convert_rednet_to_hf import main\nmain()"
-
-
-@pytest.fixture(scope="module")
-def client(hub, tmp_path_factory):
-    with HubClient(hub, tmp_path_factory.mktemp("home")) as client:
-        yield client
 
 
 def new_commits(hub: HubServer, repo: str) -> int:
@@ -44,7 +37,7 @@ def test_a_push_is_one_commit_of_the_model(hub, client, write_folder, tmp_path):
     (folder / "checkpoint-1/config.json").write_text("{}")
     assert "user/one" in client.output(PUSH, folder, "user/one")
     files = hub.files("user/one")
-    expected = {".gitattributes", "README.md", "config.json", "preprocessor_config.json", "involution.png"}
+    expected = {".gitattributes", "README.md", "config.json", "preprocessor_config.json", "involution.png", "LICENSE"}
     assert set(files) == expected | {"model.safetensors", *REMOTE_CODE}
     assert new_commits(hub, "user/one") == 1
     assert all(data == (folder / name).read_bytes() for name, data in files.items() if name != ".gitattributes")
@@ -72,6 +65,37 @@ def test_a_failed_push_can_be_repeated(hub, client, write_folder, tmp_path):
     # Weights and picture were uploaded before the commit failed: they are not sent again.
     client.output(PUSH, folder, "user/unlucky")
     assert uploads(hub, "user/unlucky") == 2 and new_commits(hub, "user/unlucky") == 1
+
+
+def test_exports_logs_and_the_notebook_are_pushed_with_the_model(hub, client, write_folder, tmp_path):
+    """If the weights change, exports of the old ones go. Exports in the folder are refused if they are of old weights."""
+    folder = write_folder(tmp_path / "folder")
+    pushed = ["onnx/model.onnx", "openvino/model.xml", "runs/train/a/events.out.tfevents.1.host", "notebook.ipynb"]
+    others = ["runs/train/hparams.yml", "onnx/.DS_Store", "onnx/cache/model.onnx", "model.onnx"]
+    for name in [*pushed, *others]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    client.output(PUSH, folder, "user/exported")
+    client.output(UPLOAD, "user/exported", "onnx/model_int8.onnx")
+    assert {*pushed, "onnx/model_int8.onnx"} <= set(hub.files("user/exported")) and not set(others) & set(
+        hub.files("user/exported")
+    )
+
+    readme = folder / "README.md"
+    readme.write_text(readme.read_text().replace("A test.", "My own words."))
+    shutil.rmtree(folder / "openvino")
+    client.output(PUSH, folder, "user/exported")  # of the same weights
+    assert {*pushed, "onnx/model_int8.onnx"} <= set(hub.files("user/exported"))
+
+    state = load_file(folder / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"})
+    refused = client.run(PUSH, folder, "user/exported")
+    assert refused.status == 1 and "exports that are older than its weights: onnx/model.onnx." in refused.output
+    (folder / "onnx/model.onnx").write_text("exported again")
+    client.output(PUSH, folder, "user/exported")
+    files = hub.files("user/exported")
+    assert [name for name in files if "/" in name] == ["onnx/model.onnx", "runs/train/a/events.out.tfevents.1.host"]
+    assert files["onnx/model.onnx"] == b"exported again"
 
 
 UPLOAD = """
@@ -134,45 +158,6 @@ def test_the_method_of_a_model_pushes_its_code(hub, client, write_folder, tmp_pa
     assert {"config.json", "model.safetensors", *REMOTE_CODE} <= set(hub.files("user/by-method"))
     assert json.loads(hub.files("user/by-method")["config.json"])["auto_map"] == AUTO_MAP
     assert "user/fused" not in hub.repos
-
-
-CHECK = """
-import sys
-from rednet.hub import check_token
-try:
-    check_token(*sys.argv[1:])
-except (PermissionError, ValueError) as error:
-    print(error)
-"""
-
-
-@pytest.mark.parametrize(
-    ("token", "name", "kind", "message"),
-    [
-        ("hf_secret", "user/new", "model", None),
-        ("hf_secret", "new", "model", None),
-        ("hf_secret", "new", "space", None),
-        ("hf_secret", "lab/there", "model", None),
-        ("hf_secret", "lab/new", "model", None),
-        ("hf_secret", "club/new", "model", "may not create club/new: it may only create repositories of user, lab"),
-        ("hf_secret", "somebody/new", "space", "may not create somebody/new"),
-        ("hf_secret", "somebody/there", "model", "may not write to somebody/there"),
-        ("hf_secret", "a b", "model", "a b"),
-        ("hf_read", "user/new", "model", "may only read"),
-        ("hf_fine", "lab/new", "model", None),
-        ("hf_fine", "lab/there", "model", None),
-        ("hf_fine", "new", "model", "may not create user/new: it may only create repositories of lab"),
-        ("hf_wrong", "new", "model", "this Hub token is invalid"),
-    ],
-)
-def test_a_token_is_checked_before_a_push(hub, client, token, name, kind, message):
-    """For repositories that exist and for those that a push would create, of models and Spaces."""
-    hub.orgs = {"lab": "write", "club": "read"}
-    hub.tokens |= {"hf_read": "read", "hf_fine": {"lab": ["repo.write"], "user": ["repo.content.read"]}}
-    for owner in ("lab", "somebody"):
-        hub.repos[f"{owner}/there"] = Repo(False, {"main": Commit.make(None, "initial commit", {})})
-    answer = client.output(CHECK, name, kind, token=token)
-    assert answer == "" if message is None else message in answer
 
 
 @pytest.mark.parametrize(
