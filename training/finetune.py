@@ -55,14 +55,14 @@ def main(arguments: list[str] | None = None) -> None:
     # Trainer would push every checkpoint, with its own card.
     push_to_hub, config.push_to_hub = config.push_to_hub, False
     if push_to_hub and config.process_index == 0:
-        check_push(config.output_dir, config.hub_model_id)
+        check_push(config.output_dir, config)
     hub_folder = folder / ("best" if config.load_best_model_at_end else "last")
     if (folder / "results.json").is_file():
         print(f"{folder} is finished: {folder}/results.json")
     else:
         finetune(config, options, hub_folder)
     if push_to_hub and config.process_index == 0:
-        push(hub_folder, config.hub_model_id, config.hub_private_repo)
+        push(hub_folder, config)
 
 
 def parse_config(arguments: list[str] | None = None) -> FinetuneConfig:

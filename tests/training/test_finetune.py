@@ -218,7 +218,7 @@ def test_other_folders_named_like_checkpoints_are_refused(recipe, tmp_path):
 
 
 def test_a_finished_run_is_pushed_by_its_command(root, recipe, finetuned, tmp_path):
-    """In one commit with our card, not by Trainer; nothing is trained again."""
+    """As a pull request of one commit with our card, not by Trainer; nothing is trained again."""
     before = (finetuned / "best/model.safetensors").read_bytes()
     command = [
         sys.executable,
@@ -231,11 +231,13 @@ def test_a_finished_run_is_pushed_by_its_command(root, recipe, finetuned, tmp_pa
     ]
     with HubServer() as hub:
         environment = os.environ | {"OMP_NUM_THREADS": "1"} | hub.environment(tmp_path)
-        command += ["--hub_model_id", "user/digits"]
+        command += ["--hub_model_id", "user/digits", "--hub_create_pr", "true"]
         result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0 and "is finished" in result.stdout, result.stderr
-        files = hub.files("user/digits")
-        assert len(hub.commits("user/digits")) == 2 and files["model.safetensors"] == before
+        assert result.stdout.endswith(f"{hub.url}/user/digits/discussions/1\n")
+        files = hub.files("user/digits", "refs/pr/1")
+        assert len(hub.commits("user/digits", "refs/pr/1")) == 2 and files["model.safetensors"] == before
+        assert len(hub.commits("user/digits")) == 1
         assert 'model="user/digits"' in files["README.md"].decode() and "training_args.bin" not in files
 
 

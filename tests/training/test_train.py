@@ -52,7 +52,7 @@ def read_log(folder: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def trained(root, options, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    code, text = run(root, folder, command(options[0], folder))
+    code, text = run(root, folder, command(options[0], folder, "--report_to", "tensorboard"))
     assert code == 0, text
     return folder
 
@@ -72,7 +72,7 @@ def test_learns_and_reports_results(trained):
 def test_leaves_complete_hub_folders(trained, options, which):
     folder = trained / which
     files = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
-    files |= {*REMOTE_CODE, "involution.png"}
+    files |= {*REMOTE_CODE, "involution.png", "LICENSE"}
     assert {path.name for path in folder.iterdir()} == files
     config = json.loads((folder / "config.json").read_text())
     assert len(config["auto_map"]) == 5 and config["id2label"]["3"] == "number 3"
@@ -106,6 +106,7 @@ def test_a_finished_run_is_not_trained_again(root, trained, options):
 def test_pushes_the_last_model(root, trained, options, tmp_path):
     """The command of a finished run pushes it. A bad token ends it before it computes; a failed push loses nothing."""
     arguments = command(options[0], trained, "--push_to_hub", "--hub_model_id", "user/digits")
+    arguments += ["--hub_revision", "v1", "--hub_private_repo", "true"]
 
     def push(home: str, **more: str) -> subprocess.CompletedProcess:
         environment = ENVIRONMENT | hub.environment(tmp_path / home, **more)
@@ -120,14 +121,18 @@ def test_pushes_the_last_model(root, trained, options, tmp_path):
         assert refused.returncode == 1 and "--push_to_hub: this Hub token may only read" in refused.stderr
         hub.fail("/commit/")
         failed = push("failed")
-        assert failed.returncode == 1 and "python -m rednet.hub push" in failed.stderr
+        repeat = f"python -m rednet.hub push {trained}/last user/digits --private --revision v1\n"
+        assert failed.returncode == 1 and failed.stderr.endswith(repeat)
         assert (trained / "last/model.safetensors").read_bytes() == before and len(hub.commits("user/digits")) == 1
         hub.recover()
         result = push("pushed")
-        assert result.returncode == 0 and "user/digits" in result.stdout, result.stderr
-        files = hub.files("user/digits")
-        assert len(hub.commits("user/digits")) == 2 and files["model.safetensors"] == before
+        assert result.returncode == 0 and f"{hub.url}/user/digits/tree/v1\n" in result.stdout, result.stderr
+        assert hub.repos["user/digits"].private and len(hub.commits("user/digits")) == 1
+        files = hub.files("user/digits", "v1")
+        assert len(hub.commits("user/digits", "v1")) == 2 and files["model.safetensors"] == before
         assert 'model="user/digits"' in files["README.md"].decode() and "modeling_rednet.py" in files
+        logs = {name: data for name, data in files.items() if name.startswith("runs/")}
+        assert logs and all((trained / name).read_bytes() == data for name, data in logs.items())
 
 
 def test_refuses_batches_without_statistics(options, tmp_path):
@@ -204,13 +209,10 @@ def test_saves_the_moving_average(root, options, tmp_path):
     assert any(not torch.allclose(value, steps[-1][name]) for name, value in saved.items())
 
 
-def test_trackers(root, options, tmp_path):
-    more = ["--report_to", "tensorboard", "--max_train_steps", "10"]
-    code, text = run(root, tmp_path / "run", command(options[0], tmp_path / "run", *more))
-    assert code == 0, text
-    events = EventAccumulator(str(tmp_path / "run/rednet"))
+def test_trackers(trained):
+    events = EventAccumulator(str(trained / "runs/rednet"))
     events.Reload()
-    logged = [entry["loss"] for entry in read_log(tmp_path / "run") if "loss" in entry]
+    logged = [entry["loss"] for entry in read_log(trained) if "loss" in entry]
     assert [event.value for event in events.Scalars("loss")] == pytest.approx(logged)
 
 

@@ -1,15 +1,18 @@
 """What a training run leaves: a complete Hub folder, whose card says how the model was trained and what it reaches."""
 
+import os
+import shlex
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import rednet
 import yaml
 from huggingface_hub import EvalResult, ModelCard
-from rednet.hub import check_token, make_card, push_hub_folder, save_hub_folder
+from rednet.hub import check_token, make_card, push_hub_folder, pushed_url, save_hub_folder
 from rednet.training.options.describe import describe_augmentation, describe_dense_augmentation
 from rednet.training.options.finetune import FinetuneConfig
-from rednet.training.options.groups import DataOptions, LoopOptions, SegmentationConfig, TrainingConfig
+from rednet.training.options.groups import DataOptions, HubOptions, LoopOptions, SegmentationConfig, TrainingConfig
 from transformers import BaseImageProcessor
 
 
@@ -153,35 +156,51 @@ def measured(
     ]
 
 
-def check_push(output_dir: str, repository: str | None) -> None:
+def check_push(output_dir: str, options: HubOptions | FinetuneConfig) -> None:
     """Checks before the training that a push at its end is allowed.
 
-    Args:
-        repository: by default, a repository with the name of `output_dir`.
-
     Raises:
-        SystemExit: there is no valid token, it may not write to the repository, or the Hub cannot be reached.
+        SystemExit: there is no valid token, it may not push to the repository, or the Hub cannot be reached.
     """
+    repository = options.hub_model_id or Path(output_dir).resolve().name
     try:
-        check_token(repository or Path(output_dir).resolve().name)
+        check_token(repository, "model", options.hub_revision, options.hub_create_pr)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: --push_to_hub: {error}") from error
 
 
-def push(folder: Path, repository: str | None, private: bool | None = None) -> None:
-    """Pushes a Hub folder in the `output_dir` of a run.
+def push(folder: Path, options: HubOptions | FinetuneConfig) -> None:
+    """Pushes a Hub folder in the `output_dir` of a run, with the TensorBoard logs of the run.
 
     Args:
-        repository: by default, a repository with the name of `output_dir`.
+        options: without `hub_model_id`, the repository has the name of `output_dir`.
 
     Raises:
         SystemExit: the push failed. The message has the command that repeats it.
     """
-    repository = repository or folder.resolve().parent.name
+    repository, revision = options.hub_model_id or folder.resolve().parent.name, options.hub_revision
+    add_logs(folder)
     try:
-        print(push_hub_folder(folder, repository, private).repo_url)
+        commit = push_hub_folder(
+            folder, repository, options.hub_private_repo, revision=revision, create_pr=options.hub_create_pr
+        )
     except Exception as error:  # the class for a broken connection differs between releases of huggingface_hub
+        command = ["python", "-m", "rednet.hub", "push", str(folder), repository]
+        command += ["--private"] * bool(options.hub_private_repo)
+        command += [] if revision is None else ["--revision", revision]
+        command += ["--create_pr"] * options.hub_create_pr
         raise SystemExit(
-            f"error: --push_to_hub: {error}\n"
-            f"{folder} is complete. To push it: python -m rednet.hub push {folder} {repository}"
+            f"error: --push_to_hub: {error}\n{folder} is complete. To push it: {shlex.join(command)}"
         ) from error
+    print(pushed_url(commit, revision))
+
+
+def add_logs(folder: Path) -> None:
+    """Copies the TensorBoard logs of a run into its Hub folder: the Hub shows them on the page of the model."""
+    logs = folder.parent / "runs"
+    for path in logs.glob("**/*tfevents*"):
+        target = folder / "runs" / path.relative_to(logs)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copyfile(path, temporary)
+        temporary.replace(target)

@@ -6,7 +6,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, LoggerType, get_int_from_env
+from accelerate.utils import DistributedType, LoggerType, ProjectConfiguration, get_int_from_env
 from rednet.training.options.groups import ComputeOptions, LoopOptions
 from rednet.training.utils.cpus import available_cpus
 
@@ -25,7 +25,8 @@ def make_accelerator(config: LoopOptions) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         log_with=config.report_to.split(",") if config.report_to else None,
-        project_dir=config.output_dir,
+        # Trainer writes its logs to a folder of the same name.
+        project_config=ProjectConfiguration(config.output_dir, logging_dir=os.path.join(config.output_dir, "runs")),
     )
     check_processes(accelerator.num_processes)
     if accelerator.gradient_accumulation_steps != 1:

@@ -107,14 +107,14 @@ def run_training(
     check_options(config.output_dir, asdict(config))
     hub = config if isinstance(config, HubOptions) and config.push_to_hub and accelerator.is_main_process else None
     if hub is not None:
-        check_push(config.output_dir, hub.hub_model_id)
+        check_push(config.output_dir, hub)
     set_seed(config.seed)
     with clear_errors():
         model, task, loader = build(accelerator)
     train(prepare(config, accelerator, model, task, loader))
+    accelerator.end_training()  # closes the logs of the trackers, which are pushed
     if hub is not None:
-        push(Path(config.output_dir, "last"), hub.hub_model_id)
-    accelerator.end_training()
+        push(Path(config.output_dir, "last"), hub)
 
 
 def prepare(

@@ -10,6 +10,7 @@ from rednet.training.utils.files import to_json, write_text
 # A resumed run may change these options: it ends with the same weights.
 RESUMABLE_OPTIONS = {"output_dir", "dataloader_num_workers", "per_device_eval_batch_size", "checkpointing_steps"}
 RESUMABLE_OPTIONS |= {"checkpoints_total_limit", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo"}
+RESUMABLE_OPTIONS |= {"hub_revision", "hub_create_pr"}
 RESUMABLE_OPTIONS |= {"disable_tqdm", "log_level", "log_level_replica"}
 
 

@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass, fields
 
-from rednet.training.options.groups import WORKERS, AugmentationOptions, TrainingDataOptions, option
+from rednet.training.options.groups import (
+    WORKERS,
+    AugmentationOptions,
+    HubOptions,
+    TrainingDataOptions,
+    option,
+    with_default,
+)
 from rednet.training.options.parser import check_data_options, parse_options
 from rednet.training.options.types import BelowOne, Count, Natural, NotNegative, Positive, Scale, Seed
 from rednet.training.utils.errors import nearest
@@ -60,6 +67,8 @@ class FinetuneConfig(TrainingArguments, AugmentationOptions, TrainingDataOptions
     logging_steps: Positive = option(50, "Steps between two lines of the log.")
     ddp_find_unused_parameters: bool | None = option(False, "The model has no unused parameters.")
     push_to_hub: bool = option(False, "Push the Hub folder, in one commit, when the run ends; needs `hf auth login`.")
+    hub_revision: str | None = with_default(HubOptions, "hub_revision", None)
+    hub_create_pr: bool = with_default(HubOptions, "hub_create_pr", False)
 
 
 # Options of TrainingArguments that would end a run late, or make its results wrong: their valid values, and the reason.
@@ -79,7 +88,6 @@ FIXED: dict[str, tuple[tuple, str]] = {
     "dataloader_drop_last": ((False,), "it would leave out images of the evaluation too"),
     "hub_strategy": (("every_save",), "the Hub folder is pushed once, when the run ends"),
     "hub_always_push": ((False,), "the Hub folder is pushed once, when the run ends"),
-    "hub_revision": ((None,), "the Hub folder is pushed to the main branch"),
 }
 
 

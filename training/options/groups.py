@@ -209,6 +209,13 @@ class HubOptions:
         False, "Push the folder last to the Hub at the end of the run. Run hf auth login first."
     )
     hub_model_id: str | None = option(None, "Hub repository to push to; by default, one named like output_dir.")
+    hub_private_repo: bool | None = option(
+        None, "Create the repository as a private one. A repository that exists stays as it is."
+    )
+    hub_revision: str | None = option(
+        None, "Branch to push to, created if it does not exist, or refs/pr/N for pull request N; by default main."
+    )
+    hub_create_pr: bool = option(False, "Open a pull request, for which access to read is enough.")
 
 
 @dataclass

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from time import time as time_of_day
 
 import pytest
 from rednet.hub import check_hub_folder, check_replaceable, replacing
@@ -189,7 +188,10 @@ def damage(kind: str, folder: Path) -> None:
         del config["auto_map"]["AutoBackbone"]
         (folder / "config.json").write_text(json.dumps(config))
     elif kind == "old export":
-        for name, time in (("onnx/model.onnx", weights.stat().st_mtime - 1), ("openvino/model.xml", time_of_day())):
+        for name, time in (
+            ("onnx/model.onnx", weights.stat().st_mtime - 1),
+            ("openvino/model.xml", weights.stat().st_mtime + 1),
+        ):
             (folder / name).parent.mkdir()
             (folder / name).touch()
             os.utime(folder / name, (time, time))
