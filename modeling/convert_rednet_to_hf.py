@@ -22,8 +22,21 @@ from rednet.checkpoints.layouts import build_model, find_config
 from rednet.checkpoints.read import read_checkpoint
 from rednet.checkpoints.samples import check_samples_available, describe_samples
 from rednet.configuration_rednet import RedNetConfig
-from rednet.hub import check_replaceable, check_token, imagenet_card, push_hub_folder, save_hub_folder
+from rednet.hub import (
+    check_collection_token,
+    check_replaceable,
+    check_token,
+    imagenet_card,
+    push_collection,
+    push_hub_folder,
+    pushed_url,
+    save_hub_folder,
+)
 from transformers import ConvNextImageProcessor
+
+
+# Title and description of the Collection of the five published models.
+COLLECTION = ("RedNet", "RedNet-26 to RedNet-152 (Involution, CVPR 2021), trained on ImageNet-1k by PaddleClas")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -51,10 +64,10 @@ def parse_arguments() -> argparse.Namespace:
     push.add_argument(
         "--push_to_hub",
         metavar="NAMESPACE",
-        help="push to this account or organization; the repository has the name of the folder. With --all, the five "
-        "models are put into a Collection",
+        help="push to this account or organization, to a repository with the name of the folder; with --all, also create "
+        "a Collection of the five models",
     )
-    push.add_argument("--private", action="store_true", default=None, help="create private repositories")
+    push.add_argument("--private", action="store_true", default=None, help="create the repositories as private ones")
     push.add_argument(
         "--revision", metavar="BRANCH", help="push to this branch, which is created if it does not exist"
     )
@@ -86,21 +99,48 @@ def run(options: argparse.Namespace) -> None:
     if options.all:
         folders = {name: options.output_dir / name for name in PUBLISHED}
     repositories = {}
-    if options.check:
-        check_samples_available()
-    for name, folder in folders.items():
-        check_replaceable(folder)
-        if options.push_to_hub:
-            repositories[name] = f"{options.push_to_hub}/{folder.absolute().name}"
-            check_token(repositories[name])
-    config = None if options.config is None else read_config(options.config)
+    if options.push_to_hub:
+        repositories = {name: f"{options.push_to_hub}/{path.absolute().name}" for name, path in folders.items()}
+    config = check(options, folders, repositories)
     for checkpoint, folder in folders.items():
         convert(checkpoint, folder, config, repositories.get(checkpoint))
         print(f"{checkpoint} -> {folder}")
         if options.check:
             print(describe_samples(folder))
+    try:
+        push(options, folders, repositories)
+    except Exception as error:  # the class for a broken connection differs between releases of huggingface_hub
+        sys.exit(f"error: {error}\n{options.output_dir} is complete: repeat the command to push it again")
+
+
+def check(options: argparse.Namespace, folders: dict[str, Path], repositories: dict[str, str]) -> RedNetConfig | None:
+    """Checks all that can be checked before a download, and returns the configuration that is given."""
+    if options.check:
+        check_samples_available()
+    for folder in folders.values():
+        check_replaceable(folder)
+    for repository in repositories.values():
+        check_token(repository, "model", options.revision, options.create_pr)
+    if makes_collection(options):
+        check_collection_token(options.push_to_hub)
+    return None if options.config is None else read_config(options.config)
+
+
+def push(options: argparse.Namespace, folders: dict[str, Path], repositories: dict[str, str]) -> None:
+    """Pushes every folder, and prints the pages of the repositories and of the Collection."""
     for name, repository in repositories.items():
-        print(push_hub_folder(folders[name], repository, options.private).repo_url)
+        commit = push_hub_folder(
+            folders[name], repository, options.private, revision=options.revision, create_pr=options.create_pr
+        )
+        print(pushed_url(commit, options.revision))
+    if makes_collection(options):
+        models = list(repositories.values())
+        print(push_collection(options.push_to_hub, *COLLECTION, models, private=bool(options.private)).url)
+
+
+def makes_collection(options: argparse.Namespace) -> bool:
+    # A pull request is for repositories of others, whose account gets no Collection.
+    return options.push_to_hub is not None and options.all and not options.create_pr
 
 
 def read_config(path: Path) -> RedNetConfig:

@@ -85,15 +85,15 @@ def pushed(hub, write_folder, tmp_path_factory):
 
 @pytest.mark.parametrize("start", [WITH_PACKAGES, REMOTE], ids=["package", "remote code"])
 def test_a_pushed_model_and_the_examples_of_its_card(hub, root, pushed, place, start):
-    """With the package, also the example of the README."""
+    """With the package, also the example of the documentation."""
     blocks = re.findall(r"```python\n(.*?)```", hub.files(REPO)["README.md"].decode(), re.DOTALL)
     assert len(blocks) == 3
-    readme = ""
+    example = ""
     if start == WITH_PACKAGES:
         blocks = [re.sub(r",?\s*trust_remote_code=True", "", block) for block in blocks]
-        readme = re.search(r"```python\n(import rednet .*?)```", (root / "README.md").read_text(), re.DOTALL)[1]
-    code = start + PULL + "\n".join(blocks) + CHECK_EXAMPLES + readme.replace("your-name/rednet-50", REPO)
-    assert "cat" in run(hub, place, code, REPO) or not readme
+        example = re.search(r"```python\n(import rednet .*?)```", (root / "docs/use.md").read_text(), re.DOTALL)[1]
+    code = start + PULL + "\n".join(blocks) + CHECK_EXAMPLES + example.replace("your-name/rednet-50", REPO)
+    assert "cat" in run(hub, place, code, REPO) or not example
     check_logits(pushed, place)
 
 
