@@ -111,7 +111,7 @@ def test_a_pull_request_against_a_branch(hub, client, write_folder, tmp_path):
 
 @pytest.mark.parametrize("options", [["--revision", "dev"], ["--create_pr"]])
 def test_a_failed_push_can_be_repeated(hub, client, write_folder, tmp_path, options):
-    repo = f"user/unlucky-{options[0].strip('-')}"
+    repo = f"user/failed-{options[0].strip('-')}"
     folder = write_folder(tmp_path / "folder")
     before = contents(folder)
     hub.fail(f"/{repo}/commit/")
