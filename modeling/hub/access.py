@@ -39,7 +39,7 @@ def check_token(repo_id: str, repo_type: str = "model", revision: str | None = N
         except GatedRepoError:  # a kind of RepositoryNotFoundError
             raise
         except RepositoryNotFoundError:  # the push creates it
-            _check_namespace(repo_id.split("/")[0], f"create {repo_id}", account, token, "repo.write")
+            _check_namespace(repo_id.split("/")[0], f"create {repo_id}", account, token, "repo")
         else:
             if is_pull_request and revision is not None:
                 is_missing = not api.revision_exists(repo_id, revision, repo_type=repo_type)
@@ -60,7 +60,7 @@ def check_collection_token(namespace: str) -> None:
     """
     with _clear_errors(namespace):
         account, token = _whoami(HfApi())
-        _check_namespace(namespace, f"write a Collection of {namespace}", account, token, "collection.write")
+        _check_namespace(namespace, f"write a Collection of {namespace}", account, token, "collection")
 
 
 def _whoami(api: HfApi) -> tuple[dict, dict]:
@@ -71,27 +71,35 @@ def _whoami(api: HfApi) -> tuple[dict, dict]:
     return account, account.get("auth", {}).get("accessToken", {})
 
 
-def _check_namespace(namespace: str, action: str, account: dict, token: dict, permission: str) -> None:
+def _check_namespace(namespace: str, action: str, account: dict, token: dict, kind: str) -> None:
     """
-    Raises:
-        PermissionError: the token does not have this permission in this namespace.
+    Checks that a token may write in a namespace.
 
     Args:
+        namespace: a user or an organization.
         action: what needs the permission, for the message.
         account, token: as `whoami` describes them.
-        permission: the name that fine-grained tokens have for it.
+        kind: `repo` or `collection`. The permissions of a fine-grained token have names such as `repo.write`.
+
+    Raises:
+        PermissionError: it may not.
     """
+
+    def may_write(permissions: list[str]) -> bool:
+        # There is more than one such permission: a token may be limited to repositories that it created.
+        return any(name.startswith(f"{kind}.") and not name.endswith(".read") for name in permissions)
+
     if token.get("role") == "read":
         writable = []
     elif "fineGrained" in token:
         scopes = token["fineGrained"].get("scoped", [])
-        writable = [scope["entity"].get("name") for scope in scopes if permission in scope.get("permissions", [])]
+        writable = [scope["entity"].get("name") for scope in scopes if may_write(scope.get("permissions", []))]
     else:
         orgs = [org["name"] for org in account.get("orgs", []) if org.get("roleInOrg") != "read"]
         writable = [account["name"], *orgs]
     if namespace not in writable:
-        allowed = ", ".join(writable) or "no account"
-        raise PermissionError(f"this Hub token may not {action}: it may only write to {allowed}")
+        allowed = f"it may only write to {', '.join(writable)}" if writable else "it may not write to any account"
+        raise PermissionError(f"this Hub token may not {action}: {allowed}")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def tokens(hub):
     """The permissions of the tokens, in the account of the user and in two organizations, and two repositories."""
     hub.orgs = {"lab": "write", "club": "read"}
     fine = {"lab": ["repo.write"], "user": ["repo.content.read", "collection.write"]}
-    hub.tokens |= {"hf_read": "read", "hf_fine": fine}
+    hub.tokens |= {"hf_read": "read", "hf_fine": fine, "hf_own": {"user": ["repo.create"]}}
     for owner in ("lab", "somebody"):
         hub.repos[f"{owner}/there"] = Repo(False, {"main": Commit.make(None, "initial commit", {})})
     hub.repos["somebody/secret"] = Repo(True, {"main": Commit.make(None, "initial commit", {})})
@@ -40,6 +40,8 @@ def tokens(hub):
         ("hf_secret", "somebody/there", "model", "may not push to somebody/there"),
         ("hf_secret", "a b", "model", "a b"),
         ("hf_read", "user/new", "model", "may only read"),
+        ("hf_own", "user/new", "model", None),
+        ("hf_own", "lab/there", "model", "may not push to lab/there"),
         ("hf_fine", "lab/new", "model", None),
         ("hf_fine", "lab/there", "model", None),
         ("hf_fine", "new", "model", "may not create user/new: it may only write to lab"),
@@ -62,7 +64,7 @@ def test_a_token_is_checked_before_a_push(client, tokens, token, name, kind, mes
         ("hf_secret", "user/new", "dev", False, None),
         ("hf_secret", "lab/there", "dev", False, None),
         ("hf_read", "lab/there", "dev", False, "may only read"),
-        ("hf_read", "user/new", "", True, "may not create user/new: it may only write to no account"),
+        ("hf_read", "user/new", "", True, "may not create user/new: it may not write to any account"),
         ("hf_secret", "somebody/new", "", True, "may not create somebody/new"),
         ("hf_secret", "user/new", "dev", True, "user/new has no revision 'dev'"),
         (
@@ -99,7 +101,7 @@ except PermissionError as error:
         ("hf_fine", "user", None),
         ("hf_secret", "club", "may not write a Collection of club: it may only write to user, lab"),
         ("hf_fine", "lab", "may not write a Collection of lab: it may only write to user"),
-        ("hf_read", "user", "may only write to no account"),
+        ("hf_read", "user", "may not write to any account"),
         ("", "user", "there is no Hub token"),
         ("hf_wrong", "user", "this Hub token is invalid"),
     ],
