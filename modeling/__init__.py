@@ -22,7 +22,7 @@ from .modeling_rednet import (
     RedNetModel,
     RedNetPreTrainedModel,
 )
-from .profile import count_macs, count_parameters
+from .profile import count_activations, count_macs, count_parameters
 
 
 __version__ = version("rednet")
@@ -56,6 +56,7 @@ __all__ = [
     "RedNetForSemanticSegmentation",
     "RedNetModel",
     "RedNetPreTrainedModel",
+    "count_activations",
     "count_macs",
     "count_parameters",
     "load_model",

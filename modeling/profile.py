@@ -1,5 +1,6 @@
 """Counts the parameters and operations of a model, and measures its memory."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Hashable
@@ -8,10 +9,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 
 Key = TypeVar("Key", bound=Hashable)
+FUSED = "involution2d_fused"  # the operator that generates and applies kernels in one pass
 
 
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
@@ -45,15 +47,70 @@ def count_macs(
     Returns:
         The number of multiply-accumulates. The model is unchanged.
     """
+    counter = FlopCounterMode(display=False)
+    _run_on_shapes(model, counter, (height, width), num_channels, proposals, detections)
+    return counter.get_total_flops() // 2
+
+
+def count_activations(
+    model: nn.Module,
+    height: int = 224,
+    width: int = 224,
+    *,
+    num_channels: int | None = None,
+    proposals: int = 1000,
+    detections: int = 100,
+) -> int:
+    """Counts the elements of the outputs of all convolutions, involutions and matrix products for one image.
+
+    This is the definition of fvcore and timm, for which a ResNet-50 has 11.1 million activations at 224 x 224, extended
+    to involutions: the kernels that an involution generates are the output of a convolution, so they count even if the
+    compiled operator never stores them. Outputs of normalization, activation functions, pooling and additions do not
+    count.
+
+    Args:
+        model, height, width, num_channels, proposals, detections: as for `count_macs`.
+
+    Returns:
+        The number of elements. The model is unchanged.
+    """
+    # The counter calls the function of an operator with the shapes of its arguments, and sums the results.
+    formulas = {op: _fused_activations if op.__name__ == FUSED else _output_elements for op in flop_registry}
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    _run_on_shapes(model, counter, (height, width), num_channels, proposals, detections)
+    return counter.get_total_flops()
+
+
+def _output_elements(*shapes: Any, out_shape: Any, **options: Any) -> int:
+    # Attention has several outputs, of which the first is the result.
+    return math.prod(out_shape if isinstance(out_shape, torch.Size) else out_shape[0])
+
+
+def _fused_activations(
+    input: Any, features: Any, weight: torch.Size, *shapes: Any, out_shape: Any, **options: Any
+) -> int:
+    batch, channels, height, width = out_shape
+    return batch * height * width * (weight[0] + channels)  # the kernels, and the output
+
+
+def _run_on_shapes(
+    model: nn.Module,
+    counter: FlopCounterMode,
+    size: tuple[int, int],
+    num_channels: int | None,
+    proposals: int,
+    detections: int,
+) -> None:
+    """Runs a model on one image of `size` pixels (height, width), on shapes only."""
     if num_channels is None:
         num_channels = getattr(getattr(model, "config", None), "num_channels", 3)
     fake = torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True)
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with fake, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with fake, torch.no_grad(), counter:
             parameter = next(model.parameters())
-            images = torch.empty(1, num_channels, height, width, dtype=parameter.dtype, device=parameter.device)
+            images = torch.empty(1, num_channels, *size, dtype=parameter.dtype, device=parameter.device)
             if hasattr(model, "transform") and hasattr(model, "backbone"):
                 _run_detector(model, images, proposals, detections)
             else:
@@ -61,7 +118,6 @@ def count_macs(
     finally:
         for module, mode in training.items():
             module.training = mode
-    return counter.get_total_flops() // 2
 
 
 def _run_detector(model: Any, images: Tensor, proposals: int, detections: int) -> None:
@@ -128,4 +184,4 @@ def _synchronize() -> None:
         torch.accelerator.synchronize()
 
 
-__all__ = ["count_macs", "count_parameters", "median_seconds", "peak_bytes"]
+__all__ = ["count_activations", "count_macs", "count_parameters", "median_seconds", "peak_bytes"]
