@@ -9,23 +9,27 @@ import hashlib
 import warnings
 from importlib.resources import files
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from rednet.configuration_rednet import RedNetConfig
 from rednet.modeling_rednet import RedNetForImageClassification, RedNetForSemanticSegmentation, RedNetModel
-from rednet.profile import count_macs, count_parameters
+from rednet.profile import count_activations, count_macs, count_parameters
 
 
 FOLDER = Path(str(files("rednet.hub_cards")))
 PICTURE = FOLDER / "involution.png"
+# The picture that the examples load.
+EXAMPLE_PICTURE = (
+    "https://huggingface.co/datasets/huggingface/documentation-images/resolve/main/pipeline-cat-chonk.jpeg"
+)
 PAPER_RECIPE = """\
 The recipe of the paper, on ImageNet-1k (1.28 million images, 1000 classes): SGD with Nesterov momentum 0.9, weight decay
 1e-4, learning rate 0.8 for a batch of 2048 images, cosine schedule after a linear warm-up of 3130 iterations, 130
-epochs, label smoothing 0.1, random resized crops of 224 x 224 and flips. For evaluation, images are resized to 256 and
-cropped at the center to 224 x 224."""
+epochs, label smoothing 0.1, random resized crops of 224 x 224 and flips."""
+PAPER_DETAILS = {"Trained at": "224 x 224", "Evaluated at": "224 x 224, the center crop of images resized to 256"}
 UNKNOWN_PICTURES = """\
 The accuracy on pictures of another kind than those of the results above is unknown. It can be lower, for example on
 pictures of people or from other regions of the world. The model inherits the biases of its training images."""
@@ -49,10 +53,22 @@ TASKS = {
     "RedNetForSemanticSegmentation": (RedNetForSemanticSegmentation, "image-segmentation", LIMITS_OF_SEGMENTATION),
 }
 CLASSIFICATION = (RedNetForImageClassification, "image-classification", LIMITS)
-# The publishers of weights, and the pages with their results.
+
+
+class Publisher(NamedTuple):
+    """Who published weights that people convert."""
+
+    name: str
+    url: str  # of the page with their results
+    license: str  # of the weights, an identifier of the Hub
+    license_name: str
+
+
 SOURCES = {
-    "authors": ("the authors' release", "https://github.com/d-li14/involution"),
-    "paddleclas": ("the release of PaddleClas", "https://github.com/PaddlePaddle/PaddleClas"),
+    "authors": Publisher("the authors' release", "https://github.com/d-li14/involution", "mit", "the MIT license"),
+    "paddleclas": Publisher(
+        "the release of PaddleClas", "https://github.com/PaddlePaddle/PaddleClas", "apache-2.0", "Apache-2.0"
+    ),
 }
 
 
@@ -76,23 +92,29 @@ def imagenet_card(
     Args:
         config: the configuration of the converted model.
         repository: the repository that the examples load, see `make_card`.
-        weights: the publisher, `authors` or `paddleclas`. None if it is somebody else: the card claims no results.
+        weights: the publisher, `authors` or `paddleclas`. None if it is somebody else: the card claims no results and
+            no license of the weights.
         source: the name or the URL of the converted file, without the path of a folder on this machine.
         sha256: the SHA-256 of this file, in hexadecimal digits.
     """
-    depths = list(config.depths)
-    checkpoint = next((data for data in known_checkpoints().values() if data["depths"] == depths), {})
+    checkpoints, depths = known_checkpoints(), list(config.depths)
+    checkpoint = next((data for data in checkpoints.values() if data["depths"] == depths), {})
     is_classifier = config.architectures != ["RedNetModel"]
     name = checkpoint.get("name", f"RedNet with stages of {', '.join(map(str, depths))} bottlenecks")
     origin, training, results = "a checkpoint", "The checkpoint does not say how it was trained.", []
+    license, license_text = None, "The license of the weights is that of their publisher."
+    comparison, details = None, {}
     if weights is not None:
-        publisher, url = SOURCES[weights]
-        origin, training = f"a checkpoint of {publisher} ({url})", f"See {publisher}, {url}."
+        publisher = SOURCES[weights]
+        origin = f"a checkpoint of {publisher.name} ({publisher.url})"
+        training, license = f"See {publisher.name}, {publisher.url}.", publisher.license
+        license_text = f"The weights are those of {publisher.name}, licensed under {publisher.license_name}."
         if checkpoint and is_classifier and config.num_labels == 1000:
-            results, training = _published_results(checkpoint["released"][weights], publisher, url), PAPER_RECIPE
+            results = _published_results(checkpoint["released"][weights], publisher)
+            training, details, comparison = PAPER_RECIPE, PAPER_DETAILS, _comparison(checkpoint, weights)
     introduction = f"{name}, converted from {origin}. The conversion does not change the weights."
     if source is not None:
-        introduction += f" The converted file is `{source}`"
+        introduction += f" The converted file is {source if '://' in source else f'`{source}`'}"
         introduction += "." if sha256 is None else f", SHA-256 `{sha256}`."
     if not is_classifier:
         introduction += " The model has no classifier: it computes features."
@@ -102,14 +124,26 @@ def imagenet_card(
         repository,
         introduction,
         training,
+        license=license,
+        license_text=license_text,
+        details=details,
         results=results,
         datasets=["ILSVRC/imagenet-1k"] if results else None,
-        paper=checkpoint.get("paper") if results else None,
+        comparison=comparison,
         speed=checkpoint.get("speed"),
     )
 
 
-def _published_results(percentages: dict[str, float], publisher: str, url: str) -> list[EvalResult]:
+def _comparison(checkpoint: dict, weights: str) -> dict:
+    """Returns the rows of the table that compares a checkpoint with the family and with networks of its time and later."""
+    family = [
+        {"name": data["name"], **data["counted"], **data["released"][weights]} for data in known_checkpoints().values()
+    ]
+    peers = yaml.safe_load((FOLDER / "peers.yaml").read_text())
+    return {"family": family, "peers": peers, "paper": checkpoint["paper"], "publisher": SOURCES[weights].name}
+
+
+def _published_results(percentages: dict[str, float], publisher: Publisher) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="image-classification",
@@ -119,11 +153,16 @@ def _published_results(percentages: dict[str, float], publisher: str, url: str) 
             metric_type="accuracy",
             metric_name=metric_name,
             metric_value=round(percentages[key] / 100, 6),
-            source_name=f"as published with {publisher}",
-            source_url=url,
+            source_name=f"as published with {publisher.name}",
+            source_url=publisher.url,
         )
         for metric_name, key in (("Top-1", "top_1"), ("Top-5", "top_5"))
     ]
+
+
+def task_of(config: RedNetConfig) -> str:
+    """Returns the name that the Hub has for the task of a model."""
+    return TASKS.get((config.architectures or [""])[0], CLASSIFICATION)[1]
 
 
 def make_card(
@@ -134,10 +173,13 @@ def make_card(
     training: str,
     *,
     image_size: int | tuple[int, int] = 224,
+    details: dict[str, str] | None = None,
+    license: str | None = "apache-2.0",
+    license_text: str = "The weights have the license that is named at the top of this card.",
     results: list[EvalResult] | None = None,
     datasets: list[str] | None = None,
     base_model: str | None = None,
-    paper: dict | None = None,
+    comparison: dict | None = None,
     speed: dict | None = None,
     options: str | None = None,
 ) -> ModelCard:
@@ -145,16 +187,21 @@ def make_card(
     Renders the card of a model.
 
     Args:
-        config: the configuration of the model. Parameters and multiply-accumulates are counted from it.
+        config: the configuration of the model. Parameters, multiply-accumulates and activations are counted from it.
         name: the title of the card.
         repository: the repository that the examples load: an id `owner/name`, or a name, which gets the owner
             `your-name`. A push replaces it by the id of the repository that it pushes to.
         introduction, training: Markdown paragraphs: what the model is, and how it was trained.
-        image_size: of the images that the multiply-accumulates are for: pixels of the side, or (height, width).
+        image_size: of the images that operations and activations are counted for: pixels of the side, or (height,
+            width).
+        details: further rows of the table at the top, such as the resolution and the hardware of the training.
+        license: of the weights, an identifier of the Hub. None if it is unknown.
+        license_text: a sentence about it.
         results: metrics from 0 to 1. Results that others measured name their source.
         datasets: ids of the data sets on the Hub that the model was trained on.
         base_model: id of the model on the Hub that the training started from.
-        paper, speed: tables, in the form of the data files in `hub_cards`.
+        comparison: rows for a table of other networks, as `imagenet_card` makes them.
+        speed: measurements, in the form of the data files in `hub_cards`.
         options: all options of the training script, as YAML.
     """
     model_class, task, limits = TASKS.get((config.architectures or [""])[0], CLASSIFICATION)
@@ -163,16 +210,19 @@ def make_card(
         model = model_class(config)
     card_data = ModelCardData(
         model_name=name,
-        license="apache-2.0",
+        license=license,
         library_name="transformers",
         pipeline_tag=task,
         tags=["vision", "rednet", "involution", "backbone"],
         datasets=datasets,
         metrics=sorted({result.metric_type for result in results}) if results else None,
         base_model=base_model,
+        base_model_relation="finetune" if base_model else None,
         eval_results=results or None,
     )
-    stages = config.stage_names[1:]
+    stages, convolution = config.stage_names[1:], config.operator_type == "convolution"
+    extras = [] if convolution else ["shows the kernels that it generates"]  # of the notebook
+    extras += [] if task == "image-segmentation" else ["fine-tunes the model"]
     return ModelCard.from_template(
         card_data,
         template_path=str(FOLDER / "model_card.md"),
@@ -187,17 +237,28 @@ def make_card(
         size=f"{height} x {width}",
         parameters=f"{count_parameters(model):,}",
         macs=f"{count_macs(model, height, width) / 1e9:,.3f} G",
+        activations=f"{count_activations(model, height, width) / 1e6:,.1f} M",
+        details=details or {},
         group_channels=config.group_channels or "all",
         generation=GENERATION[config.kernel_generation],
-        convolution=config.operator_type == "convolution",
+        convolution=convolution,
+        extras=extras,
+        picture=EXAMPLE_PICTURE,
+        top=min(5, config.num_labels),
+        license=license_text,
         kernel_size=config.kernel_size,
         stages=str(stages).replace("'", '"'),
-        strides=", ".join(str(config.stem_stride * 2**n) for n in range(len(stages))),
-        sizes=", ".join(map(str, config.hidden_sizes)),
-        paper=paper,
+        strides=[config.stem_stride * 2**n for n in range(len(stages))],
+        sizes=config.hidden_sizes,
+        comparison=comparison,
         speed=speed,
         options=options,
     )
+
+
+def repository_of(card: ModelCard) -> str:
+    """Returns the repository that the examples of a card load, or "" if `make_card` did not render it."""
+    return _split(card.text, "examples")[1]
 
 
 def add_results(card: ModelCard, results: list[EvalResult]) -> None:
@@ -225,7 +286,11 @@ def set_repository(card: ModelCard, repository: str) -> None:
     """Lets the examples of a card that `make_card` rendered load `repository`, an id `owner/name`."""
     before, loaded, examples, after = _split(card.text, "examples")
     if loaded:
-        examples = examples.replace(f'"{loaded}"', f'"{repository}"')
+        for before_it, after_it in (
+            ('"', '"'),
+            ("huggingface.co/", "/"),
+        ):  # in the code, and in the link to the notebook
+            examples = examples.replace(f"{before_it}{loaded}{after_it}", f"{before_it}{repository}{after_it}")
         card.text = before + _block("examples", repository, examples) + after
 
 

@@ -14,7 +14,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import StrictDataclassError
 from rednet import modeling_rednet
 from rednet.configuration_rednet import AUTO_MAP, REMOTE_CODE, RedNetConfig
-from rednet.hub.cards import PICTURE
+from rednet.hub.cards import PICTURE, repository_of
+from rednet.hub.notebook import NOTEBOOK, make_notebook
 from rednet.modeling_rednet import RedNetPreTrainedModel
 from safetensors import SafetensorError, safe_open
 from transformers import BaseImageProcessor
@@ -22,9 +23,9 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 
 # What `save_hub_folder` writes, except for the weights.
-WRITTEN = ("README.md", "LICENSE", "config.json", "preprocessor_config.json", PICTURE.name, *REMOTE_CODE)
+WRITTEN = ("README.md", "LICENSE", "config.json", "preprocessor_config.json", PICTURE.name, NOTEBOOK, *REMOTE_CODE)
 # The files that are pushed. A folder may have more: other logs, checkpoints, the state of an optimizer.
-MODEL_FILES = ["README.md", "LICENSE", "notebook.ipynb", "*.json", "*.safetensors", "*.png", *REMOTE_CODE]
+MODEL_FILES = ["README.md", "LICENSE", NOTEBOOK, "*.json", "*.safetensors", "*.png", *REMOTE_CODE]
 MODEL_FILES += ["onnx/*", "openvino/*", "runs/**/*tfevents*"]
 # The temporary folder is inside the folder: files can only be renamed within one file system, and the folder itself may
 # be a mount point or a link to another one.
@@ -35,8 +36,8 @@ def save_hub_folder(
     folder: str | os.PathLike, model: RedNetPreTrainedModel, processor: BaseImageProcessor, card: ModelCard
 ) -> None:
     """
-    Writes a complete Hub repository: weights, configuration, image processor, card with its picture, and remote code
-    with its LICENSE.
+    Writes a complete Hub repository: weights, configuration, image processor, card with its picture, notebook (if
+    `make_card` rendered the card), and remote code with its LICENSE.
 
     If `folder` already has a saved RedNet, its files are replaced, with the guarantees of `replacing`.
 
@@ -52,6 +53,9 @@ def save_hub_folder(
         license = distribution("rednet").read_text("licenses/LICENSE")  # the file at the root of the sources
         if license is not None:  # some packagers leave it out
             (temporary / "LICENSE").write_text(license, encoding="utf-8")
+        if repository := repository_of(card):
+            notebook = make_notebook(model.config, card.data.model_name or "RedNet", repository)
+            (temporary / NOTEBOOK).write_text(notebook, encoding="utf-8")
 
 
 @contextmanager

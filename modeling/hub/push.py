@@ -18,6 +18,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from rednet.hub.access import check_token
 from rednet.hub.cards import set_repository
 from rednet.hub.folder import MODEL_FILES, check_hub_folder, is_export, is_weights, matching_files
+from rednet.hub.notebook import NOTEBOOK, set_notebook_repository
 from yaml import YAMLError
 
 
@@ -35,8 +36,9 @@ def push_hub_folder(
     """
     Pushes a folder that `save_hub_folder` wrote, in one commit: a push that fails changes no file of the repository.
 
-    Creates the repository if it does not exist. The examples of the card load `repo_id` afterwards, in the repository
-    and in `folder`. If a push fails, the same call can be repeated: complete uploads of weights are not sent again.
+    Creates the repository if it does not exist. The examples of the card and the notebook load `repo_id` afterwards, in
+    the repository and in `folder`. If a push fails, the same call can be repeated: complete uploads of weights are not
+    sent again.
 
     Files that the repository has and the folder does not have stay, with two exceptions: weights of the previous model
     at the root (`model.safetensors`, shards and their index) are deleted, and so are its exports (in `onnx` and
@@ -69,7 +71,11 @@ def push_hub_folder(
     api = HfApi(library_name="rednet")
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     set_repository(card, repo_id)
-    files = matching_files(Path(folder), MODEL_FILES) | {"README.md": str(card).encode()}
+    changed = {"README.md": str(card)}
+    if (Path(folder) / NOTEBOOK).is_file():
+        notebook = (Path(folder) / NOTEBOOK).read_text(encoding="utf-8")
+        changed[NOTEBOOK] = set_notebook_repository(notebook, repo_id)
+    files = matching_files(Path(folder), MODEL_FILES) | {name: text.encode() for name, text in changed.items()}
     _create_branch(api, repo_id, "model", revision, create_pr)
     additions = [CommitOperationAdd(name, files[name]) for name in sorted(files)]
     # Not `upload_folder`, which divides a large upload into several commits.
@@ -80,9 +86,10 @@ def push_hub_folder(
         revision=revision,
         create_pr=create_pr,
     )
-    temporary = readme.with_name(f".{readme.name}.{os.getpid()}")
-    card.save(temporary)
-    os.replace(temporary, readme)
+    for name, content in changed.items():
+        temporary = Path(folder) / f".{name}.{os.getpid()}"
+        temporary.write_text(content, encoding="utf-8", newline="")
+        os.replace(temporary, Path(folder) / name)
     return commit
 
 

@@ -31,6 +31,7 @@ text-to-3d image-to-3d image-feature-extraction video-text-to-text keypoint-dete
 any-to-any other
 """.split()
 
+BASE_MODEL_RELATIONS = ["adapter", "finetune", "merge", "quantized"]
 SPACE_SDKS = ["gradio", "docker", "static"]
 SPACE_COLORS = ["red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"]
 
@@ -76,6 +77,11 @@ def check(card: str, space: bool = False) -> tuple[list[str], list[str]]:
     licenses = data.get("license", [])
     if not all(license in LICENSES for license in (licenses if isinstance(licenses, list) else [licenses])):
         errors.append(f'"license" must be one of [{", ".join(LICENSES)}, array]')
+    models = data.get("base_model", [])
+    if not all(isinstance(model, str) for model in (models if isinstance(models, list) else [models])):
+        errors.append('"base_model" must be one of [string, array]')
+    if data.get("base_model_relation", "finetune") not in BASE_MODEL_RELATIONS:
+        errors.append(f'"base_model_relation" must be one of {BASE_MODEL_RELATIONS}')
     if space:
         choices = {"sdk": SPACE_SDKS, "colorFrom": SPACE_COLORS, "colorTo": SPACE_COLORS}
         errors += [

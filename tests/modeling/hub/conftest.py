@@ -1,11 +1,15 @@
 """A small model and its Hub folder, which all tests of publishing share."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import EvalResult
+from PIL import Image
 from rednet import RedNetConfig, RedNetForImageClassification
 from rednet.hub import make_card, save_hub_folder
 from transformers import ConvNextImageProcessor
@@ -18,6 +22,17 @@ from hub_server import HubServer
 def hub():
     with HubServer() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def picture_url(tmp_path_factory) -> Iterator[str]:
+    """A picture on a server of this machine, in place of the one that the examples of cards load."""
+    folder = tmp_path_factory.mktemp("pictures")
+    Image.new("RGB", (80, 60), "red").save(folder / "picture.jpg")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/picture.jpg"
+        server.shutdown()
 
 
 @pytest.fixture(scope="package")

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from rednet import RedNetForImageClassification
 from rednet.configuration_rednet import AUTO_MAP, REMOTE_CODE
+from rednet.hub.cards import EXAMPLE_PICTURE
 from transformers import ConvNextImageProcessor
 
 from remote import WITHOUT_PACKAGES
@@ -41,7 +42,8 @@ with open("logits.json", "w") as file:
     json.dump(logits.tolist(), file)
 """
 CHECK_EXAMPLES = """
-assert len(classify("picture.jpg")) == 3 and len(feature_maps) == 1 and model.num_labels == 2
+assert len(classify("picture.jpg")) == 3 and abs(probabilities.sum() - 1) < 1e-3
+assert embedding.shape == (1, 64) and [m.shape for m in feature_maps] == [(1, 64, 16, 16)] and model.num_labels == 2
 """
 
 
@@ -84,10 +86,11 @@ def pushed(hub, write_folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("start", [WITH_PACKAGES, REMOTE], ids=["package", "remote code"])
-def test_a_pushed_model_and_the_examples_of_its_card(hub, root, pushed, place, start):
-    """With the package, also the example of the documentation."""
+def test_a_pushed_model_and_the_examples_of_its_card(hub, root, pushed, place, picture_url, start):
+    """With the package, also the example of the documentation. Only the server of the picture is another one."""
     blocks = re.findall(r"```python\n(.*?)```", hub.files(REPO)["README.md"].decode(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 5 and sum(block.count(EXAMPLE_PICTURE) for block in blocks) == 4
+    blocks = [block.replace(EXAMPLE_PICTURE, picture_url) for block in blocks]
     example = ""
     if start == WITH_PACKAGES:
         blocks = [re.sub(r",?\s*trust_remote_code=True", "", block) for block in blocks]
