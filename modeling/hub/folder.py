@@ -54,7 +54,7 @@ def save_hub_folder(
         if license is not None:  # some packagers leave it out
             (temporary / "LICENSE").write_text(license, encoding="utf-8")
         if repository := repository_of(card):
-            notebook = make_notebook(model.config, card.data.model_name or "RedNet", repository)
+            notebook = make_notebook(model.config, card.data.get("model_name", "RedNet"), repository)
             (temporary / NOTEBOOK).write_text(notebook, encoding="utf-8")
 
 

@@ -82,6 +82,8 @@ def pushed(hub, write_folder, tmp_path_factory):
     place = tmp_path_factory.mktemp("pushed")
     folder = write_folder(place / "folder")
     assert REPO in run(hub, place, COMMAND, "push", folder, REPO)
+    notebook = hub.files(REPO)["notebook.ipynb"]
+    assert f'repository = \\"{REPO}\\"' in notebook.decode() and (folder / "notebook.ipynb").read_bytes() == notebook
     return folder
 
 
