@@ -25,6 +25,7 @@ from rednet.training.engine.launch import check_processes, set_threads
 from rednet.training.engine.models import check_batch_norm, has_one_pixel, load_classifier
 from rednet.training.engine.run_folder import check_options
 from rednet.training.engine.trainer import (
+    ClockCallback,
     EpochCallback,
     ImageTrainer,
     check_checkpoints,
@@ -40,6 +41,7 @@ from rednet.training.options.models import read_config
 from rednet.training.utils.distributed import check_on_main_process
 from rednet.training.utils.errors import clear_errors
 from rednet.training.utils.files import to_json, write_json, write_text
+from rednet.training.utils.hardware import describe_hardware
 from torch import Tensor, nn
 from torch.utils.data import default_convert
 from transformers import ConvNextImageProcessor, EarlyStoppingCallback, EvalPrediction, Trainer, set_seed
@@ -126,7 +128,9 @@ def save(
     results["eval_samples"] = len(trainer.eval_dataset)
     training = describe_training(config, trainer.state.epoch)
     values = accuracies(results, model.config.num_labels)
-    card = trained_card(model, config, results, training, options, values, config.image_size)
+    clock = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, ClockCallback))
+    measured = results | {"seconds_by_hardware": clock.seconds}
+    card = trained_card(model, processor, config, measured, training, options, values, config.image_size)
     save_hub_folder(hub_folder, model, processor, card)
     with torch.device("meta"):
         blank = rednet.RedNetForImageClassification(model.config)  # without the hooks of --debug
@@ -188,6 +192,7 @@ def make_trainer(
         return top_k_accuracy(top_k_hits(ranked, labels), len(labels))
 
     patience = config.early_stopping_patience
+    hardware = describe_hardware(config.device, config.world_size)
     return ImageTrainer(
         model,
         config,
@@ -198,7 +203,11 @@ def make_trainer(
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=lambda logits, labels: logits.topk(min(5, num_labels)).indices,
         optimizers=(optimizer(layer_groups(model, config), **settings), None),
-        callbacks=[EpochCallback(), *([] if patience is None else [EarlyStoppingCallback(patience)])],
+        callbacks=[
+            EpochCallback(),
+            ClockCallback(hardware),
+            *([] if patience is None else [EarlyStoppingCallback(patience)]),
+        ],
         frozen=frozen,
         augment=augment,
     )

@@ -116,7 +116,8 @@ def test_paddle_checkpoint(official, paddle_rednet26, tmp_path):
 def test_writes_a_complete_folder(authors_rednet26, tmp_path):
     torch.save(authors_rednet26, tmp_path / "rednet26.pth")
     convert(tmp_path / "rednet26.pth", tmp_path / "rednet-26")
-    names = ["LICENSE", "README.md", "config.json", "involution.png", "model.safetensors", "preprocessor_config.json"]
+    names = ["LICENSE", "README.md", "config.json", "involution.png", "model.safetensors", "notebook.ipynb"]
+    names += ["preprocessor_config.json"]
     assert sorted(os.listdir(tmp_path / "rednet-26")) == sorted([*REMOTE_CODE, *names])
     check_hub_folder(tmp_path / "rednet-26")
     config = json.loads((tmp_path / "rednet-26/config.json").read_text())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -171,8 +172,17 @@ def test_killed_and_resumed(root, recipe, tmp_path):
     )
     training.kill_when((folder / "checkpoint-8/trainer_state.json").exists)
     assert not (folder / "results.json").exists()
+    for path in folder.glob("checkpoint-*/trainer_state.json"):  # as if the first part had run for hours, elsewhere
+        state = json.loads(path.read_text())
+        (hardware,) = state["stateful_callbacks"]["ClockCallback"]["attributes"]["seconds"]
+        state["stateful_callbacks"]["ClockCallback"]["attributes"]["seconds"] = {"1 x abacus": 7200.0}
+        path.write_text(json.dumps(state))
     for run in (folder, tmp_path / "other"):
         main([*recipe, *more, "--output_dir", str(run)])
+    card, other = ((run / "best/README.md").read_text() for run in (folder, tmp_path / "other"))
+    duration = rf"\d+\.\d minutes on {re.escape(hardware)} \|"
+    assert re.search(rf"\| Training time \| 2\.0 hours on 1 x abacus, {duration}", card)
+    assert re.search(rf"\| Training time \| {duration}", other)
     weights, expected = (load_file(run / "best/model.safetensors") for run in (folder, tmp_path / "other"))
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
     results = [json.loads((run / "results.json").read_text()) for run in (folder, tmp_path / "other")]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,7 +73,7 @@ def test_learns_and_reports_results(trained):
 def test_leaves_complete_hub_folders(trained, options, which):
     folder = trained / which
     files = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
-    files |= {*REMOTE_CODE, "involution.png", "LICENSE"}
+    files |= {*REMOTE_CODE, "involution.png", "LICENSE", "notebook.ipynb"}
     assert {path.name for path in folder.iterdir()} == files
     config = json.loads((folder / "config.json").read_text())
     assert len(config["auto_map"]) == 5 and config["id2label"]["3"] == "number 3"
@@ -92,6 +93,7 @@ def test_leaves_complete_hub_folders(trained, options, which):
     assert card.data.pipeline_tag == "image-classification" and card.data.library_name == "transformers"
     assert card.data.eval_results[0].metric_value == reported
     assert f"{100 * reported:.2f} %" in card.text and "{{" not in card.text
+    assert re.search(r"\| Training time \| \d+\.\d minutes on \d+ threads of .+ \|", card.text)
 
 
 def test_a_finished_run_is_not_trained_again(root, trained, options):

@@ -26,14 +26,14 @@ def save_classifier_folder(
     """Writes the Hub folder of a classifier; a model that is already in `folder` is replaced.
 
     Args:
-        results: has `eval_accuracy`, `eval_top_5_accuracy` (both from 0 to 1) and `eval_samples`.
+        results: has `eval_accuracy`, `eval_top_5_accuracy` (both from 0 to 1), and what `trained_card` needs.
     """
     training = (
         f"{describe_optimization(config)}, label smoothing {config.label_smoothing:g}. Training images: "
         f"{describe_augmentation(config)}."
     )
     metrics = accuracies(results, model.config.num_labels)
-    card = trained_card(model, config, results, training, asdict(config), metrics, config.image_size)
+    card = trained_card(model, processor, config, results, training, asdict(config), metrics, config.image_size)
     save_hub_folder(folder, model, processor, card)
 
 
@@ -47,7 +47,7 @@ def save_segmentation_folder(
     """Writes the Hub folder of a segmentation model; a model that is already in `folder` is replaced.
 
     Args:
-        results: has `eval_mean_iou`, `eval_overall_accuracy` (both from 0 to 1) and `eval_samples`.
+        results: has `eval_mean_iou`, `eval_overall_accuracy` (both from 0 to 1), and what `trained_card` needs.
     """
     height, width = config.crop_size
     training = (
@@ -59,7 +59,8 @@ def save_segmentation_folder(
         "Pixel accuracy": ("accuracy", results["eval_overall_accuracy"]),
     }
     task = "image-segmentation"
-    card = trained_card(model, config, results, training, asdict(config), metrics, (height, width), task)
+    size = (height, width)
+    card = trained_card(model, processor, config, results, training, asdict(config), metrics, size, task)
     save_hub_folder(folder, model, processor, card)
 
 
@@ -80,6 +81,7 @@ def accuracies(results: dict, num_labels: int) -> dict[str, tuple[str, float]]:
 
 def trained_card(
     model: rednet.RedNetPreTrainedModel,
+    processor: BaseImageProcessor,
     config: TrainingConfig | SegmentationConfig | FinetuneConfig,
     results: dict,
     training: str,
@@ -91,7 +93,8 @@ def trained_card(
     """Renders the card of a trained model.
 
     Args:
-        results: has `eval_samples`, the number of images on which the metrics were measured.
+        processor: of the images on which the metrics were measured.
+        results: has `eval_samples`, the number of these images, and `seconds_by_hardware`, the duration of the training.
         training: a sentence about the training.
         options: all options of the script.
         metrics: type and value (from 0 to 1) of each metric by its name.
@@ -99,6 +102,12 @@ def trained_card(
         task: the name that the Hub has for it.
     """
     title = title_of(config)
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    details = {
+        "Trained at": f"{height} x {width}",
+        "Evaluated at": evaluation_size(processor),
+        "Training time": describe_time(results["seconds_by_hardware"]),
+    }
     starts_from_folder = config.model_name_or_path is not None and Path(config.model_name_or_path).exists()
     return make_card(
         model.config,
@@ -107,11 +116,31 @@ def trained_card(
         introduce(config, results["eval_samples"], task),
         training,
         image_size=image_size,
+        details=details,
         results=measured(config, metrics, task),
         datasets=None if Path(config.source).exists() else [config.source],
         base_model=None if starts_from_folder else config.model_name_or_path,
         options=yaml.safe_dump(options, sort_keys=False).strip(),
     )
+
+
+def evaluation_size(processor: BaseImageProcessor) -> str:
+    """Returns the size of the images that an image processor returns, in words."""
+    if not processor.do_resize:
+        return "the size of each image"
+    side = processor.size["shortest_edge"]
+    resized = int(side / processor.crop_pct) if side < 384 else side  # as ConvNextImageProcessor does
+    crop = f", the center crop of images resized to {resized}" if resized != side else ""
+    return f"{side} x {side}{crop}"
+
+
+def describe_time(seconds_by_hardware: dict[str, float]) -> str:
+    """Returns for example `3.5 hours on 8 x NVIDIA H100`."""
+    parts = []
+    for hardware, seconds in seconds_by_hardware.items():
+        length = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{max(seconds / 60, 0.1):.1f} minutes"
+        parts.append(f"{length} on {hardware}")
+    return ", ".join(parts)
 
 
 def introduce(config: TrainingConfig | SegmentationConfig | FinetuneConfig, eval_samples: int, task: str) -> str:

@@ -20,6 +20,7 @@ from rednet.training.engine.run_folder import append_log, check_options, truncat
 from rednet.training.options.groups import HubOptions, LoopOptions
 from rednet.training.utils.errors import clear_errors
 from rednet.training.utils.files import write_json
+from rednet.training.utils.hardware import describe_hardware
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -62,7 +63,10 @@ class Progress:
         self.losses: list[float] = []  # of the steps since the last line of the log, means over all processes
         self.log_lines = 0
         self.best = -1.0  # of the task's metric
-        self.seconds = 0.0  # of training
+        self.seconds: dict[str, float] = {}  # of training, by hardware: a run may resume on another machine
+
+    def add_seconds(self, hardware: str, seconds: float) -> None:
+        self.seconds = {**self.seconds, hardware: self.seconds.get(hardware, 0.0) + seconds}
 
     def state_dict(self) -> dict:
         return vars(self).copy()
@@ -190,7 +194,7 @@ def train(run: Run) -> None:
     save(run, "last", trained, results)
     if accelerator.is_main_process:
         results |= {f"best_{task.metric}": progress.best, "steps": progress.step, "epochs": progress.epoch}
-        results |= {"train_seconds": round(progress.seconds, 1), "train_samples": run.order.num_images}
+        results |= {"train_seconds": round(sum(progress.seconds.values()), 1), "train_samples": run.order.num_images}
         results |= {"parameters": rednet.count_parameters(trained), "threads": torch.get_num_threads()}
         results |= {"device": str(accelerator.device), "torch": torch.__version__}
         write_json(run.folder / "results.json", results)
@@ -210,6 +214,7 @@ def train_epoch(run: Run) -> None:
     run.model.train()
     run.order.begin(progress.epoch, progress.position)
     batches = iter(run.loader)
+    hardware = describe_hardware(accelerator.device, accelerator.num_processes)
     start, images = time.perf_counter(), 0
     unread: list[torch.Tensor] = []
     while progress.step < run.total_steps and (group := list(islice(batches, config.gradient_accumulation_steps))):
@@ -236,7 +241,7 @@ def train_epoch(run: Run) -> None:
             log(run, values)
             run.bar.set_postfix(loss=f"{values['loss']:.3f}", images_per_s=f"{images / seconds:.0f}")
             progress.losses.clear()
-            progress.seconds += seconds
+            progress.add_seconds(hardware, seconds)
             start, images = time.perf_counter(), 0
         if config.checkpointing_steps != "epoch" and progress.step % int(config.checkpointing_steps) == 0:
             read_losses(run, unread)
@@ -244,7 +249,7 @@ def train_epoch(run: Run) -> None:
             save_checkpoint(accelerator, run.folder / "checkpoints", progress.step, config.checkpoints_total_limit)
     read_losses(run, unread)
     check_weights(run)
-    progress.seconds += time.perf_counter() - start
+    progress.add_seconds(hardware, time.perf_counter() - start)
     progress.epoch, progress.position = progress.epoch + 1, 0
 
 
@@ -299,4 +304,4 @@ def save(run: Run, name: str, model: torch.nn.Module, results: dict) -> None:
         plain = getattr(rednet, type(plain).__name__.removeprefix("FSDP"))(plain.config)
         plain.load_state_dict(weights, strict=run.accelerator.is_main_process)
     if run.accelerator.is_main_process:
-        run.task.save(run.folder / name, plain, results)
+        run.task.save(run.folder / name, plain, results | {"seconds_by_hardware": run.progress.seconds})

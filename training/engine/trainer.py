@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rednet.training.engine.optimization import parameter_groups
 from rednet.training.options.finetune import FinetuneConfig
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 
 class EpochCallback(TrainerCallback):
@@ -20,6 +22,31 @@ class EpochCallback(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         kwargs["train_dataloader"].dataset.epoch = int(state.epoch or 0)
+
+
+class ClockCallback(TrainerCallback, ExportableState):
+    """Measures the seconds of training, with evaluations, by hardware. Those before a checkpoint are in its state.
+
+    Args:
+        hardware: the name of that of this process and of all others.
+    """
+
+    def __init__(self, hardware: str):
+        self.hardware = hardware
+        self.seconds: dict[str, float] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        saved = state.stateful_callbacks.get(type(self).__name__)  # of the checkpoint that the training resumes from
+        self.seconds = dict(saved["attributes"]["seconds"]) if saved else {}
+        self.last = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now = time.perf_counter()
+        self.seconds[self.hardware] = self.seconds.get(self.hardware, 0.0) + now - self.last
+        self.last = now
+
+    def state(self) -> dict:
+        return {"args": {"hardware": self.hardware}, "attributes": {"seconds": dict(self.seconds)}}
 
 
 class ImageTrainer(Trainer):

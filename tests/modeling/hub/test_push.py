@@ -38,6 +38,7 @@ def test_a_push_is_one_commit_of_the_model(hub, client, write_folder, tmp_path):
     assert "user/one" in client.output(PUSH, folder, "user/one")
     files = hub.files("user/one")
     expected = {".gitattributes", "README.md", "config.json", "preprocessor_config.json", "involution.png", "LICENSE"}
+    expected |= {"notebook.ipynb"}
     assert set(files) == expected | {"model.safetensors", *REMOTE_CODE}
     assert new_commits(hub, "user/one") == 1
     assert all(data == (folder / name).read_bytes() for name, data in files.items() if name != ".gitattributes")
