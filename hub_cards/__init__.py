@@ -1,1 +1,1 @@
-"""Data of the model cards: the template, one file for each published depth, and the picture."""
+"""Data of the model cards: templates of card and notebook, a file for each published depth, peers, and the picture."""

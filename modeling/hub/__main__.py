@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 from rednet.configuration_rednet import RedNetConfig
-from rednet.hub.cards import PICTURE, SOURCES, imagenet_card, known_checkpoints
+from rednet.hub.cards import PICTURE, SOURCES, imagenet_card, known_checkpoints, repository_of
+from rednet.hub.notebook import NOTEBOOK, make_notebook
 from rednet.hub.push import push_hub_folder, push_space, pushed_url
 
 
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     push.set_defaults(run=run_push, parser=push)
 
     names = ", ".join(known_checkpoints())
-    cards = commands.add_parser("cards", help="render the model cards of the published depths")
+    cards = commands.add_parser("cards", help="render the model cards of the published depths, with their notebooks")
     cards.add_argument("names", nargs="*", metavar="NAME", help=f"any of {names} (default: all)")
     cards.add_argument("--output_dir", type=Path, default=Path("outputs/hub_cards"))
     cards.add_argument("--weights", choices=SOURCES, default="authors", help="the publisher whose results are shown")
@@ -88,8 +89,11 @@ def run_cards(options: argparse.Namespace) -> None:
         repository = f"{options.namespace}/{name}" if options.namespace else name
         folder = options.output_dir / name
         folder.mkdir(parents=True, exist_ok=True)
-        imagenet_card(config, repository, options.weights).save(folder / "README.md")
+        card = imagenet_card(config, repository, options.weights)
+        card.save(folder / "README.md")
         shutil.copy(PICTURE, folder)
+        notebook = make_notebook(config, checkpoints[name]["name"], repository_of(card))
+        (folder / NOTEBOOK).write_text(notebook, encoding="utf-8")
         print(folder / "README.md")
 
 

@@ -221,8 +221,11 @@ def make_card(
         eval_results=results or None,
     )
     stages, convolution = config.stage_names[1:], config.operator_type == "convolution"
-    extras = [] if convolution else ["shows the kernels that it generates"]  # of the notebook
-    extras += [] if task == "image-segmentation" else ["fine-tunes the model"]
+    steps = ["runs the model", "shows the generated kernels", "fine-tunes it"]  # in the notebook
+    if convolution:
+        steps.remove("shows the generated kernels")
+    if task == "image-segmentation":
+        steps.remove("fine-tunes it")
     return ModelCard.from_template(
         card_data,
         template_path=str(FOLDER / "model_card.md"),
@@ -242,7 +245,7 @@ def make_card(
         group_channels=config.group_channels or "all",
         generation=GENERATION[config.kernel_generation],
         convolution=convolution,
-        extras=extras,
+        notebook=" and ".join([", ".join(steps[:-1]), steps[-1]] if steps[1:] else steps),
         picture=EXAMPLE_PICTURE,
         top=min(5, config.num_labels),
         license=license_text,

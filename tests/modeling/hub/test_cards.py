@@ -58,6 +58,8 @@ def cards(tmp_path_factory) -> dict[str, ModelCard]:
     main(["cards", "--output_dir", str(folder), "--namespace", "me"])
     assert {path.name for path in folder.iterdir()} == set(PUBLISHED)
     assert all((folder / name / "involution.png").is_file() for name in PUBLISHED)
+    for name in PUBLISHED:
+        assert f'repository = \\"me/{name}\\"' in (folder / name / "notebook.ipynb").read_text()
     return {name: ModelCard.load(folder / name / "README.md") for name in PUBLISHED}
 
 
@@ -204,8 +206,8 @@ def test_cards_of_other_models(hub, tmp_path, picture_url):
         card = make_card(config, "RedNet", repo, "A test.", "None.", details=details, base_model="me/other")
         assert card_metadata.check(str(card)) == ([], []) and "| Hardware | 1 x abacus |" in card.text
         assert card.data.to_dict()["base_model_relation"] == "finetune" and "{{" not in card.text
-        assert ("compiled" in card.text) == ("kernels that it generates" in card.text) == (variant != "convolution")
-        assert ("fine-tunes the model" in card.text) == (variant != "segmentation")
+        assert ("compiled" in card.text) == ("shows the generated kernels" in card.text) == (variant != "convolution")
+        assert ("fine-tunes it" in card.text) == (variant != "segmentation")
         processor = ConvNextImageProcessor(size={"shortest_edge": 64})
         if variant == "segmentation":  # the picture has 80 x 60 pixels
             processor = SegformerImageProcessor(do_resize=False)

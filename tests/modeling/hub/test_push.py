@@ -50,7 +50,7 @@ def test_a_push_is_one_commit_of_the_model(hub, client, write_folder, tmp_path):
     client.output(PUSH, folder, "copy", "--private")
     assert hub.files("user/copy")["README.md"] == readme.read_bytes() and hub.repos["user/copy"].private
     text = readme.read_text()
-    assert "My own words on user/one." in text and text.count('"user/copy"') == 5 and '"user/one"' not in text
+    assert "My own words on user/one." in text and text.count('"user/copy"') == 9 and '"user/one"' not in text
 
 
 def test_a_failed_push_can_be_repeated(hub, client, write_folder, tmp_path):
