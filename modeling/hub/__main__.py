@@ -51,7 +51,12 @@ def main(arguments: list[str] | None = None) -> None:
     cards = commands.add_parser("cards", help="render the model cards of the published depths, with their notebooks")
     cards.add_argument("names", nargs="*", metavar="NAME", help=f"any of {names} (default: all)")
     cards.add_argument("--output_dir", type=Path, default=Path("outputs/hub_cards"))
-    cards.add_argument("--weights", choices=SOURCES, default="authors", help="the publisher whose results are shown")
+    cards.add_argument(
+        "--weights",
+        choices=SOURCES,
+        default="paddleclas",
+        help="the publisher whose results are shown (default: paddleclas)",
+    )
     cards.add_argument("--namespace", help="the account in the examples: they load NAMESPACE/NAME")
     cards.set_defaults(run=run_cards, parser=cards)
 
