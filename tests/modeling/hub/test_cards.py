@@ -55,7 +55,7 @@ PUBLISHED = {
 @pytest.fixture(scope="module")
 def cards(tmp_path_factory) -> dict[str, ModelCard]:
     folder = tmp_path_factory.mktemp("cards")
-    main(["cards", "--output_dir", str(folder), "--namespace", "me"])
+    main(["cards", "--output_dir", str(folder), "--namespace", "me", "--weights", "authors"])
     assert {path.name for path in folder.iterdir()} == set(PUBLISHED)
     assert all((folder / name / "involution.png").is_file() for name in PUBLISHED)
     for name in PUBLISHED:
