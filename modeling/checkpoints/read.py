@@ -106,6 +106,8 @@ def _load_torch(path: Path) -> Any:
 def _load_pickle(path: Path) -> dict[str, np.ndarray]:
     with open(path, "rb") as file:
         content = NumpyUnpickler(file).load()
+    while entry := _weights_entry(content):
+        content = content.pop(entry)
     if isinstance(content, dict):
         content.pop("StructuredToParameterName@@", None)
     return _check_values(content, np.ndarray, path)
@@ -119,6 +121,10 @@ class NumpyUnpickler(pickle.Unpickler):
             ("multiarray", "_reconstruct"): lambda kind, shape, code: np.ndarray.__new__(np.ndarray, (0,), "b"),
             ("numpy", "ndarray"): np.ndarray,
             ("numpy", "dtype"): np.dtype,
+            # In a nested dict, paddle.save writes a tensor as a call of `tuple` with the pair of its name and values.
+            ("builtins", "tuple"): lambda pair: pair[1],
+            ("__builtin__", "tuple"): lambda pair: pair[1],
+            ("collections", "OrderedDict"): dict,
             ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
         }
         try:
@@ -149,7 +155,8 @@ def _weights_entry(content: Any) -> str | None:
         return None
     # The entry may contain a dict with the weights. An entry with nothing but the options of an averaging is skipped.
     entries = [name for name in ENTRIES if isinstance(content.get(name), dict)]
-    return next((name for name in entries if any(isinstance(v, Tensor | dict) for v in content[name].values())), None)
+    kinds = Tensor | np.ndarray | dict
+    return next((name for name in entries if any(isinstance(v, kinds) for v in content[name].values())), None)
 
 
 def _remove_wrappers(key: str) -> str:
