@@ -14,6 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from rednet.configuration_rednet import RedNetConfig
 from rednet.hub import replacing
+from rednet.mmdetection import LinearP6P7, rcnn_layers, retinanet_layers
 from rednet.modeling_rednet import RedNetBackbone, init_identity
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -30,6 +31,7 @@ from involution import Involution2d
 
 
 Layer = Literal["convolution", "involution"]
+Style = Literal["torchvision", "mmdetection"]
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 REPRESENTATION_SIZE = 1024  # channels of torchvision's box head
 ANCHORS = 3  # for each position and size in the region proposal network: aspect ratios 1:2, 1:1 and 2:1
@@ -94,6 +96,7 @@ def fasterrcnn_rednet_fpn(
     *,
     channels: int = 256,
     trainable_layers: int = 3,
+    style: Style = "torchvision",
     **options,
 ) -> FasterRCNN:
     """Faster R-CNN (Ren et al., NeurIPS 2015) with a RedNet FPN. Input and output are those of torchvision's model.
@@ -106,13 +109,17 @@ def fasterrcnn_rednet_fpn(
         channels: the number of channels of the feature pyramid.
         trainable_layers: how many of the stem and the four stages are trained, see `RedNetFPN`. 3 freezes the stem and
             the first stage, as in the paper.
+        style: `"mmdetection"` computes anchors and the features of regions as MMDetection does, for weights that were
+            trained with it, see `rednet.mmdetection`.
         options: keyword arguments of `torchvision.models.detection.FasterRCNN`.
 
     Raises:
         ValueError: the backbone has other `out_features`, its `num_channels` does not match `image_mean`, or `neck`,
-            `head` or `trainable_layers` is invalid.
+            `head`, `trainable_layers` or `style` is invalid.
     """
     _check_channels(backbone, options)
+    if _is_mmdetection(style):
+        options = {**rcnn_layers(backbone.config.stem_stride, with_masks=False), **options}
     return FasterRCNN(
         _pyramid(backbone, STAGES, neck, LastLevelMaxPool(), channels, trainable_layers),
         num_classes,
@@ -129,6 +136,7 @@ def maskrcnn_rednet_fpn(
     *,
     channels: int = 256,
     trainable_layers: int = 3,
+    style: Style = "torchvision",
     **options,
 ) -> MaskRCNN:
     """Mask R-CNN (He et al., ICCV 2017) with a RedNet FPN. Input and output are those of torchvision's model.
@@ -140,6 +148,8 @@ def maskrcnn_rednet_fpn(
     For the other arguments and the errors, see `fasterrcnn_rednet_fpn`.
     """
     _check_channels(backbone, options)
+    if _is_mmdetection(style):
+        options = {**rcnn_layers(backbone.config.stem_stride, with_masks=True), **options}
     mask_head = MaskRCNNHeads(channels, [channels] * 4, dilation=1)
     if head == "involution":
         for layer in mask_head:
@@ -161,6 +171,7 @@ def retinanet_rednet_fpn(
     *,
     channels: int = 256,
     trainable_layers: int = 3,
+    style: Style = "torchvision",
     **options,
 ) -> RetinaNet:
     """RetinaNet (Lin et al., ICCV 2017) with a RedNet FPN. Input and output are those of torchvision's model.
@@ -169,12 +180,18 @@ def retinanet_rednet_fpn(
         backbone: has `out_features=["stage2", "stage3", "stage4"]`, and `stem_kernel_size=7` in the paper.
         neck: `"involution"` replaces the 3x3 convolutions of these three levels. The two coarser levels come from
             strided convolutions. The paper has no involution head for RetinaNet.
+        style: `"mmdetection"` computes anchors and the two coarser levels as MMDetection does, for weights that were
+            trained with it, see `rednet.mmdetection`.
         options: keyword arguments of `torchvision.models.detection.RetinaNet`.
 
     For the other arguments and the errors, see `fasterrcnn_rednet_fpn`.
     """
     _check_channels(backbone, options)
-    coarser = LastLevelP6P7(backbone.channels[-1], channels)
+    make_coarser = LastLevelP6P7
+    if _is_mmdetection(style):
+        make_coarser = LinearP6P7
+        options = {**retinanet_layers(backbone.config.stem_stride), **options}
+    coarser = make_coarser(backbone.channels[-1], channels)
     return RetinaNet(_pyramid(backbone, STAGES[1:], neck, coarser, channels, trainable_layers), num_classes, **options)
 
 
@@ -350,6 +367,12 @@ def _rpn_head(channels: int, kind: Layer) -> RPNHead:
 def _check_layer(name: str, value: str) -> None:
     if value not in ("convolution", "involution"):
         raise ValueError(f"{name} is {value!r}, expected 'convolution' or 'involution'")
+
+
+def _is_mmdetection(style: str) -> bool:
+    if style not in ("torchvision", "mmdetection"):
+        raise ValueError(f"style is {style!r}, expected 'torchvision' or 'mmdetection'")
+    return style == "mmdetection"
 
 
 __all__ = [

@@ -86,11 +86,24 @@ def parse_config(arguments: list[str] | None = None) -> DetectionConfig:
 
 
 def detector_options(config: DetectionConfig, num_categories: int) -> dict:
-    """The arguments of the functions of `rednet.detection`, without the backbone."""
+    """The arguments of the functions of `rednet.detection`, without the backbone.
+
+    The style is that of the detector whose weights the training starts from.
+    """
     names = ["neck", "head", "channels", "trainable_layers", "min_size", "max_size"]
     if config.detector == "retinanet":
         names.remove("head")
-    return {"num_classes": num_categories + 1, **{name: getattr(config, name) for name in names}}
+    saved = saved_config(config)
+    style = "torchvision" if saved is None else saved["options"].get("style", "torchvision")
+    return {"num_classes": num_categories + 1, "style": style, **{name: getattr(config, name) for name in names}}
+
+
+def saved_config(config: DetectionConfig) -> dict | None:
+    """The configuration of `model_name_or_path`, or None if this is not a detector, or not given."""
+    if config.model_name_or_path is None:
+        return None
+    check_model_name(config.model_name_or_path)
+    return read_detector_config(config.model_name_or_path)
 
 
 def make_model(config: DetectionConfig, options: dict, categories: list[dict]) -> nn.Module:
@@ -106,8 +119,7 @@ def make_model(config: DetectionConfig, options: dict, categories: list[dict]) -
         return DETECTORS[config.detector](backbone, **options)
     name = config.model_name_or_path
     assert name is not None  # parse_config requires one of the two
-    check_model_name(name)
-    saved = read_detector_config(name)
+    saved = saved_config(config)
     if saved is None:
         read_config(name)
         backbone = RedNetBackbone.from_pretrained(name, out_features=stages)
