@@ -18,7 +18,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from rednet.checkpoints.download import PUBLISHED, PUBLISHED_FILES, locate
-from rednet.checkpoints.layouts import build_model, find_config
+from rednet.checkpoints.layouts import backbone_of, build_model, find_config, find_detector
 from rednet.checkpoints.read import read_checkpoint
 from rednet.checkpoints.samples import check_samples_available, describe_samples
 from rednet.configuration_rednet import RedNetConfig
@@ -32,11 +32,15 @@ from rednet.hub import (
     pushed_url,
     save_hub_folder,
 )
-from transformers import ConvNextImageProcessor
+from transformers import BaseImageProcessor, ConvNextImageProcessor, SegformerImageProcessor
 
 
 # Title and description of the Collection of the five published models.
 COLLECTION = ("RedNet", "RedNet-26 to RedNet-152 (Involution, CVPR 2021), trained on ImageNet-1k by PaddleClas")
+DETECTOR_NOTE = (
+    "The weights do not show everything: anchors, coding of boxes, and normalization and size of the pictures are those of "
+    "the authors' configurations. docs/dense.md lists what a detector does differently from MMDetection."
+)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -54,6 +58,11 @@ def parse_arguments() -> argparse.Namespace:
         "--config",
         type=Path,
         help="a config.json that the checkpoint must match; it also gives the names of the classes",
+    )
+    parser.add_argument(
+        "--backbone_only",
+        action="store_true",
+        help="convert the backbone of a detector, segmentation model or classifier, without neck and head",
     )
     parser.add_argument(
         "--check",
@@ -103,7 +112,7 @@ def run(options: argparse.Namespace) -> None:
         repositories = {name: f"{options.push_to_hub}/{path.absolute().name}" for name, path in folders.items()}
     config = check(options, folders, repositories)
     for checkpoint, folder in folders.items():
-        convert(checkpoint, folder, config, repositories.get(checkpoint))
+        convert(checkpoint, folder, config, repositories.get(checkpoint), options.backbone_only)
         print(f"{checkpoint} -> {folder}")
         if options.check:
             print(describe_samples(folder))
@@ -159,23 +168,27 @@ def convert(
     output_dir: str | Path,
     config: RedNetConfig | None = None,
     repository: str | None = None,
+    backbone_only: bool = False,
 ) -> None:
     """
-    Converts a checkpoint to a complete Hub folder. If the conversion fails, nothing is written. The SHA-256 of the file
-    is printed, and stands in the card.
+    Converts a checkpoint to a complete Hub folder, or, if it is that of a detector, to a folder for
+    `rednet.detection.load_detector`. If the conversion fails, nothing is written. The SHA-256 of the file is printed, and
+    stands in the card.
 
     Args:
         checkpoint: a name in `PUBLISHED`, a URL, or a path. The file is a `.pth` file of the authors or of a training
-            with their code (a classifier, a backbone, a detector or a segmentation model), or a `.pdparams` file of
-            PaddleClas.
+            with their code (a classifier, a backbone, Semantic FPN, Faster R-CNN, Mask R-CNN or RetinaNet), or a
+            `.pdparams` file of PaddleClas.
         config: gives what the weights do not show: channels per group, reduction ratio, and names of the classes.
         repository: the repository that the examples of the card load, by default the name of `output_dir`.
+        backbone_only: whether to leave out neck and head.
 
     Raises:
         ConnectionError: the download failed.
         FileExistsError: `output_dir` is not a folder, or has other files with the names of a model's files.
         FileNotFoundError: `checkpoint` does not exist.
-        ValueError: the checkpoint cannot be read, is not that of a RedNet, or does not match `config`.
+        ValueError: the checkpoint cannot be read, is not that of a RedNet, or does not match `config`; or it is that of
+            a detector and `repository` is given.
     """
     output_dir = Path(output_dir)
     check_replaceable(output_dir)
@@ -183,7 +196,7 @@ def convert(
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     print(f"SHA-256 of {path}: {sha256}")
     try:
-        publisher, weights = read_checkpoint(path)
+        weights, publisher, labels = read_checkpoint(path)
     except ValueError as error:
         if url is None:
             raise
@@ -191,20 +204,40 @@ def convert(
     source = url or path.name
     if source.split("/")[-1] in PUBLISHED_FILES:
         publisher = "paddleclas"
-    found = find_config(weights, config)
+    if backbone_only:
+        weights = backbone_of(weights)
+    detector = find_detector(weights)
+    if detector is not None and repository is not None:
+        raise ValueError(
+            f"{path} is a detector, which has no card: convert it without --push_to_hub, and push it with "
+            f"`hf upload {repository} {output_dir}`"
+        )
+    found = find_config(weights, config, labels)
     for name in ("depths", "hidden_sizes", "embedding_size", "kernel_size", "stem_kernel_size"):
         if config is not None and getattr(config, name) != getattr(found, name):
             raise ValueError(
                 f"{name} is {getattr(config, name)} in the configuration, {getattr(found, name)} in the checkpoint"
             )
+    if detector is not None:
+        from rednet.checkpoints.detectors import convert_detector  # it needs torchvision
+
+        convert_detector(detector, weights, found, labels, output_dir)
+        print(DETECTOR_NOTE)
+        return
     model = build_model(weights, found)
-    processor = ConvNextImageProcessor(
-        size={"shortest_edge": 224}, crop_pct=0.875, resample=2, do_convert_rgb=True,
-        image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
-    )  # fmt: skip
     card = imagenet_card(found, repository or output_dir.name, publisher, source=source, sha256=sha256)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    save_hub_folder(output_dir, model, processor, card)
+    save_hub_folder(output_dir, model, make_processor(found), card)
+
+
+def make_processor(config: RedNetConfig) -> BaseImageProcessor:
+    """Images are resized and cropped, except for segmentation."""
+    normalization = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    if config.architectures == ["RedNetForSemanticSegmentation"]:
+        return SegformerImageProcessor(do_resize=False, do_convert_rgb=True, **normalization)
+    return ConvNextImageProcessor(
+        size={"shortest_edge": 224}, crop_pct=0.875, resample=2, do_convert_rgb=True, **normalization
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,27 +19,61 @@ from torch import Tensor
 # Limit for a file, for its content after decompression, and for its weights. With its optimizer's state, RedNet-152 has
 # less than half a gigabyte.
 MAX_BYTES = 4 * 2**30
-# Prefixes of the other parts of a detector or of a segmentation model, of which only the backbone is converted.
-OTHER_PARTS = ("neck.", "rpn_head.", "roi_head.", "bbox_head.", "mask_head.", "decode_head.", "auxiliary_head.")
+# Weights that no evaluation uses: an auxiliary head is for the training, and hooks of OpenMMLab 1.x for averaging keep a
+# second set of weights in buffers with such names. The authors' code evaluates the weights under their own names.
+UNUSED = ("auxiliary_head.", "ema_")
 # Entries of a checkpoint that can have the weights. Averaged weights come first, because they are those to evaluate.
 ENTRIES = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "model_state_dict", "net", "module")
-# Harmless classes in checkpoints besides tensors: the options of a script, and NumPy numbers such as the best accuracy.
+
+
+class Ignored:
+    """Takes the place of an object that a training has saved for its own continuation. It keeps nothing of it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
+    """What a pickle fills with its numbers, whose shape comes with them: `shape` could allocate any memory."""
+    return np.ndarray.__new__(np.ndarray, (0,), "b")
+
+
+# Harmless classes in checkpoints besides tensors: the options of a script, NumPy's numbers and arrays, and the logs and
+# schedulers of OpenMMLab 2.x. Its pickles of schedulers look methods up: `getattr` is `Ignored`, so nothing is.
 NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 SAFE_CLASSES: list[Any] = [
     argparse.Namespace,
     np.dtype,
+    np.ndarray,
     *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},
     *[(NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")],
+    *[(_empty_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")],
+    (Ignored, "builtins.getattr"),
+    (Ignored, "mmengine.logging.history_buffer.HistoryBuffer"),
+    (Ignored, "mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler"),
 ]
 
 
-def read_checkpoint(path: str | Path) -> tuple[str | None, dict[str, Tensor]]:
+class Checkpoint(NamedTuple):
+    """
+    Attributes:
+        weights: under the authors' names without the prefix `backbone.`. The names of necks and heads of detectors and
+            segmentation models have their prefixes (`neck.`, `rpn_head.`, ...).
+        publisher: `authors`, or None if the content does not show that they published it.
+        labels: the names of the classes, if the file has them.
+    """
+
+    weights: dict[str, Tensor]
+    publisher: str | None = None
+    labels: list[str] | None = None
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     Reads the weights in a checkpoint of the authors, of PaddleClas, or of a training with the code of either.
-
-    Returns:
-        The publisher (`authors`, or None if the content does not show that they published it), and the weights under
-        the authors' names without the prefix `backbone.`.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -51,22 +85,28 @@ def read_checkpoint(path: str | Path) -> tuple[str | None, dict[str, Tensor]]:
     if problem := find_problem(path):
         raise ValueError(f"{path} cannot be read as a checkpoint: {problem}")
     if path.suffix == ".pdparams":
-        return None, _from_paddle(_read(path, _load_pickle))
+        return Checkpoint(_from_paddle(_read(path, _load_pickle)))
     content = _read(path, _load_torch)
-    # A file that the authors published has weights and metadata, but nothing to resume the training with.
+    meta = content.get("meta") if isinstance(content, dict) else None
+    meta = meta if isinstance(meta, dict) else {}
+    # A file that the authors published has weights and metadata, but nothing to resume the training with. They used
+    # OpenMMLab 1.x, before there was mmengine.
     filled = {key for key, value in content.items() if value is not None} if isinstance(content, dict) else set()
     is_published = filled <= {"meta", "state_dict"} or _weights_entry(content) is None
+    is_published = is_published and "mmengine_version" not in meta
     while entry := _weights_entry(content):
         content = content.pop(entry)  # `pop`, so that the loop ends even for a dict that contains itself
     if isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
         names = shorten(sorted(map(str, content)))
         raise ValueError(f"{path} has no weights: its entries are {names}, expected one of {', '.join(ENTRIES)}")
-    weights = _check_values(content, Tensor, path)
-    weights = {key: value for key, value in weights.items() if key != "n_averaged"}  # the counter of torch's averaging
+    content = _check_values(content, Tensor, path)
+    weights = {key: value for key, value in content.items() if key != "n_averaged"}  # the counter of torch's averaging
     unwrapped = {_remove_wrappers(key): value for key, value in weights.items()}
     if len(unwrapped) < len(weights):
         raise ValueError(f"{path} has some weights twice, with and without prefixes of wrappers")
-    return "authors" if is_published and unwrapped.keys() == weights.keys() else None, _from_mmcls(unwrapped)
+    used = {key: value for key, value in unwrapped.items() if not key.startswith(UNUSED)}
+    publisher = "authors" if is_published and used.keys() == content.keys() else None
+    return Checkpoint(_from_mmcls(used), publisher, _labels(meta))
 
 
 def find_problem(path: Path) -> str | None:
@@ -118,7 +158,7 @@ class NumpyUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {
-            ("multiarray", "_reconstruct"): lambda kind, shape, code: np.ndarray.__new__(np.ndarray, (0,), "b"),
+            ("multiarray", "_reconstruct"): _empty_array,
             ("numpy", "ndarray"): np.ndarray,
             ("numpy", "dtype"): np.dtype,
             # In a nested dict, paddle.save writes a tensor as a call of `tuple` with the pair of its name and values.
@@ -165,11 +205,18 @@ def _remove_wrappers(key: str) -> str:
     return re.sub(r"^((model|net|ema)\.)+", "", key)
 
 
+def _labels(meta: dict) -> list[str] | None:
+    """Returns the names of the classes in the metadata of OpenMMLab 1.x (`CLASSES`) or 2.x (`dataset_meta`)."""
+    data = meta.get("dataset_meta")
+    names = meta.get("CLASSES") or (isinstance(data, dict) and (data.get("classes") or data.get("CLASSES")))
+    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return list(names) if is_list and names else None
+
+
 def _from_mmcls(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if not any(key.startswith("backbone.") for key in weights):
         return weights  # only a backbone, without the prefix
-    kept = {key: value for key, value in weights.items() if not key.startswith(OTHER_PARTS)}
-    return {key.removeprefix("backbone.").removeprefix("head."): value for key, value in kept.items()}
+    return {key.removeprefix("backbone.").removeprefix("head."): value for key, value in weights.items()}
 
 
 def _from_paddle(weights: dict[str, np.ndarray]) -> dict[str, Tensor]:

@@ -99,7 +99,7 @@ def imagenet_card(
     """
     checkpoints, depths = known_checkpoints(), list(config.depths)
     checkpoint = next((data for data in checkpoints.values() if data["depths"] == depths), {})
-    is_classifier = config.architectures != ["RedNetModel"]
+    is_classifier = config.architectures not in (["RedNetModel"], ["RedNetForSemanticSegmentation"])
     name = checkpoint.get("name", f"RedNet with stages of {', '.join(map(str, depths))} bottlenecks")
     origin, training, results = "a checkpoint", "The checkpoint does not say how it was trained.", []
     license, license_text = None, "The license of the weights is that of their publisher."
@@ -116,7 +116,7 @@ def imagenet_card(
     if source is not None:
         introduction += f" The converted file is {source if '://' in source else f'`{source}`'}"
         introduction += "." if sha256 is None else f", SHA-256 `{sha256}`."
-    if not is_classifier:
+    if config.architectures == ["RedNetModel"]:
         introduction += " The model has no classifier: it computes features."
     return make_card(
         config,
@@ -124,6 +124,7 @@ def imagenet_card(
         repository,
         introduction,
         training,
+        image_size=(512, 1024) if config.architectures == ["RedNetForSemanticSegmentation"] else 224,
         license=license,
         license_text=license_text,
         details=details,

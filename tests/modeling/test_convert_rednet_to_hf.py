@@ -142,7 +142,7 @@ def test_detector_with_a_stem_of_seven(authors_rednet26, tmp_path):
     weights["backbone.stem.1.conv2.conv.bias"] = torch.zeros(98)
     parts = {"neck.lateral_convs.0.conv.weight": torch.zeros(3), "roi_head.bbox_head.fc_cls.bias": torch.zeros(2)}
     torch.save({"state_dict": {**weights, **parts}}, tmp_path / "faster_rcnn.pth")
-    convert(tmp_path / "faster_rcnn.pth", tmp_path / "detector")
+    convert(tmp_path / "faster_rcnn.pth", tmp_path / "detector", backbone_only=True)
     bare = {key.removeprefix("backbone."): value for key, value in weights.items()}
     torch.save(bare, tmp_path / "backbone.pth")
     convert(tmp_path / "backbone.pth", tmp_path / "bare")
