@@ -76,8 +76,9 @@ def find_detector(weights: dict[str, Tensor]) -> str | None:
         return detector
     if not any(BACKBONE.match(key) for key in weights):
         return None  # `find_config` says what is missing
+    heads = [key for key in others if not key.startswith("neck.")] or others
     raise ValueError(
-        f"the checkpoint has {shorten(others)}, but neither {SEMANTIC_FPN!r} (Semantic FPN) nor "
+        f"the checkpoint has {shorten(heads)}, but neither {SEMANTIC_FPN!r} (Semantic FPN) nor "
         f"{', '.join(map(repr, DETECTORS))} (Mask R-CNN, Faster R-CNN, RetinaNet): rednet does not have this model. "
         "--backbone_only converts its backbone"
     )
@@ -195,7 +196,12 @@ def build_model(weights: dict[str, Tensor], config: RedNetConfig) -> RedNetPreTr
     model_class = next(one for one in classes if config.architectures == [one.__name__])
     with torch.device("meta"):
         model = model_class(config)
-    load_weights(model, weights, {name: checkpoint_name(name) for name in model.state_dict()})
+    try:
+        load_weights(model, weights, {name: checkpoint_name(name) for name in model.state_dict()})
+    except ValueError as error:
+        if SEMANTIC_FPN not in weights:
+            raise
+        raise ValueError(f"{error} (Semantic FPN). --backbone_only converts the backbone of this model") from error
     return model.eval()
 
 

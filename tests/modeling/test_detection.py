@@ -167,6 +167,7 @@ def test_freezes_from_the_stem_on(trainable_layers):
         ({"neck": "attention"}, "neck is 'attention'"),
         ({"head": "none"}, "head is 'none'"),
         ({"trainable_layers": 6}, "trainable_layers is 6, expected 0 to 5"),
+        ({"style": "detectron"}, "style is 'detectron', expected 'torchvision' or 'mmdetection'"),
     ],
 )
 @pytest.mark.parametrize("maker", [fasterrcnn_rednet_fpn, maskrcnn_rednet_fpn])
@@ -282,12 +283,20 @@ def test_damaged_files_are_named(saved):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:.*in scripting:UserWarning")
-@pytest.mark.parametrize("maker", [maskrcnn_rednet_fpn, retinanet_rednet_fpn])  # the first has all of Faster R-CNN
-def test_scripts(maker, tmp_path):
+@pytest.mark.parametrize(
+    "maker, style",  # Mask R-CNN has all of Faster R-CNN
+    [
+        (maskrcnn_rednet_fpn, "torchvision"),
+        (maskrcnn_rednet_fpn, "mmdetection"),
+        (retinanet_rednet_fpn, "torchvision"),
+        (retinanet_rednet_fpn, "mmdetection"),
+    ],
+)
+def test_scripts(maker, style, tmp_path):
     """The file finds what the detector finds, in pictures of both sizes; the detector is as it was. Of random weights
     some boxes are between two levels of the pyramid, or have the score of another one: which they take is chance."""
     heads = ["involution"] * (maker is not retinanet_rednet_fpn)
-    model = small_detector(maker, "involution", *heads).double()
+    model = small_detector(maker, "involution", *heads, style=style).double()
     pictures = [picture.double() for picture in pictures_and_targets()[0]]
     normalize_as_trained(model, pictures)
     (model if maker is retinanet_rednet_fpn else model.roi_heads).score_thresh = 0.0

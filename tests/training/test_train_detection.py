@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 from rednet import RedNetConfig, RedNetForImageClassification, count_parameters
 from rednet.detection import load_detector
+from rednet.mmdetection import ExactAnchors
 from rednet.training import train_detection
 from rednet.training.data.coco import read_annotations
 from rednet.training.metrics.detection import average_precision, to_coco
@@ -162,6 +163,18 @@ def test_starts_from_a_detector(options, trained):
     new = {name for name, value in found.items() if not torch.equal(value, expected[name])}
     predictors = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
     assert len(new) == 6 and all(name.startswith(predictors) for name in new)
+
+
+def test_a_detector_keeps_its_style(options, trained, tmp_path):
+    """The weights were trained with these anchors and features of regions."""
+    shutil.copytree(trained[1] / "best", tmp_path / "best")
+    content = json.loads((tmp_path / "best/config.json").read_text())
+    content["options"]["style"] = "mmdetection"
+    (tmp_path / "best/config.json").write_text(json.dumps(content))
+    config = DetectionConfig(**{**options, "config_name": None, "model_name_or_path": str(tmp_path / "best")})
+    kept = train_detection.detector_options(config, 2)
+    model = train_detection.make_model(config, kept, content["categories"])
+    assert kept["style"] == "mmdetection" and isinstance(model.rpn.anchor_generator, ExactAnchors)
 
 
 TITLES = {"fasterrcnn": "Faster R-CNN", "maskrcnn": "Mask R-CNN", "retinanet": "RetinaNet"}

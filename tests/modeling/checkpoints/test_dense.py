@@ -1,7 +1,10 @@
 """Detectors and segmentation models in the authors' layouts: converted, they compute what the authors' code computes."""
 
+import json
 import os
 import re
+import sys
+import types
 from functools import partial
 
 import numpy as np
@@ -10,11 +13,12 @@ import torch
 from huggingface_hub import ModelCard
 from rednet import RedNetBackbone, RedNetConfig
 from rednet.checkpoints.layouts import checkpoint_name
+from rednet.checkpoints.read import read_checkpoint
 from rednet.convert_rednet_to_hf import convert
 from rednet.detection import load_detector
 from rednet.hub import check_hub_folder
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 
 import plain_openmmlab as plain
 
@@ -193,3 +197,172 @@ def test_detectors(backbone, tmp_path, kind, neck, head):
             levels = model.backbone(normalize(picture()))
             logits = part.mask_predictor(part.mask_head(part.mask_roi_pool(levels, [boxes], [(height, width)])))
         torch.testing.assert_close(logits.sigmoid()[torch.arange(MASKS), labels], masks[0])
+
+
+def test_categories_of_coco_have_their_numbers(backbone, tmp_path):
+    parts = plain.retinanet(SIZES, CHANNELS, 80, "convolution")
+    convert(write(tmp_path / "coco.pth", backbone, parts), tmp_path / "coco")
+    model, categories = load_detector(tmp_path / "coco")
+    assert model.head.classification_head.num_classes == 81 and len(categories) == 80
+    numbers = {category["name"]: category["id"] for category in categories}
+    assert (numbers["person"], numbers["stop sign"], numbers["toothbrush"]) == (1, 13, 90)
+
+
+@pytest.mark.parametrize("kind", ["fasterrcnn", "maskrcnn", "retinanet", "semantic FPN", "classifier"])
+def test_backbone_only(backbone, tmp_path, kind):
+    parts = {
+        "classifier": lambda: plain.tree(head=plain.tree(fc=nn.Linear(128, 3))),
+        "semantic FPN": lambda: plain.tree(
+            neck=plain.fpn(SIZES, CHANNELS, "involution"), decode_head=plain.semantic_head(CHANNELS, 16, 3)
+        ),
+        "retinanet": lambda: plain.retinanet(SIZES, CHANNELS, 3, "involution"),
+    }.get(kind, lambda: plain.rcnn(SIZES, CHANNELS, 3, "involution", "involution", masks=kind == "maskrcnn"))()
+    convert(write(tmp_path / "a.pth", backbone, parts), tmp_path / "a", backbone_only=True)
+    model = AutoModel.from_pretrained(tmp_path / "a")
+    assert type(model).__name__ == "RedNetModel"
+    assert all(torch.equal(value, backbone.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def cascade(parts: dict) -> None:
+    for name in [name for name in parts if name.startswith("roi_head.bbox_head.")]:
+        parts[name.replace("bbox_head.", "bbox_head.0.")] = parts.pop(name)
+
+
+@pytest.mark.parametrize(
+    "kind, change, message",
+    [
+        ("fasterrcnn", cascade, r"'roi_head.bbox_head.0.fc_cls.bias', .* rednet does not have this model"),
+        (
+            "fasterrcnn",
+            lambda parts: parts.update({"roi_head.bbox_head.fc_reg.weight": torch.zeros(4, 1024)}),
+            r"'roi_head.bbox_head.fc_reg.weight' with shape \[4, 1024\], expected \[12, 1024\] \(fasterrcnn\)",
+        ),
+        (
+            "maskrcnn",
+            lambda parts: parts.pop("roi_head.mask_head.upsample.bias"),
+            "has no 'roi_head.mask_head.upsample.bias'",
+        ),
+        (
+            "maskrcnn",
+            lambda parts: parts.update({"rpn_head.rpn_cls.weight": torch.zeros(6, CHANNELS, 1, 1)}),
+            r"'rpn_head.rpn_cls.weight' with shape \[6, 32, 1, 1\], expected \[3, 32, 1, 1\]",
+        ),
+        (
+            "retinanet",
+            lambda parts: parts.update({"neck.lateral_convs.0.bn.weight": torch.zeros(CHANNELS)}),
+            "has 'neck.lateral_convs.0.bn.weight', expected no such weights",
+        ),
+        (
+            "retinanet",
+            lambda parts: parts.update({"neck.fpn_convs.3.conv.weight": torch.zeros(CHANNELS, CHANNELS, 3, 3)}),
+            r"'neck.fpn_convs.3.conv.weight' with shape \[32, 32, 3, 3\], expected \[32, 128, 3, 3\]",
+        ),
+        (
+            "retinanet",
+            lambda parts: parts.update({"bbox_head.retina_reg.weight": torch.zeros(24, CHANNELS, 3, 3)}),
+            "with 27 and 24 channels, expected a multiple of 9 and 36, for 9 anchors at each position",
+        ),
+        (
+            "retinanet",
+            lambda parts: parts["bbox_head.retina_cls.bias"].fill_(torch.nan),
+            "'bbox_head.retina_cls.bias' with 27 of 27 values NaN",
+        ),
+        (
+            "semantic FPN",
+            lambda parts: parts.pop("decode_head.scale_heads.3.4.conv.weight"),
+            r"has no 'decode_head.scale_heads.3.4.conv.weight' \(Semantic FPN\)",
+        ),
+    ],
+)
+def test_what_differs_is_named(backbone, tmp_path, monkeypatch, kind, change, message):
+    """And the message says how to get the backbone."""
+    monkeypatch.chdir(tmp_path)
+    parts = plain.retinanet(SIZES, CHANNELS, 3, "convolution") if kind == "retinanet" else None
+    if kind == "semantic FPN":
+        head = plain.semantic_head(CHANNELS, 16, 3)
+        parts = plain.tree(neck=plain.fpn(SIZES, CHANNELS, "convolution"), decode_head=head)
+    parts = parts or plain.rcnn(SIZES, CHANNELS, 3, "involution", "convolution", masks=kind == "maskrcnn")
+    content = torch.load(write(tmp_path / "a.pth", backbone, parts), weights_only=True)
+    change(content["state_dict"])
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=message) as error:
+        convert("a.pth", "folder")
+    assert "--backbone_only converts" in str(error.value)
+    assert os.listdir() == ["a.pth"]
+
+
+def test_segmentation_models_with_another_head_are_refused(backbone, tmp_path):
+    """For example UPerNet."""
+    head = plain.tree(bottleneck=plain.convolution(128, 16), conv_seg=nn.Conv2d(16, 3, 1))
+    write(tmp_path / "upernet.pth", backbone, plain.tree(decode_head=head))
+    with pytest.raises(ValueError, match="'decode_head.bottleneck.conv.bias', .* rednet does not have this model"):
+        convert(tmp_path / "upernet.pth", tmp_path / "upernet")
+
+
+def test_a_detector_is_not_pushed_by_the_converter(backbone, tmp_path):
+    write(tmp_path / "a.pth", backbone, plain.retinanet(SIZES, CHANNELS, 3, "convolution"))
+    with pytest.raises(ValueError, match="hf upload user/owls"):
+        convert(tmp_path / "a.pth", tmp_path / "a", repository="user/owls")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.fixture
+def mmengine(monkeypatch) -> types.ModuleType:
+    """The classes of OpenMMLab 2.x whose objects are in its checkpoints, at their places, with their attributes."""
+    module = types.ModuleType("mmengine")
+    for path, name in (
+        ("mmengine.logging.history_buffer", "HistoryBuffer"),
+        ("mmengine.optim.scheduler.param_scheduler", "OneCycleParamScheduler"),
+    ):
+        for end in range(1, path.count(".") + 2):
+            parent = ".".join(path.split(".")[:end])
+            monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+        kind = type(name, (), {"__module__": path, "anneal": lambda self: None})
+        kind.anneal.__qualname__, kind.anneal.__module__ = f"{name}.anneal", path
+        setattr(sys.modules[path], name, kind)
+        setattr(module, name, kind)
+    return module
+
+
+def test_reads_checkpoints_of_openmmlab_2(backbone, tmp_path, mmengine, monkeypatch):
+    """With logs, schedulers and averages beside the weights. The weights to evaluate are in `state_dict`."""
+    log, scheduler = mmengine.HistoryBuffer(), mmengine.OneCycleParamScheduler()
+    log._log_history, log._count_history, log.max_length = np.array([0.5, 0.4]), np.ones(2), 1000000
+    content = torch.load(
+        write(tmp_path / "a.pth", backbone, plain.tree(head=plain.tree(fc=nn.Linear(128, 3)))), weights_only=True
+    )
+    state = content["state_dict"]
+    content |= {
+        "meta": {"mmengine_version": "0.10.7", "cfg": "model = dict()", "dataset_meta": {"classes": tuple(LABELS)}},
+        "message_hub": {
+            "log_scalars": {"train/loss": log},
+            "runtime_info": {"best": np.float64(0.4), "palette": np.zeros((3, 3))},
+        },
+        "param_schedulers": [{"anneal_func": scheduler.anneal, "last_step": 3}],
+        "ema_state_dict": {f"module.{name}": torch.zeros_like(value) for name, value in state.items()},
+    }
+    torch.save(content, tmp_path / "a.pth")
+    for name in list(sys.modules):  # the package is not installed where the file is read
+        if name.split(".")[0] == "mmengine":
+            monkeypatch.delitem(sys.modules, name)
+    weights, publisher, labels = read_checkpoint(tmp_path / "a.pth")
+    assert publisher is None and labels == LABELS
+    assert weights.keys() == {name.split(".", 1)[1] for name in state}
+    assert all(torch.equal(weights[name.split(".", 1)[1]], value) for name, value in state.items())
+    convert(tmp_path / "a.pth", tmp_path / "a")
+    assert json.loads((tmp_path / "a/config.json").read_text())["label2id"] == {"cat": 0, "dog": 1, "owl": 2}
+    torch.save({"state_dict": state, "meta": content["meta"]}, tmp_path / "small.pth")
+    assert read_checkpoint(tmp_path / "small.pth").publisher is None
+
+
+def test_averages_of_openmmlab_1_are_left_out(backbone, tmp_path):
+    """Its hooks keep a second set of weights in buffers, and evaluate the weights under their own names."""
+    content = torch.load(
+        write(tmp_path / "a.pth", backbone, plain.tree(head=plain.tree(fc=nn.Linear(128, 3)))), weights_only=True
+    )
+    state = content["state_dict"]
+    averages = {f"ema_{name.replace('.', '_')}": torch.zeros_like(value) for name, value in state.items()}
+    torch.save({"meta": {"CLASSES": LABELS}, "state_dict": {**averages, **state}}, tmp_path / "a.pth")
+    weights, publisher, labels = read_checkpoint(tmp_path / "a.pth")
+    assert (publisher, labels) == (None, LABELS)
+    assert {f"backbone.{name}" if not name.startswith("fc.") else f"head.{name}" for name in weights} == state.keys()
