@@ -7,7 +7,8 @@
 
 The weights in a .pth file may be in an entry such as `model`, `state_dict` or `model_ema` (averaged weights are
 preferred), and their names may have the prefixes of DDP and of torch.compile. Depths, kernel sizes and the number of
-classes follow from the weights. No code in a file is executed.
+classes follow from the weights. No code in a file is executed. A detector (Faster R-CNN, Mask R-CNN or RetinaNet of
+MMDetection) becomes a folder for `rednet.detection.load_detector`.
 """
 
 import argparse

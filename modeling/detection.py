@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from rednet.configuration_rednet import RedNetConfig
 from rednet.hub import replacing
-from rednet.mmdetection import LinearP6P7, rcnn_layers, retinanet_layers
+from rednet.mmdetection import Style, coarser_levels, rcnn_layers, retinanet_layers
 from rednet.modeling_rednet import RedNetBackbone, init_identity
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -24,14 +24,13 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from involution import Involution2d
 
 
 Layer = Literal["convolution", "involution"]
-Style = Literal["torchvision", "mmdetection"]
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 REPRESENTATION_SIZE = 1024  # channels of torchvision's box head
 ANCHORS = 3  # for each position and size in the region proposal network: aspect ratios 1:2, 1:1 and 2:1
@@ -118,13 +117,11 @@ def fasterrcnn_rednet_fpn(
             `head`, `trainable_layers` or `style` is invalid.
     """
     _check_channels(backbone, options)
-    if _is_mmdetection(style):
-        options = {**rcnn_layers(backbone.config.stem_stride, with_masks=False), **options}
     return FasterRCNN(
         _pyramid(backbone, STAGES, neck, LastLevelMaxPool(), channels, trainable_layers),
         num_classes,
         rpn_head=_rpn_head(channels, head),
-        **options,
+        **{**rcnn_layers(style, backbone.config.stem_stride, with_masks=False), **options},
     )
 
 
@@ -148,8 +145,6 @@ def maskrcnn_rednet_fpn(
     For the other arguments and the errors, see `fasterrcnn_rednet_fpn`.
     """
     _check_channels(backbone, options)
-    if _is_mmdetection(style):
-        options = {**rcnn_layers(backbone.config.stem_stride, with_masks=True), **options}
     mask_head = MaskRCNNHeads(channels, [channels] * 4, dilation=1)
     if head == "involution":
         for layer in mask_head:
@@ -160,7 +155,7 @@ def maskrcnn_rednet_fpn(
         box_predictor=FastRCNNPredictor(REPRESENTATION_SIZE, num_classes),
         mask_head=mask_head,
         mask_predictor=MaskRCNNPredictor(channels, channels, num_classes),
-        **options,
+        **{**rcnn_layers(style, backbone.config.stem_stride, with_masks=True), **options},
     )
 
 
@@ -187,12 +182,12 @@ def retinanet_rednet_fpn(
     For the other arguments and the errors, see `fasterrcnn_rednet_fpn`.
     """
     _check_channels(backbone, options)
-    make_coarser = LastLevelP6P7
-    if _is_mmdetection(style):
-        make_coarser = LinearP6P7
-        options = {**retinanet_layers(backbone.config.stem_stride), **options}
-    coarser = make_coarser(backbone.channels[-1], channels)
-    return RetinaNet(_pyramid(backbone, STAGES[1:], neck, coarser, channels, trainable_layers), num_classes, **options)
+    coarser = coarser_levels(style, backbone.channels[-1], channels)
+    return RetinaNet(
+        _pyramid(backbone, STAGES[1:], neck, coarser, channels, trainable_layers),
+        num_classes,
+        **{**retinanet_layers(style, backbone.config.stem_stride), **options},
+    )
 
 
 DETECTORS = {
@@ -367,12 +362,6 @@ def _rpn_head(channels: int, kind: Layer) -> RPNHead:
 def _check_layer(name: str, value: str) -> None:
     if value not in ("convolution", "involution"):
         raise ValueError(f"{name} is {value!r}, expected 'convolution' or 'involution'")
-
-
-def _is_mmdetection(style: str) -> bool:
-    if style not in ("torchvision", "mmdetection"):
-        raise ValueError(f"style is {style!r}, expected 'torchvision' or 'mmdetection'")
-    return style == "mmdetection"
 
 
 __all__ = [

@@ -4,6 +4,8 @@ A detector with these layers (`style="mmdetection"` in `rednet.detection`) compu
 computes. This module needs torchvision.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -12,6 +14,7 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 
+Style = Literal["torchvision", "mmdetection"]
 RATIOS = (0.5, 1.0, 2.0)  # height divided by width
 
 
@@ -101,8 +104,10 @@ class LinearP6P7(LastLevelP6P7):
         return p, names
 
 
-def rcnn_layers(stem_stride: int, with_masks: bool) -> dict[str, nn.Module]:
-    """Returns the arguments of torchvision's Faster R-CNN or Mask R-CNN that make it compute as MMDetection's."""
+def rcnn_layers(style: Style, stem_stride: int, with_masks: bool) -> dict[str, nn.Module]:
+    """Returns the arguments of torchvision's Faster R-CNN or Mask R-CNN with which it has a style."""
+    if not _is_mmdetection(style):
+        return {}
     strides = [stem_stride * 2**n for n in range(5)]
     layers: dict[str, nn.Module] = {
         "rpn_anchor_generator": ExactAnchors(strides, [8]),
@@ -111,7 +116,20 @@ def rcnn_layers(stem_stride: int, with_masks: bool) -> dict[str, nn.Module]:
     return {**layers, "mask_roi_pool": AlignedRoIAlign(strides[:4], 14)} if with_masks else layers
 
 
-def retinanet_layers(stem_stride: int) -> dict[str, nn.Module]:
-    """Returns the arguments of torchvision's RetinaNet that make it compute as MMDetection's."""
+def retinanet_layers(style: Style, stem_stride: int) -> dict[str, nn.Module]:
+    """Returns the arguments of torchvision's RetinaNet with which it has a style."""
+    if not _is_mmdetection(style):
+        return {}
     strides = [stem_stride * 2**n for n in range(1, 6)]
     return {"anchor_generator": ExactAnchors(strides, [4 * 2 ** (n / 3) for n in range(3)])}
+
+
+def coarser_levels(style: Style, in_channels: int, channels: int) -> LastLevelP6P7:
+    """Returns the layer that makes the two coarsest levels of RetinaNet."""
+    return (LinearP6P7 if _is_mmdetection(style) else LastLevelP6P7)(in_channels, channels)
+
+
+def _is_mmdetection(style: str) -> bool:
+    if style not in ("torchvision", "mmdetection"):
+        raise ValueError(f"style is {style!r}, expected 'torchvision' or 'mmdetection'")
+    return style == "mmdetection"

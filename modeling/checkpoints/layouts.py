@@ -140,6 +140,11 @@ def find_config(
     }
     if SEMANTIC_FPN in weights:
         model, num_labels = "RedNetForSemanticSegmentation", shape("decode_head.conv_seg.weight")[0]
+        if num_labels == 1:
+            raise ValueError(
+                "the checkpoint has 'decode_head.conv_seg.weight' with 1 output, whose sign tells two classes apart, "
+                "expected one output for each class. --backbone_only converts the backbone of this model"
+            )
         architecture |= {
             "neck_type": "involution" if "neck.fpn_convs.0.conv2.conv.weight" in weights else "convolution",
             "neck_hidden_size": shape("neck.lateral_convs.0.conv.weight")[0],

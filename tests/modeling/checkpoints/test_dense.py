@@ -269,6 +269,11 @@ def cascade(parts: dict) -> None:
         ),
         (
             "semantic FPN",
+            lambda parts: parts.update({"decode_head.conv_seg.weight": torch.zeros(1, 16, 1, 1)}),
+            "with 1 output, .* expected one output for each class",
+        ),
+        (
+            "semantic FPN",
             lambda parts: parts.pop("decode_head.scale_heads.3.4.conv.weight"),
             r"has no 'decode_head.scale_heads.3.4.conv.weight' \(Semantic FPN\)",
         ),
