@@ -1,10 +1,7 @@
 """Detectors and segmentation models in the authors' layouts: converted, they compute what the authors' code computes."""
 
-import json
 import os
 import re
-import sys
-import types
 from functools import partial
 
 import numpy as np
@@ -13,11 +10,13 @@ import torch
 from huggingface_hub import ModelCard
 from rednet import RedNetBackbone, RedNetConfig
 from rednet.checkpoints.layouts import checkpoint_name
-from rednet.checkpoints.read import read_checkpoint
+from rednet.checkpoints.samples import describe_samples
 from rednet.convert_rednet_to_hf import convert
 from rednet.detection import load_detector
 from rednet.hub import check_hub_folder
+from rednet.mmdetection import AlignedRoIAlign, ExactAnchors
 from torch import nn
+from torchvision.models.detection.image_list import ImageList
 from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 
 import plain_openmmlab as plain
@@ -199,11 +198,41 @@ def test_detectors(backbone, tmp_path, kind, neck, head):
         torch.testing.assert_close(logits.sigmoid()[torch.arange(MASKS), labels], masks[0])
 
 
+def test_features_of_regions_of_all_sizes():
+    """Every level of the pyramid has some of them, also across the border of the picture."""
+    torch.manual_seed(0)
+    levels = [torch.randn(2, 3, 160 // 2**n, 192 // 2**n, dtype=torch.float64) for n in range(4)]
+    corners = torch.rand(2, 40, 2, dtype=torch.float64) * 600
+    sides = 2 ** (4 + 6 * torch.rand(2, 40, 2, dtype=torch.float64))
+    boxes = list(torch.cat([corners, corners + sides], dim=2))
+    assert (torch.cat(boxes)[:, 2:] - torch.cat(boxes)[:, :2]).prod(1).sqrt().max() > 500
+    found = AlignedRoIAlign([4, 8, 16, 32], 7)(dict(zip("0123", levels)), boxes, [(640, 768)] * 2)
+    expected = [plain.pool([level[n : n + 1] for level in levels], box, 7) for n, box in enumerate(boxes)]
+    torch.testing.assert_close(found, torch.cat(expected))
+
+
+@pytest.mark.parametrize("stride", [4, 8])
+def test_anchors(stride):
+    """Around multiples of the strides. In torchvision, the 2 rows of stride 64 in 75 pixels would be 37 pixels apart."""
+    images = ImageList(torch.zeros(2, 3, 75, 113), [(75, 113), (70, 100)])
+    sizes = [(-(-75 // side), -(-113 // side)) for side in (stride * 2**n for n in range(5))]
+    features = [torch.zeros(2, 1, *size, dtype=torch.float64) for size in sizes]
+    scales = [8.0] if stride == 4 else [4 * 2 ** (n / 3) for n in range(3)]
+    layer = ExactAnchors([stride * 2**n for n in range(5)], scales)
+    expected = torch.cat(
+        [plain.anchors(*size, stride * 2**n, [stride * 2**n * s for s in scales]) for n, size in enumerate(sizes)]
+    )
+    for anchors in layer(images, features):
+        torch.testing.assert_close(anchors, expected)
+    assert layer.num_anchors_per_location() == [3 * len(scales)] * 5
+
+
 def test_categories_of_coco_have_their_numbers(backbone, tmp_path):
     parts = plain.retinanet(SIZES, CHANNELS, 80, "convolution")
     convert(write(tmp_path / "coco.pth", backbone, parts), tmp_path / "coco")
     model, categories = load_detector(tmp_path / "coco")
     assert model.head.classification_head.num_classes == 81 and len(categories) == 80
+    assert "does not classify" in describe_samples(tmp_path / "coco")
     numbers = {category["name"]: category["id"] for category in categories}
     assert (numbers["person"], numbers["stop sign"], numbers["toothbrush"]) == (1, 13, 90)
 
@@ -309,65 +338,3 @@ def test_a_detector_is_not_pushed_by_the_converter(backbone, tmp_path):
     with pytest.raises(ValueError, match="hf upload user/owls"):
         convert(tmp_path / "a.pth", tmp_path / "a", repository="user/owls")
     assert not (tmp_path / "a").exists()
-
-
-@pytest.fixture
-def mmengine(monkeypatch) -> types.ModuleType:
-    """The classes of OpenMMLab 2.x whose objects are in its checkpoints, at their places, with their attributes."""
-    module = types.ModuleType("mmengine")
-    for path, name in (
-        ("mmengine.logging.history_buffer", "HistoryBuffer"),
-        ("mmengine.optim.scheduler.param_scheduler", "OneCycleParamScheduler"),
-    ):
-        for end in range(1, path.count(".") + 2):
-            parent = ".".join(path.split(".")[:end])
-            monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
-        kind = type(name, (), {"__module__": path, "anneal": lambda self: None})
-        kind.anneal.__qualname__, kind.anneal.__module__ = f"{name}.anneal", path
-        setattr(sys.modules[path], name, kind)
-        setattr(module, name, kind)
-    return module
-
-
-def test_reads_checkpoints_of_openmmlab_2(backbone, tmp_path, mmengine, monkeypatch):
-    """With logs, schedulers and averages beside the weights. The weights to evaluate are in `state_dict`."""
-    log, scheduler = mmengine.HistoryBuffer(), mmengine.OneCycleParamScheduler()
-    log._log_history, log._count_history, log.max_length = np.array([0.5, 0.4]), np.ones(2), 1000000
-    content = torch.load(
-        write(tmp_path / "a.pth", backbone, plain.tree(head=plain.tree(fc=nn.Linear(128, 3)))), weights_only=True
-    )
-    state = content["state_dict"]
-    content |= {
-        "meta": {"mmengine_version": "0.10.7", "cfg": "model = dict()", "dataset_meta": {"classes": tuple(LABELS)}},
-        "message_hub": {
-            "log_scalars": {"train/loss": log},
-            "runtime_info": {"best": np.float64(0.4), "palette": np.zeros((3, 3))},
-        },
-        "param_schedulers": [{"anneal_func": scheduler.anneal, "last_step": 3}],
-        "ema_state_dict": {f"module.{name}": torch.zeros_like(value) for name, value in state.items()},
-    }
-    torch.save(content, tmp_path / "a.pth")
-    for name in list(sys.modules):  # the package is not installed where the file is read
-        if name.split(".")[0] == "mmengine":
-            monkeypatch.delitem(sys.modules, name)
-    weights, publisher, labels = read_checkpoint(tmp_path / "a.pth")
-    assert publisher is None and labels == LABELS
-    assert weights.keys() == {name.split(".", 1)[1] for name in state}
-    assert all(torch.equal(weights[name.split(".", 1)[1]], value) for name, value in state.items())
-    convert(tmp_path / "a.pth", tmp_path / "a")
-    assert json.loads((tmp_path / "a/config.json").read_text())["label2id"] == {"cat": 0, "dog": 1, "owl": 2}
-    torch.save({"state_dict": state, "meta": content["meta"]}, tmp_path / "small.pth")
-    assert read_checkpoint(tmp_path / "small.pth").publisher is None
-
-
-def test_averages_of_openmmlab_1_are_left_out(backbone, tmp_path):
-    """Its hooks keep a second set of weights in buffers, and evaluate the weights under their own names."""
-    content = torch.load(
-        write(tmp_path / "a.pth", backbone, plain.tree(head=plain.tree(fc=nn.Linear(128, 3)))), weights_only=True
-    )
-    state = content["state_dict"]
-    averages = {f"ema_{name.replace('.', '_')}": torch.zeros_like(value) for name, value in state.items()}
-    torch.save({"meta": {"CLASSES": LABELS}, "state_dict": {**averages, **state}}, tmp_path / "a.pth")
-    weights, publisher, labels = read_checkpoint(tmp_path / "a.pth")
-    assert (publisher, labels) == (None, LABELS)
-    assert {f"backbone.{name}" if not name.startswith("fc.") else f"head.{name}" for name in weights} == state.keys()
