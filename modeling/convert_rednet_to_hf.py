@@ -20,7 +20,7 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 from rednet.checkpoints.download import PUBLISHED, PUBLISHED_FILES, locate
 from rednet.checkpoints.layouts import backbone_of, build_model, find_config, find_detector
-from rednet.checkpoints.read import read_checkpoint
+from rednet.checkpoints.read import Checkpoint, read_checkpoint
 from rednet.checkpoints.samples import check_samples_available, describe_samples
 from rednet.configuration_rednet import RedNetConfig
 from rednet.hub import (
@@ -193,27 +193,15 @@ def convert(
     """
     output_dir = Path(output_dir)
     check_replaceable(output_dir)
-    path, url = locate(checkpoint)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    print(f"SHA-256 of {path}: {sha256}")
-    try:
-        weights, publisher, labels = read_checkpoint(path)
-    except ValueError as error:
-        if url is None:
-            raise
-        raise ValueError(f"{error}. To download it again, delete this file") from error
-    source = url or path.name
-    if source.split("/")[-1] in PUBLISHED_FILES:
-        publisher = "paddleclas"
-    if backbone_only:
-        weights = backbone_of(weights)
+    content, source, sha256 = read(checkpoint)
+    weights = backbone_of(content.weights) if backbone_only else content.weights
     detector = find_detector(weights)
     if detector is not None and repository is not None:
         raise ValueError(
-            f"{path} is a detector, which has no card: convert it without --push_to_hub, and push it with "
+            f"{source} is a detector, which has no card: convert it without --push_to_hub, and push it with "
             f"`hf upload {repository} {output_dir}`"
         )
-    found = find_config(weights, config, labels)
+    found = find_config(weights, config, content.labels)
     for name in ("depths", "hidden_sizes", "embedding_size", "kernel_size", "stem_kernel_size"):
         if config is not None and getattr(config, name) != getattr(found, name):
             raise ValueError(
@@ -222,13 +210,29 @@ def convert(
     if detector is not None:
         from rednet.checkpoints.detectors import convert_detector  # it needs torchvision
 
-        convert_detector(detector, weights, found, labels, output_dir)
+        convert_detector(detector, weights, found, content.labels, output_dir)
         print(DETECTOR_NOTE)
         return
     model = build_model(weights, found)
-    card = imagenet_card(found, repository or output_dir.name, publisher, source=source, sha256=sha256)
+    card = imagenet_card(found, repository or output_dir.name, content.publisher, source=source, sha256=sha256)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     save_hub_folder(output_dir, model, make_processor(found), card)
+
+
+def read(checkpoint: str | Path) -> tuple[Checkpoint, str, str]:
+    """Returns the content of a checkpoint, the URL or the name of its file, and the SHA-256 of the file."""
+    path, url = locate(checkpoint)
+    source, sha256 = url or path.name, hashlib.sha256(path.read_bytes()).hexdigest()
+    print(f"SHA-256 of {path}: {sha256}")
+    try:
+        content = read_checkpoint(path)
+    except ValueError as error:
+        if url is None:
+            raise
+        raise ValueError(f"{error}. To download it again, delete this file") from error
+    if source.split("/")[-1] in PUBLISHED_FILES:
+        content = content._replace(publisher="paddleclas")
+    return content, source, sha256
 
 
 def make_processor(config: RedNetConfig) -> BaseImageProcessor:

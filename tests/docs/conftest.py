@@ -21,6 +21,7 @@ from transformers import ConvNextImageProcessor
 
 from checkpoint_files import authors_weights, paddle_weights, write_to_cache
 from pictures import coins
+from plain_openmmlab import rcnn
 from remote import WITHOUT_PACKAGES
 
 
@@ -81,6 +82,9 @@ def write_models(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         save_hub_folder(folder / name, model, processor, card)
     torch.save({"meta": {}, "state_dict": authors_weights(model)}, folder / "rednet50.pth")
+    detector = rcnn(sizes["hidden_sizes"], 32, 3, neck="convolution", head="convolution", masks=True)
+    backbone = {key: value for key, value in authors_weights(model).items() if key.startswith("backbone.")}
+    torch.save({"meta": {}, "state_dict": {**backbone, **detector.state_dict()}}, folder / "mask_rcnn.pth")
     for url in PUBLISHED.values():
         write_to_cache(folder / "torch", url, paddle_weights(model))
     (folder / "classify.py").write_text(

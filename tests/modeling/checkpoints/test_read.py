@@ -10,7 +10,7 @@ from rednet.checkpoints.read import read_checkpoint
 @pytest.mark.parametrize("name", [*(f"state_dict_protocol_{n}" for n in (2, 3, 4)), "nested"])
 def test_files_of_paddle(root: Path, name: str):
     """A linear layer, whose weight Paddle stores as (in, out), and the statistics of a BatchNorm."""
-    weights = read_checkpoint(root / f"tests/data/paddle/{name}.pdparams")[1]
+    weights = read_checkpoint(root / f"tests/data/paddle/{name}.pdparams").weights
     expected = {
         "fc.weight": torch.tensor([[0.0, 3], [1, 4], [2, 5]]),
         "bn.running_mean": torch.zeros(2),
