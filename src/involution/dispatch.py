@@ -1,4 +1,5 @@
-"""Calls the operators, or an equivalent form under transforms and tracers that do not support registered operators."""
+"""Calls the operators, or an equivalent form for transforms and tracers that do not support registered operators, and
+for `torch.compile` on a device without compiled kernels."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,14 +7,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import autocast, decomposition, reference, registration, sharding  # noqa: F401, registers the operators
+from . import autocast, decomposition, extension, reference, registration, sharding, taps  # noqa: F401, registers the operators
 from ._ops import ops
 from .transforms import bilinear, is_transformed
 
 
 def involution2d(input: Tensor, kernel: Tensor, *window) -> Tensor:
     if is_transformed():
-        return _call_transformed(partial(bilinear, "involution2d"), input.device.type, (input, kernel), *window)
+        return _call_cast(partial(bilinear, "involution2d"), input.device.type, (input, kernel), *window)
+    if _is_left_to_compiler(input.device.type):
+        return _call_cast(taps.traced_involution2d, input.device.type, (input, kernel), *window)
     if _is_traced_for_onnx():
         return decomposition.traced_involution2d(input, kernel, *window)
     if type(input) is not Tensor:
@@ -24,7 +27,10 @@ def involution2d(input: Tensor, kernel: Tensor, *window) -> Tensor:
 def involution2d_fused(input: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None, *arguments) -> Tensor:
     if is_transformed():
         composition = partial(reference.involution2d_fused, involution2d=partial(bilinear, "involution2d"))
-        return _call_transformed(composition, input.device.type, (input, features, weight, bias), *arguments)
+        return _call_cast(composition, input.device.type, (input, features, weight, bias), *arguments)
+    if _is_left_to_compiler(input.device.type):
+        composition = partial(reference.involution2d_fused, involution2d=taps.traced_involution2d)
+        return _call_cast(composition, input.device.type, (input, features, weight, bias), *arguments)
     if _is_traced_for_onnx():
         composition = partial(reference.involution2d_fused, involution2d=decomposition.traced_involution2d)
         return composition(input, features, weight, bias, *arguments)
@@ -33,12 +39,29 @@ def involution2d_fused(input: Tensor, features: Tensor, weight: Tensor, bias: Te
     return ops.involution2d_fused.default(input, features, weight, bias, *arguments)
 
 
+def _is_left_to_compiler(device_type: str) -> bool:
+    """Whether `torch.compile` traces, on a device without compiled kernels: Inductor fuses PyTorch's own operators."""
+    return (
+        torch.compiler.is_dynamo_compiling()
+        and not torch.compiler.is_exporting()
+        and not _has_compiled_kernels(device_type)
+    )
+
+
+def _has_compiled_kernels(device_type: str) -> bool:
+    return extension.load(device_type)
+
+
+# What the decorator `torch.compiler.assume_constant_result` does, which would import Dynamo with this package.
+_has_compiled_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _is_traced_for_onnx() -> bool:
     """Whether the older ONNX exporter, which supports only PyTorch's own operators, records a trace."""
     return torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()
 
 
-def _call_transformed(function: Callable, device_type: str, tensors: tuple[Tensor | None, ...], *arguments) -> Tensor:
+def _call_cast(function: Callable, device_type: str, tensors: tuple[Tensor | None, ...], *arguments) -> Tensor:
     """Calls `function` with `tensors` cast as the operators' autocast kernels cast them."""
     if autocast.is_enabled(device_type):
         function = autocast.casting(function, device_type, len(tensors))

@@ -45,8 +45,8 @@ def load(device_type: str) -> bool:
             except Exception as error:  # plain PyTorch works after any failure
                 _failed[device_type] = str(error)
                 warnings.warn(
-                    f"involution falls back to plain PyTorch on {device_type}, which is slower and needs far more "
-                    f"memory, because its compiled kernels cannot be used: {error}",
+                    f"involution falls back to plain PyTorch on {device_type}, which is slower, because its compiled "
+                    f"kernels cannot be used: {error}",
                     RuntimeWarning,
                     stacklevel=2,
                 )

@@ -1,7 +1,7 @@
-"""Involution in plain PyTorch: the definition that the compiled kernels are tested against.
+"""Involution by `unfold`: the definition that the compiled kernels and the loop over the taps are tested against.
 
-It also runs on devices without compiled kernels. It needs memory for the unfolded input, `Kh * Kw` times the input.
-Values of 16 bits are multiplied and summed in float32.
+It needs memory for the unfolded input, `Kh * Kw` times the input. Values of 16 bits are multiplied and summed in
+float32. `involution2d_fused` combines any form of involution with the generation of its kernel.
 """
 
 import math

@@ -6,7 +6,7 @@ Hub kernel has the same operators in another namespace (`_ops`).
 
 The schemas are registered from Python, so that the operators exist, trace and export whether or not anything is
 compiled. Loading a compiled library registers kernels for the dispatch keys CPU and CUDA. Until then, and on other
-devices, the composite kernels run: they load the library on their first call, or run the reference.
+devices, the composite kernels run: they load the library on their first call, or run the loop over the taps.
 """
 
 import math
@@ -15,12 +15,11 @@ import sys
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 from torch._decomp import register_decomposition
 from torch._library.utils import get_layout_constraint_tag
 from torch.utils.flop_counter import register_flop_formula
 
-from . import autocast, decomposition, extension, reference
+from . import autocast, decomposition, extension, reference, taps
 from ._ops import add_op_namespace_prefix, ops
 from .arguments import check_generation, check_pair, check_scale_and_shift
 from .transforms import GRADIENTS, bilinear
@@ -40,52 +39,44 @@ _SCHEMAS = {
 }
 
 
-# --- Composite kernels: load the library on the first call, or run the reference if it cannot be loaded ---
-
-
-def _empty_image(like: Tensor, height: int, width: int) -> Tensor:
-    # The same rule as `is_channels_last` in geometry.h, where the reason is given.
-    memory_format = torch.channels_last if like.stride(1) < like.stride(3) else torch.contiguous_format
-    shape = (like.shape[0], like.shape[1], height, width)
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+# --- Composite kernels: load the library on the first call, or run the loop over the taps if it cannot be loaded ---
 
 
 def _involution2d(input, kernel, stride, padding, dilation):
     if extension.load(input.device.type):
         return ops.involution2d.default(input, kernel, stride, padding, dilation)
-    result = _empty_image(input, kernel.shape[4], kernel.shape[5])
+    result = taps.empty_image(input, kernel.shape[4], kernel.shape[5])
     if result.numel() == 0:
         return result
-    return result.copy_(reference.involution2d(input, kernel, stride, padding, dilation))
+    return result.copy_(taps.involution2d(input, kernel, stride, padding, dilation))
 
 
 def _involution2d_input_grad(grad_output, kernel, input_size, stride, padding, dilation):
     if extension.load(kernel.device.type):
         op = ops.involution2d_input_grad.default
         return op(grad_output, kernel, input_size, stride, padding, dilation)
-    result = _empty_image(grad_output, *input_size)
+    result = taps.empty_image(grad_output, *input_size)
     if result.numel() == 0:
         return result
-    return result.copy_(reference.involution2d_input_grad(grad_output, kernel, input_size, stride, padding, dilation))
+    return result.copy_(taps.involution2d_input_grad(grad_output, kernel, input_size, stride, padding, dilation))
 
 
 def _involution2d_kernel_grad(grad_output, input, groups, kernel_size, stride, padding, dilation):
     if extension.load(input.device.type):
         op = ops.involution2d_kernel_grad.default
         return op(grad_output, input, groups, kernel_size, stride, padding, dilation)
-    result = _fake_involution2d_kernel_grad(grad_output, input, groups, kernel_size, stride, padding, dilation)
     if grad_output.numel() == 0:
-        return result.zero_()
-    return result.copy_(
-        reference.involution2d_kernel_grad(grad_output, input, groups, kernel_size, stride, padding, dilation)
-    )
+        return taps.empty_kernel(input, groups, kernel_size, grad_output.shape[2:]).zero_()
+    return taps.involution2d_kernel_grad(grad_output, input, groups, kernel_size, stride, padding, dilation)
 
 
 def _involution2d_fused(input, features, *arguments):
     if extension.load(input.device.type):
         return ops.involution2d_fused.default(input, features, *arguments)
-    result = _empty_image(input, features.shape[2], features.shape[3])
-    return result.copy_(reference.involution2d_fused(input, features, *arguments)) if result.numel() > 0 else result
+    result = taps.empty_image(input, features.shape[2], features.shape[3])
+    if result.numel() == 0:
+        return result
+    return result.copy_(reference.involution2d_fused(input, features, *arguments, involution2d=taps.involution2d))
 
 
 # --- Fake kernels: shapes and strides for tracing ---
@@ -106,18 +97,15 @@ def _keep_in_inductor(op) -> None:
 def _fake_involution2d(input, kernel, stride, padding, dilation):
     _keep_in_inductor(ops.involution2d.default)
     check_pair("involution2d", input, kernel, stride, padding, dilation)
-    return _empty_image(input, kernel.shape[4], kernel.shape[5])
+    return taps.empty_image(input, kernel.shape[4], kernel.shape[5])
 
 
 def _fake_involution2d_input_grad(grad_output, kernel, input_size, stride, padding, dilation):
-    return _empty_image(grad_output, *input_size)
+    return taps.empty_image(grad_output, *input_size)
 
 
 def _fake_involution2d_kernel_grad(grad_output, input, groups, kernel_size, stride, padding, dilation):
-    batch, _, height, width = grad_output.shape
-    if input.stride(1) < input.stride(3):
-        return input.new_empty((batch, height, width, groups, *kernel_size)).permute(0, 3, 4, 5, 1, 2)
-    return input.new_empty((batch, groups, *kernel_size, height, width))
+    return taps.empty_kernel(input, groups, kernel_size, grad_output.shape[2:])
 
 
 def _fake_involution2d_fused(
@@ -126,7 +114,7 @@ def _fake_involution2d_fused(
     _keep_in_inductor(ops.involution2d_fused.default)
     check_generation("involution2d_fused", input, features, weight, bias, kernel_size, stride, padding, dilation)
     check_scale_and_shift("involution2d_fused", input, scale, shift)
-    return _empty_image(input, features.shape[2], features.shape[3])
+    return taps.empty_image(input, features.shape[2], features.shape[3])
 
 
 # --- Autograd ---

@@ -15,7 +15,7 @@ from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 
-from . import autocast, reference
+from . import autocast, taps
 from ._ops import ops
 
 
@@ -33,7 +33,7 @@ def bilinear(name: str, first: Tensor, second: Tensor, *arguments) -> Tensor:
         return getattr(ops, name).default(first, second, *arguments)
     if torch.compiler.is_compiling():
         # Dynamo either rejects autograd functions with a jvp or drops the tangent.
-        return getattr(reference, name)(first, second, *arguments)
+        return getattr(taps, name)(first, second, *arguments)
     # Plain numbers, because nested transforms unpack lists.
     numbers = [n for argument in arguments for n in (argument if isinstance(argument, Sequence) else [argument])]
     return _Bilinear.apply(name, first, second, *numbers)
