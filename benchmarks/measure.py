@@ -1,4 +1,4 @@
-"""Options, conditions and reports of the benchmarks."""
+"""Options, conditions, reports and steps of the benchmarks."""
 
 import argparse
 import contextlib
@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from rednet.training.utils.cpus import available_cpus
 from rednet.training.utils.files import write_csv, write_text
+from torch import nn
 
 
 # Makes glibc keep freed memory. By default it maps and unmaps every large tensor, and page faults, whose cost varies
@@ -69,3 +71,24 @@ def report(title: str, rows: list[dict], options: argparse.Namespace, more_packa
         options.output.parent.mkdir(parents=True, exist_ok=True)
         write_text(options.output.with_suffix(".md"), text)
         write_csv(options.output.with_suffix(".csv"), [{**row, "conditions": conditions} for row in rows])
+
+
+def infer(model: nn.Module, images: torch.Tensor):
+    def run():
+        with torch.no_grad():
+            model(images)
+
+    return run
+
+
+def train(model: nn.Module, images: torch.Tensor):
+    labels = torch.randint(0, 1000, (len(images),), device=images.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def run():
+        output = model(images)
+        F.cross_entropy(getattr(output, "logits", output), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run

@@ -11,7 +11,6 @@ import types
 
 import timm
 import torch
-import torch.nn.functional as F
 from rednet import RedNetConfig, RedNetForImageClassification
 from rednet.modeling_rednet import RedNetInvolution
 from rednet.profile import median_seconds, peak_bytes
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from involution import reference
-from measure import arguments, report
+from measure import arguments, infer, report, train
 
 
 OURS, PEERS, UNFOLD = "RedNet-50", ("ResNet-50 of transformers", "ResNet-50 of timm"), "RedNet-50 by unfold"
@@ -63,27 +62,6 @@ def folded(name: str, model: nn.Module) -> nn.Module:
             module.convolution = fuse_conv_bn_eval(module.convolution, module.normalization)
             module.normalization = nn.Identity()
     return model
-
-
-def infer(model: nn.Module, images: torch.Tensor):
-    def run():
-        with torch.no_grad():
-            model(images)
-
-    return run
-
-
-def train(model: nn.Module, images: torch.Tensor):
-    labels = torch.randint(0, 1000, (len(images),), device=images.device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-
-    def run():
-        output = model(images)
-        F.cross_entropy(getattr(output, "logits", output), labels).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return run
 
 
 class Benchmark:

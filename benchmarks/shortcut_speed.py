@@ -14,8 +14,7 @@ from rednet import RedNetConfig, RedNetForImageClassification, execution_rednet
 from rednet.profile import median_seconds, peak_bytes
 from tqdm import tqdm
 
-from measure import arguments, report
-from network_speed import infer, train
+from measure import arguments, infer, report, train
 
 
 ALL = "all shortcuts"

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 import torch
 from PIL import Image
 from rednet import RedNetConfig, RedNetForImageClassification, RedNetForSemanticSegmentation
@@ -62,6 +63,103 @@ torch.onnx.export(model, (images.float(),), "model.onnx", dynamo=False, **names)
 (result,) = onnxruntime.InferenceSession("model.onnx").run(None, {"pixel_values": larger.numpy()})
 torch.testing.assert_close(torch.from_numpy(result), model(larger)[0].detach(), rtol=1e-4, atol=1e-5)
 logits = model.to(images.dtype)(images)[0].detach()
+"""
+
+OPERATOR = """
+import importlib.util, warnings
+import torch
+from torch.func import grad, jvp, vmap
+from cases import plain_involution
+warnings.simplefilter("error", UserWarning)  # vmap warns of operators that it runs one sample at a time
+spec = importlib.util.spec_from_file_location("operator_rednet", sys.argv[1])
+operator_rednet = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(operator_rednet)
+close = torch.testing.assert_close
+
+def make(stride, size, channels_last, dtype=torch.float64, batch=2):
+    torch.manual_seed(0)
+    output = [-(-n // stride) for n in size]
+    pair = torch.randn(batch, 4, *size, dtype=dtype), torch.randn(batch, 18, *output, dtype=dtype)
+    if channels_last:
+        pair = [t.to(memory_format=torch.channels_last) for t in pair]
+    return [pair[0].requires_grad_(), pair[1].unflatten(1, (2, 3, 3)).detach().requires_grad_()]
+
+def ours(input, kernel, stride=2):
+    return operator_rednet.involution2d(input, kernel, stride, 1)
+
+def exact(input, kernel, stride=2):
+    return plain_involution(input, kernel, [stride] * 2, [1, 1], [1, 1])
+
+def value_and_gradients(function, pair):
+    value = function(*pair)
+    return value.detach(), *torch.autograd.grad(value.square().sum(), pair)
+"""
+
+EAGER = """
+for channels_last in (False, True):
+    for stride in (1, 2, 3):
+        pair = make(stride, (4, 5), channels_last)
+        assert torch.autograd.gradcheck(lambda *p: ours(*p, stride), pair)
+        assert torch.autograd.gradgradcheck(lambda *p: ours(*p, stride), pair)
+        close(value_and_gradients(lambda *p: ours(*p, stride), pair),
+              value_and_gradients(lambda *p: exact(*p, stride), pair))
+    for dtype in (torch.float16, torch.bfloat16):
+        pair = make(2, (9, 6), channels_last, dtype)
+        value, *gradients = value_and_gradients(ours, pair)
+        assert value.dtype == gradients[0].dtype == gradients[1].dtype == dtype
+        reference = exact(*(t.double() for t in pair))
+        assert (value - reference).abs().max() <= torch.finfo(dtype).eps * reference.abs().max()
+    assert ours(*make(2, (9, 6), channels_last)).is_contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+pair, kept = make(2, (9, 6), True), set()
+def pack(tensor):
+    kept.add(tensor.untyped_storage().data_ptr())
+    return tensor
+with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    ours(*pair)
+assert kept == {t.untyped_storage().data_ptr() for t in pair}
+for n in range(2):  # gradients of one of the two
+    alone = [t.detach().requires_grad_(n == m) for m, t in enumerate(pair)]
+    assert torch.autograd.gradcheck(ours, alone)
+with torch.autocast("cpu", dtype=torch.bfloat16):  # a kernel of a convolution under autocast
+    assert ours(pair[0].float(), pair[1].bfloat16()).dtype == torch.float32
+"""
+
+TRANSFORMS = """
+pair = tuple(t.detach() for t in make(2, (9, 6), True))
+tangents = tuple(t.cos() for t in pair)
+def loss(function):
+    return lambda *pair: function(*pair).square().sum()
+expected = grad(loss(exact), (0, 1))(*pair)
+close(grad(loss(ours), (0, 1))(*pair), expected)
+close(torch.compile(grad(loss(ours), (0, 1)), fullgraph=True, backend="aot_eager")(*pair), expected)
+close(jvp(ours, pair, tangents), jvp(exact, pair, tangents))
+for dims in ((0, 0), (None, 0), (0, None)):
+    stacks = [t if dim is None else torch.stack([t, t + 1, t * 2]) for t, dim in zip(pair, dims)]
+    close(vmap(ours, dims)(*stacks), vmap(exact, dims)(*stacks))
+"""
+
+TRACERS = """
+warnings.simplefilter("default")
+pair, larger = make(2, (9, 6), True), make(2, (7, 14), False, batch=3)
+traced = torch.jit.trace(ours, pair)
+close(traced(*larger), exact(*larger))
+dynamic = torch.export.Dim.DYNAMIC
+class Layer(torch.nn.Module):
+    def forward(self, input, kernel):
+        return ours(input, kernel)
+sizes = {"input": {0: dynamic, 2: dynamic, 3: dynamic}, "kernel": {0: dynamic, 4: dynamic, 5: dynamic}}
+program = torch.export.export(Layer(), tuple(t.detach() for t in pair), dynamic_shapes=sizes)
+close(program.module()(*(t.detach() for t in larger)), exact(*larger).detach())
+for sizes in (None, True):
+    torch._dynamo.reset()
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager", dynamic=sizes)
+    for tensors in (pair, larger) if sizes else (pair,):
+        close(value_and_gradients(compiled, tensors), value_and_gradients(exact, tensors))
+torch._dynamo.reset()
+with torch.no_grad():
+    close(torch.compile(ours, fullgraph=True)(*pair), exact(*pair))
 """
 
 SAVE = """
@@ -121,6 +219,14 @@ def test_segments_as_the_package(root, tmp_path):
     )
     processor = SegformerImageProcessor(size={"height": 64, "width": 64})
     compare_with_remote_code(root, tmp_path, RedNetForSemanticSegmentation(config), processor, SEGMENT)
+
+
+@pytest.mark.parametrize("code", [EAGER, TRANSFORMS, TRACERS], ids=["eager", "transforms", "tracers"])
+def test_involution_in_plain_pytorch(root, code):
+    """Against the definition in float64 and finite differences."""
+    command = [sys.executable, "-c", WITHOUT_PACKAGES + OPERATOR + code, str(root / "modeling/operator_rednet.py")]
+    result = subprocess.run(command, cwd=root / "tests/support", capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 OLD = """
