@@ -2,9 +2,10 @@
 
     python benchmarks/operator_speed.py --output benchmarks/results/operator-DEVICE-DATE
 
-Forward, both gradients, and the fused form, against plain PyTorch (unfold, eager and compiled), the authors' form
-(contiguous tensors; on a GPU one thread for each output), and the memory floor: the time in which a copy moves as many
-bytes as the operator reads and writes.
+Forward, both gradients, and the fused form, against plain PyTorch (the loop over the taps and unfold, eager and
+compiled), the authors' form (contiguous tensors; on a GPU one thread for each output), and the memory floor: the time
+in which a copy moves as many bytes as the operator reads and writes. "Loop" and "loop, both gradients" compare the two
+forms in plain PyTorch in eager mode.
 """
 
 import torch
@@ -12,7 +13,7 @@ from rednet.profile import median_seconds
 from tqdm import tqdm
 
 import involution
-from involution import reference
+from involution import reference, taps
 from measure import arguments, report
 
 
@@ -32,7 +33,7 @@ SHAPES = [
 def make_functions(shape: tuple, batch: int, device: str, dtype: torch.dtype) -> tuple[dict, dict]:
     """The functions to time, and the bytes that each reads and writes."""
     channels, size, stride, kernel_size, _ = shape
-    groups, hidden, out, taps = channels // 16, channels // 4, size // stride, kernel_size**2
+    groups, hidden, out = channels // 16, channels // 4, size // stride
 
     def image(channels, size):
         return torch.randn(batch, channels, size, size, device=device, dtype=dtype).to(
@@ -40,13 +41,18 @@ def make_functions(shape: tuple, batch: int, device: str, dtype: torch.dtype) ->
         )
 
     input, features, grad = image(channels, size), image(hidden, out), image(channels, out)
-    weight = torch.randn(groups * taps, hidden, 1, 1, device=device, dtype=dtype)
-    bias = torch.randn(groups * taps, device=device, dtype=dtype)
+    weight = torch.randn(groups * kernel_size**2, hidden, 1, 1, device=device, dtype=dtype)
+    bias = torch.randn(groups * kernel_size**2, device=device, dtype=dtype)
     kernel = reference.generated_kernel(features, weight, bias, (kernel_size, kernel_size))
     contiguous = (input.contiguous(), kernel.contiguous())
     window = [stride] * 2, [kernel_size // 2] * 2, [1, 1]
     torch._dynamo.reset()
-    ops, compiled_unfold = torch.ops.involution, torch.compile(reference.involution2d, dynamic=False)
+    ops = torch.ops.involution
+    compiled_loop, compiled_unfold = (torch.compile(f.involution2d, dynamic=False) for f in (taps, reference))
+
+    def both_gradients(form):
+        form.involution2d_input_grad(grad, kernel, [size, size], *window)
+        form.involution2d_kernel_grad(grad, input, groups, [kernel_size] * 2, *window)
 
     functions = {
         "forward": lambda: ops.involution2d(input, kernel, *window),
@@ -58,6 +64,10 @@ def make_functions(shape: tuple, batch: int, device: str, dtype: torch.dtype) ->
         "1x1 convolution + forward": lambda: ops.involution2d(
             input, reference.generated_kernel(features, weight, bias, (kernel_size, kernel_size)), *window
         ),
+        "loop": lambda: taps.involution2d(input, kernel, *window),
+        "loop compiled": lambda: compiled_loop(input, kernel, *window),
+        "loop, both gradients": lambda: both_gradients(taps),
+        "unfold, both gradients": lambda: both_gradients(reference),
         "unfold": lambda: reference.involution2d(input, kernel, *window),
         "unfold compiled": lambda: compiled_unfold(input, kernel, *window),
         "contiguous": lambda: ops.involution2d(*contiguous, *window),
@@ -98,8 +108,10 @@ def main() -> None:
             row["fused: faster than convolution + forward"] = (
                 f"{times['1x1 convolution + forward'] / times['fused']:.2f}"
             )
-            for name in ("unfold", "unfold compiled", "contiguous"):
+            for name in ("loop", "loop compiled", "unfold", "unfold compiled", "contiguous"):
                 row[f"forward: faster than {name}"] = f"{times[name] / times['forward']:.1f}"
+            for name in ("", ", both gradients"):
+                row[f"loop{name}: faster than unfold"] = f"{times[f'unfold{name}'] / times[f'loop{name}']:.1f}"
             rows.append(row)
     report("Involution, the operator alone", rows, options)
 
