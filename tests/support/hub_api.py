@@ -1,6 +1,6 @@
 """The part of the Hugging Face Hub that pushes and pulls need: repositories in memory, and the answers to requests.
 
-There are models and Spaces (named spaces/owner/name; they do not run), the permissions of tokens, branches and pull
+There are models, Spaces (named spaces/owner/name; they do not run) and kernels (kernels/owner/name), the permissions of tokens, branches and pull
 requests, uploads (preupload, LFS, commit), downloads, and the check of cards. There are no tags, ranges or Xet storage.
 `hub_collections` adds collections, and `hub_server` serves all of it over HTTP.
 """
@@ -110,9 +110,9 @@ ROUTES: list[tuple[str, re.Pattern[str], Action]] = []
 
 
 def route(method: str, pattern: str) -> Callable[[Action], Action]:
-    """Lets the decorated method answer requests. In the pattern, {repo} is two parts of a path (three for a Space), {slug}
-    two, {path} is its rest, and every other name is one part."""
-    parts = {"repo": "(?:spaces/)?[^/]+/[^/]+", "slug": "[^/]+/[^/]+", "path": ".+"}
+    """Lets the decorated method answer requests. In the pattern, {repo} is two parts of a path (three for a Space or a
+    kernel), {slug} two, {path} is its rest, and every other name is one part."""
+    parts = {"repo": "(?:(?:spaces|kernels)/)?[^/]+/[^/]+", "slug": "[^/]+/[^/]+", "path": ".+"}
     expression = re.sub(r"\{(\w+)\}", lambda name: f"(?P<{name[1]}>{parts.get(name[1], '[^/]+')})", pattern)
 
     def register(action: Action) -> Action:
@@ -141,7 +141,7 @@ class Hub:
     def answer(self, request: Request) -> Answer:
         """Executes one request at a time, so that others see all of a commit or nothing of it."""
         method = "GET" if request.method == "HEAD" else request.method
-        path = re.sub("^/api/spaces/", "/api/models/spaces/", request.path)
+        path = re.sub("^/api/(spaces|kernels)/", r"/api/models/\1/", request.path)
         try:
             if authorization := request.headers.get("Authorization"):
                 request.permissions = self.tokens.get(authorization.removeprefix("Bearer "))
@@ -224,7 +224,7 @@ class Hub:
             raise Refusal(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
         if kind == "space" and asked.get("sdk") not in card_metadata.SPACE_SDKS:
             raise Refusal(400, f'"sdk" must be one of {card_metadata.SPACE_SDKS}')
-        name = ("spaces/" if kind == "space" else "") + f"{owner}/{asked['name']}"
+        name = ("" if kind == "model" else f"{kind}s/") + f"{owner}/{asked['name']}"
         if name in self.repos:
             # A client that accepts an existing repository takes the address from the refusal.
             raise Refusal(409, "You already created this model repo", url=f"{self.url}/{name}")
@@ -251,12 +251,30 @@ class Hub:
         siblings = [{"rfilename": path} for path in commit.tree]
         return to_json({"id": repo, "private": found.private, "sha": commit.sha, "siblings": siblings, "tags": []})
 
-    @route("GET", "/api/models/{repo}/tree/{revision}")
-    def _tree(self, request: Request, repo: str, revision: str) -> Answer:
-        """The recursive list of all files."""
+    @route("GET", "/api/models/{repo}/refs")
+    def _refs(self, request: Request, repo: str) -> Answer:
+        heads = self._readable(request, repo).heads.items()
+        branches = [
+            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": head.sha}
+            for name, head in heads
+            if not name.startswith("refs/")
+        ]
+        return to_json({"branches": branches, "converts": [], "tags": []})
+
+    @route("GET", "/api/models/{repo}/tree/{revision}(/{path})?")
+    def _tree(self, request: Request, repo: str, revision: str, path: str) -> Answer:
+        """The recursive list of all files, or what is directly in the folder `path`."""
         tree = self._readable(request, repo).at(revision).tree
-        entries = []
-        for path, file in tree.items():
+        if path:
+            inside = [name.removeprefix(f"{path}/").split("/") for name in tree if name.startswith(f"{path}/")]
+            folders = {f"{path}/{parts[0]}" for parts in inside if len(parts) > 1}
+            files = {name: file for name, file in tree.items() if name.rpartition("/")[0] == path}
+        else:
+            folders, files = set(), dict(tree)
+        entries: list[dict[str, Any]] = [
+            {"type": "directory", "path": name, "oid": hashlib.sha1(name.encode()).hexdigest()} for name in folders
+        ]
+        for path, file in files.items():
             size = len(file.data)
             lfs = {"lfs": {"oid": file.sha256, "size": size, "pointerSize": 134}} if file.is_lfs else {}
             entries.append({"type": "file", "path": path, "oid": file.oid, "size": size, **lfs})
