@@ -339,7 +339,7 @@ def test_clang_compiles_it_as_well(tmp_path):
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="builds for kinds of x86-64")
 def test_processors_without_avx(tmp_path):
-    """Compiled as on a machine with SSE2 only. test_kernel_hub.py runs kernels that are compiled for AVX2."""
+    """Compiled as on a machine with SSE2 only. kernel_hub/test_write.py runs kernels that are compiled for AVX2."""
     check_build(quick_compiler(tmp_path / "compiler", "-O0", "x86-64"), tmp_path)
 
 

@@ -1,5 +1,11 @@
 """Interpreters in which RedNet is remote code: `rednet` and `involution` cannot be imported."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
 WITHOUT_PACKAGES = """
 import sys
 class Absent:
@@ -8,3 +14,13 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
 """
+
+
+def run(code: str, *arguments: object, **environment: str) -> tuple[str, str]:
+    """Output and errors of an interpreter that can import from this folder."""
+    path = [str(Path(__file__).parent), environment.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))]
+    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment, "PYTHONPATH": os.pathsep.join(path)}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    result = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout, result.stderr

@@ -1,141 +1,69 @@
-"""Writes the operator as a repository for the Kernel Hub: `python -m involution.kernel_hub OUTPUT`.
+"""Writes and pushes the operator as a repository for the Kernel Hub.
 
-The folder is an input for kernel-builder. It also contains the two builds that do not require kernel-builder:
+    python -m involution.kernel_hub write outputs/kernel your-name/involution
+    python -m involution.kernel_hub push outputs/kernel
 
-- `build/torch-universal`, the Python package with its sources, which are compiled at first use, as in the installed
-  package;
-- on Linux, a library for this release of torch and any CPU of this kind (x86-64 with AVX2, or arm64). It requires the
-  C++ library and glibc of this machine or newer ones: kernel-builder builds for older systems, and for CUDA.
+A push needs a token: run `hf auth login`, or set HF_TOKEN. If it fails, the same command can be repeated.
 """
 
 import argparse
-import base64
-import hashlib
-import json
 import logging
-import platform
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
-import torch
-
-from .. import compiler, extension
+from .write import write
 
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m involution.kernel_hub",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="{write,push}")
+    writing = commands.add_parser("write", help="write a repository, with builds for this machine")
+    writing.add_argument("output", type=Path, metavar="OUTPUT", help="a new or an empty folder")
+    writing.add_argument("repo_id", metavar="REPO", help="OWNER/NAME, the repository of the Hub that it is for")
+    writing.set_defaults(run=run_write)
 
+    pushing = commands.add_parser("push", help="push a folder that `write` wrote to its repository")
+    pushing.add_argument("folder", type=Path, metavar="FOLDER")
+    pushing.add_argument(
+        "--revision",
+        metavar="BRANCH",
+        help="push everything to this branch (default: the builds to v1, the branch of version 1, the rest to main)",
+    )
+    pushing.add_argument("--create_pr", action="store_true", help="open pull requests instead of changing branches")
+    pushing.add_argument("--private", action="store_true", default=None, help="create a private repository")
+    pushing.set_defaults(run=run_push)
 
-_HERE = Path(__file__).parent
-_PACKAGE = _HERE.parent
-_NOT_IN_A_KERNEL = {"_ops.py", "build.py"}  # each build has its own _ops.py
-
-_OPS = """import torch
-{load}
-ops = torch.ops.{namespace}
-
-
-def add_op_namespace_prefix(name: str) -> str:
-    return f"{namespace}::{{name}}"
-"""
-_LOAD = """from pathlib import Path
-
-torch.ops.load_library(Path(__file__).parent / "{namespace}.so")
-"""
-
-
-def write(output: Path) -> list[Path]:
-    """Writes the repository into `output` and returns the folders of its builds.
-
-    Raises:
-        FileExistsError: `output` exists and is not an empty folder.
-        RuntimeError: the library for this machine cannot be compiled; the message gives the reason and the cure.
-    """
-    if output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"OUTPUT is {output}, which is not empty, expected a new or an empty folder")
-    configuration = tomllib.loads((_HERE / "build.toml").read_text())
-    parent = output.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".kernel_hub.", dir=parent) as temporary_parent:
-        temporary = Path(temporary_parent) / "involution"
-        shutil.copytree(_HERE, temporary, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-        _copy_package(temporary / "torch-ext" / "involution")
-        builds = [_write_build(temporary, configuration, "torch-universal")]
-        if sys.platform == "linux":
-            version = "".join(torch.__version__.split(".")[:2])
-            flags = ["-DCPU_KERNEL", *configuration["kernel"]["involution_cpu"]["cxx-flags"]]  # as kernel-builder does
-            variant = f"torch{version}-cxx11-cpu-{platform.machine()}-linux"
-            builds.append(_write_build(temporary, configuration, variant, flags))
-        output.mkdir(exist_ok=True)  # not replaced, because it may be a mount point or a symbolic link
-        for path in temporary.iterdir():
-            shutil.move(path, output)
-    return [output / build.relative_to(temporary) for build in builds]
-
-
-def _copy_package(target: Path) -> None:
-    target.mkdir(parents=True)
-    for source in _PACKAGE.glob("*.py"):
-        if source.name not in _NOT_IN_A_KERNEL:
-            shutil.copy(source, target)
-    shutil.copytree(_PACKAGE / "csrc", target / "csrc")
-
-
-def _write_build(output: Path, configuration: dict, variant: str, cflags: list[str] | None = None) -> Path:
-    """Writes `build/<variant>`. If `cflags` are given, it contains a library compiled with them."""
-    folder = output / "build" / variant
-    _copy_package(folder)
-    # Any difference gives another namespace, so that one process can load several versions and builds.
-    compilers = None if cflags is None else compiler.digest("cpu")
-    digest = hashlib.sha256(f"{variant} {torch.__version__} {platform.libc_ver()} {cflags} {compilers}".encode())
-    for path in _files(folder):
-        digest.update(path.read_bytes())
-    namespace = f"_involution_{'universal' if cflags is None else 'cpu'}_{digest.hexdigest()[:10]}"
-    if cflags is not None:
-        shutil.copy(extension.build_as(namespace, "cpu", cflags), folder)
-    load = "" if cflags is None else _LOAD.format(namespace=namespace)
-    (folder / "_ops.py").write_text(_OPS.format(load=load, namespace=namespace))
-
-    general = configuration["general"]
-    hashes = {path: hashlib.sha256(path.read_bytes()).digest() for path in _files(folder)}
-    metadata = {
-        "id": namespace,
-        "name": general["name"],
-        "version": general["version"],
-        "license": general["license"],
-        "python-depends": [],
-        "backend": {"type": "cpu"},  # no value stands for all of them
-        "digest": {
-            "algorithm": "sha256",
-            "files": {
-                str(path.relative_to(folder)): base64.b64encode(value).decode() for path, value in hashes.items()
-            },
-        },
-    }
-    (folder / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
-    return folder
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m involution.kernel_hub", description=__doc__.splitlines()[0])
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="a new or an empty folder")
-    output = parser.parse_args().output
+    options = parser.parse_args()
     logging.basicConfig(format="%(message)s")
+    options.run(options)
+
+
+def run_write(options: argparse.Namespace) -> None:
     try:
-        for folder in write(output):
+        for folder in write(options.output, options.repo_id):
             print(folder)
-    except (OSError, RuntimeError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run_push(options: argparse.Namespace) -> None:
+    from .push import push  # imports huggingface_hub
+
+    try:
+        commits = push(options.folder, options.revision, options.create_pr, options.private)
+    except (PermissionError, ValueError) as error:  # raised by a check
+        sys.exit(f"error: {error}")
+    except Exception as error:  # the class for a broken connection differs between releases of huggingface_hub
+        sys.exit(
+            f"error: {type(error).__name__}: {error}\n{options.folder} is complete: repeat the command to try again"
+        )
+    for commit in commits:
+        print(commit.pr_url or commit.commit_url)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

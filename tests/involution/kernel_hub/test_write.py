@@ -1,4 +1,4 @@
-"""The operator as a Kernel Hub repository that `kernels` loads, and RedNet as remote code that uses it."""
+"""The operator as a Kernel Hub repository that `kernels` loads."""
 
 import os
 import shutil
@@ -6,16 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
+import jinja2
+from huggingface_hub import ModelCard
 from packaging.requirements import Requirement
-from rednet import RedNetConfig, RedNetForImageClassification
-from rednet.configuration_rednet import REMOTE_CODE
 
 import involution
 from builds import SOURCE
-from compilers import quick_compiler, recording_compiler
-from remote import WITHOUT_PACKAGES
+from compilers import recording_compiler
+from remote import WITHOUT_PACKAGES, run
 
 
 if sys.version_info >= (3, 11):
@@ -24,47 +22,8 @@ else:
     import tomli as tomllib
 
 
-def run(code: str, *arguments, **environment: str) -> tuple[str, str]:
-    """Output and errors of an interpreter that can import from tests/support."""
-    support = Path(__file__).parent.parent / "support"
-    path = os.pathsep.join(filter(None, [str(support), os.environ.get("PYTHONPATH")]))
-    variables = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", **environment}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    result = subprocess.run(command, env=variables, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout, result.stderr
-
-
 def source_files(folder: Path, root: Path) -> set[Path]:
     return {path.relative_to(root) for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("kernel_hub")
-    output, neighbor = folder / "involution", folder / ".involution.new"
-    (folder / "elsewhere").mkdir()
-    output.symlink_to("elsewhere")  # must not be replaced, because it could be a mount point
-    neighbor.mkdir()
-    (neighbor / "precious").touch()
-    command = [sys.executable, "-m", "involution.kernel_hub", str(output)]
-    environment = {"CXX": quick_compiler(folder / "compiler"), "TORCH_EXTENSIONS_DIR": str(folder / "cache")}
-    result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert (neighbor / "precious").exists() and output.is_symlink()
-    names = {"involution", "elsewhere", ".involution.new", "cache", "compiler"}
-    assert {path.name for path in folder.iterdir()} <= names
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 1 and "which is not empty" in again.stderr
-    return folder / "elsewhere"
-
-
-@pytest.fixture(scope="module")
-def binary(repository) -> Path:
-    """The build that contains a library for this machine."""
-    if sys.platform != "linux":
-        pytest.skip("the library is made on Linux")
-    return next(folder for folder in (repository / "build").iterdir() if folder.name != "torch-universal")
 
 
 def test_each_compiler_makes_a_kernel_of_its_own(tmp_path):
@@ -75,11 +34,12 @@ def test_each_compiler_makes_a_kernel_of_its_own(tmp_path):
     names = []
     for vendor in ("gnu", "llvm"):
         compiler = recording_compiler(tmp_path / vendor, f"{vendor} compiler 1.0")
-        command = [sys.executable, "-m", "involution.kernel_hub", str(tmp_path / f"from {vendor}")]
+        folder = tmp_path / f"from {vendor}"
+        command = [sys.executable, "-m", "involution.kernel_hub", "write", str(folder), "user/involution"]
         variables = {**os.environ, **environment, "CXX": compiler}
         result = subprocess.run(command, env=variables, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
-        names += [path.name for path in (tmp_path / f"from {vendor}").glob("build/*/*.so")]
+        names += [path.name for path in folder.glob("build/*/*.so")]
     assert len(set(names)) == 2
 
 
@@ -95,8 +55,8 @@ def test_the_parser_of_the_configuration_is_installed(root):
 def test_the_configuration_names_exactly_the_sources_that_exist(root, repository):
     from kernels._rust import Build, Digest, DigestAlgorithm, Metadata
 
-    kernel_hub, csrc = root / "src" / "involution" / "kernel_hub", root / "src" / "involution" / "csrc"
-    configuration = tomllib.loads((kernel_hub / "build.toml").read_text())
+    csrc = root / "src" / "involution" / "csrc"
+    configuration = tomllib.loads((repository / "build.toml").read_text())
     kernels = configuration["kernel"].values()
     named = {path for section in [configuration["torch"], *kernels] for path in section["src"]}
     assert all((repository / path).is_file() for path in named)
@@ -115,7 +75,7 @@ def test_the_configuration_names_exactly_the_sources_that_exist(root, repository
     assert {kernel["backend"] for kernel in kernels} == {backend.split(".")[-1] for backend in backends}
     extensions = {path.suffix[1:] for path in (repository / "torch-ext" / "involution").rglob("*") if path.is_file()}
     assert extensions == set(configuration["torch"]["pyext"])
-    for build in (repository / "build").iterdir():
+    for build in (repository / "build").glob("*/"):
         assert source_files(build / "csrc", build) == source_files(csrc, csrc.parent)
         metadata = Metadata.read_from_file(build / "metadata.json")
         metadata.digest.validate(Digest.hash_variant(DigestAlgorithm.SHA256, build))
@@ -194,89 +154,50 @@ print(loaded[1].show_config(), loaded[2].show_config())
     assert "cpu: plain PyTorch, because" in output and "cpu: compiled, came with the kernel" in output
 
 
-AUTO_MAP = {
-    "AutoConfig": "configuration_rednet.RedNetConfig",
-    "AutoModelForImageClassification": "modeling_rednet.RedNetForImageClassification",
-}
-REMOTE = """
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForImageClassification
-
-class Recorder(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        names.add(func._schema.name)
-        return func(*args, **(kwargs or {}))
-
-names, images = set(), torch.load(sys.argv[2])
-model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True).to(images.dtype)
-with torch.no_grad():
-    compiled = torch.compile(model, fullgraph=True, backend="eager")(images).logits
-    print("compiled", flush=True)
-    print("compiled", file=sys.stderr)
-    with Recorder():
-        logits = model(images).logits
-torch.testing.assert_close(compiled, logits)
-model.train()(images).logits.square().sum().backward()
-assert not {"rednet", "involution"} & set(sys.modules)
-torch.save((logits, {name: parameter.grad for name, parameter in model.named_parameters()}), sys.argv[2])
-print(*sorted(name for name in names if "involution2d" in name))
-"""
-WARNING = "RedNet's involutions run in plain PyTorch"
+def test_the_card_is_a_template_of_kernel_builder(repository):
+    """kernel-builder fills it in as Jinja does."""
+    assert tomllib.loads((repository / "build.toml").read_text())["general"]["hub"] == {"repo-id": "user/involution"}
+    template = jinja2.Template((repository / "CARD.md").read_text(), trim_blocks=True, keep_trailing_newline=True)
+    card = (repository / "build" / "CARD.md").read_text()
+    assert card == template.render(repo_id="user/involution") != template.render(repo_id="me/mine")
+    metadata = ModelCard(card).data
+    assert metadata.library_name == "kernels" and metadata.license == "apache-2.0"
 
 
-@pytest.fixture(scope="module")
-def model() -> RedNetForImageClassification:
-    torch.manual_seed(0)
-    config = RedNetConfig(embedding_size=32, hidden_sizes=[64], depths=[2], num_labels=3, auto_map=AUTO_MAP)
-    model = RedNetForImageClassification(config).eval()
-    torch.nn.init.ones_(model.rednet.encoder.stages[0].layers[1].layer[2].normalization.weight)
-    return model
+def test_a_repository_needs_an_owner_and_a_name(tmp_path):
+    command = [sys.executable, "-m", "involution.kernel_hub", "write", str(tmp_path / "kernel"), "involution"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1 and "REPO is 'involution', expected OWNER/NAME" in result.stderr
+    assert not (tmp_path / "kernel").exists()
 
 
-def run_remotely(model, root: Path, folder: Path, **environment: str) -> tuple[str, str]:
-    """Compares logits and gradients of remote code with those of the package. Returns its output and errors."""
-    model.save_pretrained(folder)
-    for source in REMOTE_CODE:
-        (folder / source).write_text((root / "modeling" / source).read_text())
-    images = torch.randn(2, 3, 33, 50, dtype=torch.float64)
-    torch.save(images, folder / "tensors.pt")
-    result = run(
-        WITHOUT_PACKAGES + REMOTE, folder, folder / "tensors.pt", HF_HOME=str(folder / "cache"), **environment
+def test_its_own_tests_pass(repository, binary, tmp_path):
+    """kernel-builder runs them where a build has the name `involution`. There is no compiler."""
+    (tmp_path / "involution").symlink_to(binary)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "markers=kernels_ci", "tests"]
+    environment = {"PYTHONPATH": str(tmp_path), "PATH": "/nonexistent", "TORCH_EXTENSIONS_DIR": os.devnull + "/cache"}
+    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment}
+    result = subprocess.run(
+        [*command, "-m", "kernels_ci", "-W", "error::RuntimeWarning"],
+        cwd=repository,
+        env=variables,
+        capture_output=True,
+        text=True,
     )
-    logits, grads = torch.load(folder / "tensors.pt")
-
-    expected = RedNetForImageClassification.from_pretrained(folder).double()
-    with torch.no_grad():
-        torch.testing.assert_close(logits, expected(images).logits, rtol=1e-12, atol=1e-12)
-    expected.train()(images).logits.square().sum().backward()
-    torch.testing.assert_close(grads, {name: p.grad for name, p in expected.named_parameters()}, rtol=1e-9, atol=1e-9)
-    return result
+    assert result.returncode == 0 and "skipped" not in result.stdout, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("source", ["a folder", "user/involution"])
-def test_remote_code_uses_the_kernel_that_is_named(source, model, root, repository, binary, tmp_path):
-    # LOCAL_KERNELS makes `kernels` load a folder instead of a repository of the Hub.
-    environment = {"REDNET_KERNEL": source, "LOCAL_KERNELS": f"user/involution={repository}"}
-    if source == "a folder":
-        environment = {"REDNET_KERNEL": str(repository)}
-    output, errors = run_remotely(model, root, tmp_path, PATH="/nonexistent", **environment)
-    assert WARNING not in errors and "RuntimeWarning" not in errors
-    library = next(binary.glob("*.so"))
-    assert output.split("\n")[1] == f"{library.stem}::involution2d_fused"
-
-
-@pytest.mark.parametrize(
-    "environment, reason",
-    [
-        ({"REDNET_KERNEL": ""}, "(No module named 'involution')"),
-        ({"REDNET_KERNEL": "nobody/nothing"}, "(REDNET_KERNEL=nobody/nothing cannot be loaded: "),
-    ],
-)
-def test_remote_code_without_the_operator_says_so_once(environment, reason, model, root, tmp_path):
-    output, errors = run_remotely(model, root, tmp_path, **environment)
-    assert output.split("\n")[1] == ""
-    # No warning during graph capture, and one in all later passes and layers.
-    during, after = errors.split("compiled\n", 1)
-    assert WARNING not in during and after.count(WARNING) == 1
-    assert reason in after and "`pip install .`" in after and "set REDNET_KERNEL" in after
+def test_the_benchmark_verifies_its_results(repository, binary):
+    code = """
+import sys
+from pathlib import Path
+import torch
+torch.version.cuda = None  # so that `kernels benchmark` chooses the CPU
+from kernels.cli import benchmark
+(script,) = benchmark.discover_benchmark_scripts("kernel", Path(sys.argv[1]))
+(workloads,) = benchmark.discover_benchmark_classes(script, Path(sys.argv[1]))
+results, _ = benchmark.run_benchmark_class(workloads, 1, 0, sys.argv[1], True, "local")
+print(*(result.verified for result in results.values()))
+"""
+    output, errors = run(code, repository, PATH="/nonexistent", TORCH_EXTENSIONS_DIR=os.devnull + "/cache")
+    assert output.split() == ["True"] * 3 and "RuntimeWarning" not in errors

@@ -1,0 +1,38 @@
+"""A Kernel Hub repository with a library for the CPU of this machine, which the tests load and push."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compilers import quick_compiler
+
+
+@pytest.fixture(scope="package")
+def repository(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("kernel_hub")
+    output, neighbor = folder / "involution", folder / ".involution.new"
+    (folder / "elsewhere").mkdir()
+    output.symlink_to("elsewhere")  # must not be replaced, because it could be a mount point
+    neighbor.mkdir()
+    (neighbor / "precious").touch()
+    command = [sys.executable, "-m", "involution.kernel_hub", "write", str(output), "user/involution"]
+    environment = {"CXX": quick_compiler(folder / "compiler"), "TORCH_EXTENSIONS_DIR": str(folder / "cache")}
+    result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (neighbor / "precious").exists() and output.is_symlink()
+    names = {"involution", "elsewhere", ".involution.new", "cache", "compiler"}
+    assert {path.name for path in folder.iterdir()} <= names
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 1 and "which is not empty" in again.stderr
+    return folder / "elsewhere"
+
+
+@pytest.fixture(scope="package")
+def binary(repository) -> Path:
+    """The build that contains a library for this machine."""
+    if sys.platform != "linux":
+        pytest.skip("the library is made on Linux")
+    return next(folder for folder in (repository / "build").glob("*/") if folder.name != "torch-universal")
