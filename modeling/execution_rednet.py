@@ -170,7 +170,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in module.__dict__
+        or not _has_own_forward(module)
         or "_conv_forward" in module.__dict__  # nn.Conv2d.forward calls it
         or _has_any_global_hook()
     ):
@@ -182,6 +182,12 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         if parameter is not None and type(parameter) is not nn.Parameter and type(parameter) is not Tensor:
             return False
     return True
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    """Whether `module.forward` is that of its class. `kernels.kernelize` sets it even if it keeps this `forward`."""
+    forward = module.__dict__.get("forward")
+    return forward is None or getattr(forward, "__func__", None) is type(module).forward
 
 
 def is_pointwise(convolution: nn.Module) -> bool:
@@ -337,8 +343,8 @@ def _frozen_statistics(layer: nn.Module) -> Iterator[None]:
 class FusionMixin:
     """Gives a `PreTrainedModel` the method `fuse`, and keeps a fused model from being trained or saved."""
 
-    # Class of a layer with a BatchNorm `normalization` -> name and class of the module before that BatchNorm.
-    _fusible_layers: dict[type[nn.Module], tuple[str, type[nn.Module]]]
+    # Class of a layer with a BatchNorm `normalization` -> name of the convolution before it; None for an involution.
+    _fusible_layers: dict[type[nn.Module], str | None]
 
     @torch.no_grad()
     def fuse(self) -> Self:
@@ -353,20 +359,22 @@ class FusionMixin:
         if self.training:
             raise ValueError("fuse() is for inference, but the model is in training mode: call model.eval() first")
         layers = [
-            (layer, name, module_class)
+            (layer, name)
             for layer in self.modules()
-            for layer_class, (name, module_class) in self._fusible_layers.items()
+            for layer_class, name in self._fusible_layers.items()
             if isinstance(layer, layer_class)
             and not isinstance(layer.normalization, (nn.Identity, RedNetFoldedNorm))  # a user's, or ours
         ]
-        for layer, name, module_class in layers:
-            for module, kind in ((getattr(layer, name), module_class), (layer.normalization, nn.BatchNorm2d)):
+        for layer, name in layers:
+            # An involution may be any module: folding changes only the BatchNorm after it.
+            changed = [(layer.normalization, nn.BatchNorm2d)] + ([(getattr(layer, name), nn.Conv2d)] if name else [])
+            for module, kind in changed:
                 if not is_plain(module, kind):
                     raise ValueError(f"fuse() cannot fold {module}: expected a {kind.__name__} without hooks")
             if layer.normalization.running_mean is None or layer.normalization.running_var is None:
                 raise ValueError(f"fuse() cannot fold {layer.normalization}: it has no running statistics")
-        for layer, name, module_class in layers:
-            if module_class is nn.Conv2d:
+        for layer, name in layers:
+            if name:
                 setattr(layer, name, fuse_conv_bn_eval(getattr(layer, name), layer.normalization))
                 layer.normalization = RedNetFoldedNorm()
             else:

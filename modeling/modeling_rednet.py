@@ -34,6 +34,7 @@ from .execution_rednet import (
     conv_norm_act,
     fused_involution,
     involution_norm_act,
+    is_pointwise,
 )
 from .operator_rednet import involution2d
 
@@ -64,7 +65,12 @@ class RedNetInvolution(nn.Module):
     """
     Generates one kernel for each output pixel (paper, equation 6, or another `config.kernel_generation`) and applies it
     to all channels of a group (equation 4): (B, C, H, W) to (B, C, H', W').
+
+    `kernels.kernelize` and Transformers' `use_kernels` replace `forward` by that of a layer from the Kernel Hub.
     """
+
+    # The decorator of Transformers only sets this name, and not with every release of `kernels` that reads it.
+    kernel_layer_name = "RedNetInvolution"
 
     def __init__(self, config: RedNetConfig, channels: int, kernel_size: int, stride: int = 1):
         super().__init__()
@@ -91,6 +97,10 @@ class RedNetInvolution(nn.Module):
         # Not `unflatten`: `torch.jit.trace` would record the size of the image as a constant.
         batch, height, width = kernel.shape[0], kernel.shape[2], kernel.shape[3]
         return kernel.view(batch, self.groups, self.kernel_size, self.kernel_size, height, width)
+
+    def has_pointwise_span(self) -> bool:
+        """Whether `span` is an unchanged 1x1 convolution, which one operator can run together with the involution."""
+        return is_pointwise(self.span)
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         if can_fuse_kernel(self):  # the same values in one pass, without storing the kernels
@@ -255,9 +265,9 @@ class RedNetPreTrainedModel(FusionMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["RedNetEmbeddings", "RedNetBottleNeckLayer"]
     _fusible_layers = {
-        RedNetConvLayer: ("convolution", nn.Conv2d),
-        RedNetShortCut: ("convolution", nn.Conv2d),
-        RedNetInvolutionLayer: ("involution", RedNetInvolution),
+        RedNetConvLayer: "convolution",
+        RedNetShortCut: "convolution",
+        RedNetInvolutionLayer: None,
     }
 
     @torch.no_grad()

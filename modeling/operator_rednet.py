@@ -1,10 +1,8 @@
-"""Selects the implementation of involution: the package `involution`, a Kernel Hub repository, or plain PyTorch.
+"""Selects the implementation of involution: the package `involution`, or plain PyTorch.
 
-In plain PyTorch, `involution2d_fused` and `involution2d_batch_norm` are None.
+In plain PyTorch, `involution2d_fused` and `involution2d_batch_norm` are None. A kernel from the Kernel Hub replaces the
+`forward` of `RedNetInvolution` instead, see there.
 """
-
-import os
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,23 +17,6 @@ try:
     from involution import involution2d, involution2d_batch_norm, involution2d_fused
 except ImportError as error:  # remote code runs without the package of the compiled operator
     involution2d_batch_norm, involution2d_fused, _missing = None, None, str(error)
-    if _source := os.environ.get("REDNET_KERNEL"):
-        try:
-            from kernels import get_kernel, get_local_kernel
-
-            # By default, a CUDA build of torch does not load kernels for the CPU, even without a GPU. The user trusts the
-            # repository by naming it; by default, `kernels` requires that the Hub vouches for its owner.
-            _backend = None if torch.cuda.is_available() else "cpu"
-            _kernel = (
-                get_local_kernel(Path(_source), backend=_backend)
-                if os.path.isdir(_source)
-                else get_kernel(_source, version=1, backend=_backend, trust_remote_code=[_source])
-            )
-            involution2d, involution2d_fused = _kernel.involution2d, _kernel.involution2d_fused
-            involution2d_batch_norm = _kernel.involution2d_batch_norm
-        except Exception as error:  # plain PyTorch works after any failure
-            involution2d_batch_norm, involution2d_fused = None, None
-            _missing = f"REDNET_KERNEL={_source} cannot be loaded: {error!r}"
 
 if involution2d_fused is None:
 
@@ -45,7 +26,7 @@ if involution2d_fused is None:
             logger.warning_once(
                 f"RedNet's involutions run in plain PyTorch, slower than compiled kernels ({_missing}). To use the "
                 "compiled operator, install the package `rednet` from its repository (`pip install .` in a clone), or "
-                "`pip install kernels` and set REDNET_KERNEL to a repository (user/involution) or folder that has it."
+                "call `kernels.kernelize` with a kernel for the layer RedNetInvolution."
             )
         if torch.is_grad_enabled() and (input.requires_grad or kernel.requires_grad) and not _is_transformed():
             return _Involution.apply(input, kernel, stride, padding)
