@@ -186,6 +186,28 @@ def test_transformers_kernelizes(model_folder, repository, binary, hub_environme
     assert modes == "False True"  # a KernelConfig is for the mode that the model has when it gets it
 
 
+PLAIN = """
+import torch
+from transformers import AutoModelForImageClassification
+model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
+images = torch.randn(2, 3, 33, 50)
+with torch.no_grad():
+    compiled = torch.compile(model, fullgraph=True, backend="eager")(images).logits
+    print("compiled", file=sys.stderr)
+    torch.testing.assert_close(model(images).logits, compiled)
+model.train()(images)
+"""
+
+
+def test_remote_code_without_a_kernel_says_so_once(model_folder, tmp_path):
+    _, errors = run(WITHOUT_PACKAGES + PLAIN, model_folder, HF_HOME=str(tmp_path))
+    # No warning during graph capture, and one in all later passes and layers.
+    during, after = errors.split("compiled\n", 1)
+    warning = "RedNet's involutions run in plain PyTorch"
+    assert warning not in during and after.count(warning) == 1
+    assert "(No module named 'involution')" in after and "`pip install .`" in after and "`kernels.kernelize`" in after
+
+
 class Operators(TorchDispatchMode):
     def __init__(self):
         super().__init__()
