@@ -90,7 +90,7 @@ def _commit(api: HfApi, repo_id: str, branch: str, files: dict[str, Path], creat
     except RevisionNotFoundError as error:
         if create_pr:
             raise ValueError(f"{repo_id} has no branch {branch}: a pull request needs one that exists") from error
-        api.create_branch(repo_id, repo_type="kernel", branch=branch)
+        api.create_branch(repo_id, repo_type="kernel", branch=branch, exist_ok=True)
         existing = api.list_repo_files(repo_id, repo_type="kernel", revision=branch)
     folders = {_folder(name) for name in files if "/" in name}
     stale = [name for name in existing if "/" in name and _folder(name) in folders and name not in files]

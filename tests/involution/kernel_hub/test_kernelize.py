@@ -90,7 +90,8 @@ KERNELIZE = """
 images, names = torch.load(sys.argv[3]), set()
 model = load().to(images.dtype)
 plain = copy.deepcopy(model)
-with use_kernel_mapping({"RedNetInvolution": {"cpu": local if sys.argv[4] == "a folder" else hub}}, inherit_mapping=False):
+kernel = local if sys.argv[4] == "a folder" else hub
+with use_kernel_mapping({"RedNetInvolution": {"cpu": kernel, "cuda": kernel}}, inherit_mapping=False):
     kernelize(model, mode=Mode.TRAINING | Mode.TORCH_COMPILE, use_fallback=False)
 assert is_kernelized(model) and not is_kernelized(plain)
 with torch.no_grad():
