@@ -50,6 +50,12 @@ class FileServer:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except ConnectionError:  # the client was killed
+            pass
+
     def answer(self) -> None:
         server: FileServer = self.server.files  # type: ignore[attr-defined]
         path, wanted = urlsplit(self.path).path, self.headers.get("Range")
