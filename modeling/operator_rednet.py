@@ -28,6 +28,8 @@ if involution2d_fused is None:
                 "compiled operator, install the package `rednet` from its repository (`pip install .` in a clone), or "
                 "call `kernels.kernelize` with a kernel for the layer RedNetInvolution."
             )
+        if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+            return _unfolded_involution(input, kernel, stride, padding)
         if torch.is_grad_enabled() and (input.requires_grad or kernel.requires_grad) and not _is_transformed():
             return _Involution.apply(input, kernel, stride, padding)
         return _involution(input, kernel, stride, padding)
@@ -36,6 +38,19 @@ if involution2d_fused is None:
 def _is_transformed() -> bool:
     """Whether a tracer, a transform of torch.func or forward-mode differentiation observes every operator."""
     return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _unfolded_involution(input: Tensor, kernel: Tensor, stride: int, padding: int) -> Tensor:
+    """
+    Involution for exporters, with a copy of the input for each tap: a few nodes instead of a hundred. With dynamic
+    shapes, they cannot export the shifted views.
+    """
+    # Reads each size as an element of a shape: tracers record slices of shapes and sizes in `unflatten` as constants.
+    batch, groups, height, width = kernel.shape[0], kernel.shape[1], kernel.shape[4], kernel.shape[5]
+    kernel_size = 2 * padding + 1
+    columns = F.unfold(input, kernel_size, padding=padding, stride=stride)
+    columns = columns.view(batch, groups, -1, kernel_size, kernel_size, height, width)
+    return (kernel.unsqueeze(2) * columns).sum((3, 4)).reshape(batch, input.shape[1], height, width)
 
 
 # Involution in plain PyTorch: one multiplication and addition for each tap of the kernel, with a shifted view of the
