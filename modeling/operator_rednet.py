@@ -28,11 +28,20 @@ if involution2d_fused is None:
                 "compiled operator, install the package `rednet` from its repository (`pip install .` in a clone), or "
                 "call `kernels.kernelize` with a kernel for the layer RedNetInvolution."
             )
-        if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+        if torch.onnx.is_in_onnx_export() or _has_dynamic_size(kernel):
             return _unfolded_involution(input, kernel, stride, padding)
         if torch.is_grad_enabled() and (input.requires_grad or kernel.requires_grad) and not _is_transformed():
             return _Involution.apply(input, kernel, stride, padding)
         return _involution(input, kernel, stride, padding)
+
+
+def _has_dynamic_size(kernel: Tensor) -> bool:
+    """Whether a compiler or exporter traces with a symbolic height or width."""
+    if not torch.compiler.is_compiling():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # imports SymPy
+
+    return not has_static_value(kernel.shape[4] * kernel.shape[5])
 
 
 def _is_transformed() -> bool:
@@ -42,8 +51,8 @@ def _is_transformed() -> bool:
 
 def _unfolded_involution(input: Tensor, kernel: Tensor, stride: int, padding: int) -> Tensor:
     """
-    Involution for exporters, with a copy of the input for each tap: a few nodes instead of a hundred. With dynamic
-    shapes, they cannot export the shifted views.
+    Involution with a copy of the input for each tap, a few nodes instead of a hundred: for ONNX files, and for compilers
+    with dynamic shapes, which need minutes to trace the shifted views, or fail.
     """
     # Reads each size as an element of a shape: tracers record slices of shapes and sizes in `unflatten` as constants.
     batch, groups, height, width = kernel.shape[0], kernel.shape[1], kernel.shape[4], kernel.shape[5]

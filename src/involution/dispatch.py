@@ -15,7 +15,7 @@ from .transforms import bilinear, is_transformed
 def involution2d(input: Tensor, kernel: Tensor, *window) -> Tensor:
     if is_transformed():
         return _call_cast(partial(bilinear, "involution2d"), input.device.type, (input, kernel), *window)
-    if _is_left_to_compiler(input.device.type):
+    if _is_left_to_compiler(kernel):
         return _call_cast(taps.traced_involution2d, input.device.type, (input, kernel), *window)
     if _is_traced_for_onnx():
         return decomposition.traced_involution2d(input, kernel, *window)
@@ -28,7 +28,7 @@ def involution2d_fused(input: Tensor, features: Tensor, weight: Tensor, bias: Te
     if is_transformed():
         composition = partial(reference.involution2d_fused, involution2d=partial(bilinear, "involution2d"))
         return _call_cast(composition, input.device.type, (input, features, weight, bias), *arguments)
-    if _is_left_to_compiler(input.device.type):
+    if _is_left_to_compiler(features):
         composition = partial(reference.involution2d_fused, involution2d=taps.traced_involution2d)
         return _call_cast(composition, input.device.type, (input, features, weight, bias), *arguments)
     if _is_traced_for_onnx():
@@ -39,13 +39,17 @@ def involution2d_fused(input: Tensor, features: Tensor, weight: Tensor, bias: Te
     return ops.involution2d_fused.default(input, features, weight, bias, *arguments)
 
 
-def _is_left_to_compiler(device_type: str) -> bool:
-    """Whether `torch.compile` traces, on a device without compiled kernels: Inductor fuses PyTorch's own operators."""
-    return (
-        torch.compiler.is_dynamo_compiling()
-        and not torch.compiler.is_exporting()
-        and not _has_compiled_kernels(device_type)
-    )
+def _is_left_to_compiler(generated: Tensor) -> bool:
+    """Whether `torch.compile` traces with fixed shapes, on a device without compiled kernels.
+
+    Inductor fuses the loop over the taps. With a symbolic height or width, tracing it would take minutes.
+    """
+    if not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # imports SymPy
+
+    pixels = generated.shape[-2] * generated.shape[-1]
+    return has_static_value(pixels) and not _has_compiled_kernels(generated.device.type)
 
 
 def _has_compiled_kernels(device_type: str) -> bool:
