@@ -136,7 +136,7 @@ def _taps(row: Tensor, channels_last: bool) -> tuple[Tensor, ...]:
     row = row.to(accumulation_dtype(row.dtype))
     if channels_last and not torch.compiler.is_compiling():
         # The taps of a pixel are next to each other, and the values of one tap far apart. A copy in the other order
-        # halves the time of eager mode. A copy of the whole kernel would be no faster.
+        # halves the time of eager mode. A copy of the whole kernel is up to a fifth faster, with K times the memory.
         row = row.permute(2, 0, 3, 4, 1).contiguous().permute(1, 4, 0, 2, 3)
     return row.unsqueeze(2).unbind(3)
 

@@ -32,6 +32,10 @@ BENCHMARKS = {
     "peak memory, inference": "peak memory, inference",
     "peak memory, training step": "peak memory, training step",
 }
+PLAIN = {
+    name: name
+    for name in [f"{what}, {mode}" for what in ("inference", "training step") for mode in ("eager", "compiled")]
+}
 UNFOLD = {**BENCHMARKS, "inference, compiled with freezing": "inference, both compiled with freezing"}
 
 
@@ -84,21 +88,25 @@ def test_speed_on_the_first_page():
 
 
 @pytest.mark.parametrize(
-    ("heading", "records"),
-    [("RedNet-50 relative to ResNet-50", RECORDS), ("RedNet-50 on a second machine", SECOND_MACHINE)],
+    ("heading", "records", "names", "unfold"),
+    [
+        ("RedNet-50 relative to ResNet-50", RECORDS, BENCHMARKS, UNFOLD),
+        ("RedNet-50 on a second machine", SECOND_MACHINE, BENCHMARKS, UNFOLD),
+        ("RedNet-50 in plain PyTorch", ["plain-cpu-2-cores-zen4-2026-11-25"], PLAIN, PLAIN),
+    ],
 )
-def test_speed_and_memory(heading, records):
+def test_speed_and_memory(heading, records, names, unfold):
     rows = read_table("benchmarks/README.md", heading)
-    assert {cells[0] for cells in rows} == BENCHMARKS.keys()
+    assert {cells[0] for cells in rows} == names.keys()
     for name, batch, speed, relative, relative_to_unfold in rows:
-        record = measured(BENCHMARKS[name], batch, records=records)
+        record = measured(names[name], batch, records=records)
         if "memory" in name:
             assert set(ratios(record)) == set(numbers(relative))
         else:
             assert numbers(speed) == [numbers(row["RedNet-50"])[0] for row in record]
             assert numbers(relative) == ratios(record)
         if relative_to_unfold:
-            exact = map(float, ratios(measured(UNFOLD[name], batch, True, records)))
+            exact = map(float, ratios(measured(unfold[name], batch, True, records)))
             assert numbers(relative_to_unfold) == [f"{ratio:.1f}" for ratio in exact]
 
 
