@@ -81,7 +81,7 @@ def parse_arguments() -> argparse.Namespace:
     push.add_argument(
         "--revision", metavar="BRANCH", help="push to this branch, which is created if it does not exist"
     )
-    push.add_argument("--create_pr", action="store_true", help="push as a pull request")
+    push.add_argument("--create_pr", action="store_true", help="open pull requests, and create no Collection")
     options = parser.parse_args()
     if options.all and options.config:
         parser.error("--config is for one checkpoint, but --all is given")

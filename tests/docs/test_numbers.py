@@ -79,6 +79,9 @@ def ratios(rows: list[dict]) -> list[str]:
 
 
 def test_speed_on_the_first_page():
+    plain = [measured("inference, compiled", batch, records=["plain-cpu-2-cores-zen4-2026-11-25"]) for batch in "18"]
+    first, second = (ratios(record)[0] for record in plain)
+    assert f"under `torch.compile`: {first} x (batch 1), {second} x (batch 8)." in words("README.md")
     rows = read_table("README.md", "Speed")
     assert [cells[0] for cells in rows] == list(FIRST_PAGE)
     for name, *batches in rows:
