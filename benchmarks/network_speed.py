@@ -7,47 +7,17 @@ better of the two ResNets in the same mode.
 """
 
 import copy
-import types
 
-import timm
 import torch
-from rednet import RedNetConfig, RedNetForImageClassification
-from rednet.modeling_rednet import RedNetInvolution
 from rednet.profile import median_seconds, peak_bytes
 from torch import nn
 from torch._inductor import config as inductor_config
 from torch.fx.experimental import optimization
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
-from transformers import ResNetConfig, ResNetForImageClassification
 
-from involution import reference
 from measure import arguments, infer, report, train
-
-
-OURS, PEERS, UNFOLD = "RedNet-50", ("ResNet-50 of transformers", "ResNet-50 of timm"), "RedNet-50 by unfold"
-
-
-def unfold_forward(self, hidden_state):
-    """The forward pass of RedNetInvolution without the compiled operator."""
-    features, size, stride = self.reduce(self.pooler(hidden_state)), self.kernel_size, self.stride
-    window = [size] * 2, [stride] * 2, [size // 2] * 2, [1, 1]
-    return reference.involution2d_fused(
-        hidden_state, features, self.span.weight, self.span.bias, None, None, False, *window
-    )
-
-
-def networks(device: str, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
-    models = {
-        OURS: RedNetForImageClassification(RedNetConfig(num_labels=1000)),
-        PEERS[0]: ResNetForImageClassification(ResNetConfig(num_labels=1000)),
-        PEERS[1]: timm.create_model("resnet50"),
-    }
-    models[UNFOLD] = copy.deepcopy(models[OURS])
-    for module in models[UNFOLD].modules():
-        if isinstance(module, RedNetInvolution):
-            module.forward = types.MethodType(unfold_forward, module)
-    return {name: m.to(device, dtype).to(memory_format=torch.channels_last) for name, m in models.items()}
+from networks import OURS, PEERS, UNFOLD, networks
 
 
 def folded(name: str, model: nn.Module) -> nn.Module:

@@ -6,47 +6,17 @@ Inference and a step of training at 224 x 224 in channels-last, float32, in eage
 per second. Each row compares with the faster ResNet-50, of transformers or timm, or with a RedNet-50 that unfolds.
 """
 
-import copy
 import sys
-import types
 
 
 sys.modules["involution"] = None  # type: ignore[assignment]  # cannot be imported, as if it was not installed
 
-import timm  # noqa: E402
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from rednet import RedNetConfig, RedNetForImageClassification  # noqa: E402
-from rednet.modeling_rednet import RedNetInvolution  # noqa: E402
 from rednet.profile import median_seconds  # noqa: E402
 from tqdm import tqdm  # noqa: E402
-from transformers import ResNetConfig, ResNetForImageClassification  # noqa: E402
 
 from measure import arguments, infer, report, train  # noqa: E402
-
-
-OURS, PEERS, UNFOLD = "RedNet-50", ("ResNet-50 of transformers", "ResNet-50 of timm"), "RedNet-50 by unfold"
-
-
-def unfold_forward(self, hidden_state):
-    """The forward pass of RedNetInvolution with a copy of the input for each tap."""
-    kernel, size = self.generate_kernel(hidden_state), self.kernel_size
-    columns = F.unfold(hidden_state, size, padding=size // 2, stride=self.stride)
-    columns = columns.view(len(kernel), self.groups, -1, size, size, *kernel.shape[4:])
-    return (kernel.unsqueeze(2) * columns).sum((3, 4)).flatten(1, 2)
-
-
-def networks(device: str) -> dict:
-    models = {
-        OURS: RedNetForImageClassification(RedNetConfig(num_labels=1000)),
-        PEERS[0]: ResNetForImageClassification(ResNetConfig(num_labels=1000)),
-        PEERS[1]: timm.create_model("resnet50"),
-    }
-    models[UNFOLD] = copy.deepcopy(models[OURS])
-    for module in models[UNFOLD].modules():
-        if isinstance(module, RedNetInvolution):
-            module.forward = types.MethodType(unfold_forward, module)
-    return {name: model.to(device).to(memory_format=torch.channels_last) for name, model in models.items()}
+from networks import OURS, PEERS, UNFOLD, networks  # noqa: E402
 
 
 def compare(what: str, models: dict, make, images: torch.Tensor, repeats: int) -> list[dict]:
