@@ -222,14 +222,14 @@ def convert(
 def read(checkpoint: str | Path) -> tuple[Checkpoint, str, str]:
     """Returns the content of a checkpoint, the URL or the name of its file, and the SHA-256 of the file."""
     path, url = locate(checkpoint)
-    source, sha256 = url or path.name, hashlib.sha256(path.read_bytes()).hexdigest()
-    print(f"SHA-256 of {path}: {sha256}")
     try:
         content = read_checkpoint(path)
     except ValueError as error:
         if url is None:
             raise
         raise ValueError(f"{error}. To download it again, delete this file") from error
+    source, sha256 = url or path.name, hashlib.sha256(path.read_bytes()).hexdigest()
+    print(f"SHA-256 of {path}: {sha256}")
     if source.split("/")[-1] in PUBLISHED_FILES:
         content = content._replace(publisher="paddleclas")
     return content, source, sha256

@@ -1,10 +1,11 @@
-"""Files that paddle.save of PaddlePaddle 3.3.1 wrote."""
+"""Files that paddle.save of PaddlePaddle 3.3.1 wrote, and files that are too large."""
 
 from pathlib import Path
 
 import pytest
 import torch
 from rednet.checkpoints.read import read_checkpoint
+from rednet.convert_rednet_to_hf import convert
 
 
 @pytest.mark.parametrize("name", [*(f"state_dict_protocol_{n}" for n in (2, 3, 4)), "nested"])
@@ -20,3 +21,12 @@ def test_files_of_paddle(root: Path, name: str):
     assert weights.keys() == expected.keys()
     for key, value in expected.items():
         assert torch.equal(weights[key], value)
+
+
+def test_a_file_larger_than_the_limit_is_not_read(tmp_path: Path):
+    """A sparse file of 1 TiB, which would not fit into memory."""
+    with open(tmp_path / "large.pth", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match="it has 1,099,511,627,776 bytes, expected at most 4,294,967,296"):
+        convert(tmp_path / "large.pth", tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
