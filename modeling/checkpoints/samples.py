@@ -5,7 +5,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from PIL import Image
 from rednet.loading import load_model
 from transformers import AutoImageProcessor
 
@@ -33,6 +32,7 @@ def describe_samples(folder: Path) -> str:
     Loads the classifier in a folder, and returns its first five classes for each of the `SAMPLES` as text. If the folder
     has another model, the text says so.
     """
+    from PIL import Image  # this and the next package are optional
     from skimage import data
 
     config = json.loads((folder / "config.json").read_text())
