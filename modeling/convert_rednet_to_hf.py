@@ -37,7 +37,10 @@ from transformers import BaseImageProcessor, ConvNextImageProcessor, SegformerIm
 
 
 # Title and description of the Collection of the five published models.
-COLLECTION = ("RedNet", "RedNet-26 to RedNet-152 (Involution, CVPR 2021), trained on ImageNet-1k by PaddleClas")
+COLLECTION = (
+    "RedNet",
+    "RedNet-26 to RedNet-152 (Involution, CVPR 2021), trained on ImageNet-1k, published by PaddleClas",
+)
 DETECTOR_NOTE = (
     "The weights do not show everything: anchors, coding of boxes, and normalization and size of the pictures are those of "
     "the authors' configurations. docs/dense.md lists what a detector does differently from MMDetection."

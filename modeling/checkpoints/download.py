@@ -18,7 +18,7 @@ from huggingface_hub.utils import get_session
 from rednet.checkpoints.read import MAX_BYTES, find_problem
 
 
-# The five RedNets that PaddleClas (Apache-2.0) trained on ImageNet-1k.
+# The five RedNets, trained on ImageNet-1k, that PaddleClas publishes (Apache-2.0).
 PUBLISHED = {
     f"rednet-{depth}": f"https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/RedNet{depth}_pretrained.pdparams"
     for depth in (26, 38, 50, 101, 152)

@@ -29,6 +29,12 @@ PAPER_RECIPE = """\
 The recipe of the paper, on ImageNet-1k (1.28 million images, 1000 classes): SGD with Nesterov momentum 0.9, weight decay
 1e-4, learning rate 0.8 for a batch of 2048 images, cosine schedule after a linear warm-up of 3130 iterations, 130
 epochs, label smoothing 0.1, random resized crops of 224 x 224 and flips."""
+PADDLE_RECIPE = f"""\
+It is unknown to the authors of this card whether PaddleClas trained these weights or converted those of the paper's
+authors, whose accuracies differ by at most 0.05 points. The configuration in the repository of PaddleClas has 120 epochs
+and a learning rate that decreases in steps. The weights of the paper's authors have another recipe.
+
+{PAPER_RECIPE}"""
 PAPER_DETAILS = {"Trained at": "224 x 224", "Evaluated at": "224 x 224, the center crop of images resized to 256"}
 UNKNOWN_PICTURES = """\
 The accuracy on pictures of another kind than those of the results above is unknown. It can be lower, for example on
@@ -111,7 +117,8 @@ def imagenet_card(
         license_text = f"The weights are those of {publisher.name}, licensed under {publisher.license_name}."
         if checkpoint and is_classifier and config.num_labels == 1000:
             results = _published_results(checkpoint["released"][weights], publisher)
-            training, details, comparison = PAPER_RECIPE, PAPER_DETAILS, _comparison(checkpoint, weights)
+            training = PADDLE_RECIPE if weights == "paddleclas" else PAPER_RECIPE
+            details, comparison = PAPER_DETAILS, _comparison(checkpoint, weights)
     introduction = f"{name}, converted from {origin}. The conversion does not change the weights."
     if source is not None:
         introduction += f" The converted file is {source if '://' in source else f'`{source}`'}"

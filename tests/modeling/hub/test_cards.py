@@ -109,7 +109,7 @@ def test_the_comparison_has_the_results_of_one_publisher(cards):
     text = cards["rednet-50"].text
     rows = [f"{top_1:.2f} % | {top_5:.2f} % |" for *_, top_1, top_5 in PUBLISHED.values()]
     assert all(row in text for row in rows) and "| **RedNet-50** | 15.5 M | 2.65 G | 16.8 M | 78.35 % |" in text
-    assert "| ResNet-50, timm A1 | 25.6 M | 4.09 G | 11.1 M | 80.4 % | |" in text and "recipe of 2021" in text
+    assert "| ResNet-50, timm A1 | 25.6 M | 4.09 G | 11.1 M | 80.4 % | |" in text and "recipes of 2021" in text
     config = RedNetConfig(depths=[3, 4, 6, 3], num_labels=1000)
     text = imagenet_card(config, "x", "paddleclas").text
     assert "| **RedNet-50** | 15.5 M | 2.65 G | 16.8 M | 78.33 % | 94.17 % |" in text and "78.35" not in text
