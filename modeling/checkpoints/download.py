@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import get_session
+from huggingface_hub.utils import http_backoff
 from rednet.checkpoints.read import MAX_BYTES, find_problem
 
 
@@ -115,9 +115,10 @@ def _version_and_size(url: str) -> tuple[str, int | None]:
     Returns the ETag and the size in bytes of the file at a URL, empty and None if the server does not give them.
 
     Raises:
-        HfHubHTTPError: the server answers with an error.
+        ConnectionError, HfHubHTTPError: the server answers with an error.
+        ValueError: the URL returns an HTML page, or a file of more than `MAX_BYTES`.
     """
-    response = get_session().head(url, headers=_NO_ENCODING, timeout=30)
+    response = http_backoff("HEAD", url, max_retries=2, headers=_NO_ENCODING, timeout=30)
     if response.status_code in (403, 405, 501):  # some servers refuse only this method
         return "", None
     if response.is_error:

@@ -77,6 +77,16 @@ def test_a_broken_connection_resumes(server, url, cache):
     ]  # fmt: skip
 
 
+def test_a_server_that_closed_the_connection_is_asked_again(server, url):
+    """The second file is asked for on the connection of the first, which the server has closed meanwhile."""
+    server.cuts["/dygraph/RedNet26.pdparams"] = [len(CONTENT)]
+    server.files["/b.pdparams"] = b"\x80other"
+    for _ in range(20):
+        download(url).unlink()
+        server.cuts["/dygraph/RedNet26.pdparams"] = [len(CONTENT)]
+        download(f"{server.url}/b.pdparams").unlink()
+
+
 def test_a_truncated_file_is_an_error_and_the_next_call_resumes(server, url, cache, monkeypatch):
     server.cuts["/dygraph/RedNet26.pdparams"] = [500_000, *[0] * 20]
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the retries
@@ -119,7 +129,8 @@ def test_a_killed_download_resumes(server, url, cache):
 
 
 @pytest.mark.parametrize("status", [403, 404, 500])
-def test_the_status_of_the_server_is_named(server, url, cache, status):
+def test_the_status_of_the_server_is_named(server, url, cache, monkeypatch, status):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the retries
     server.statuses["/dygraph/RedNet26.pdparams"] = status
     with pytest.raises(ConnectionError, match=f"{re.escape(url)} cannot .* status {status}. .*--checkpoint PATH"):
         download(url)
@@ -127,6 +138,7 @@ def test_the_status_of_the_server_is_named(server, url, cache, status):
 
 
 def test_without_a_network_the_cure_is_named(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     with socket.socket() as unused:  # a port that nobody listens to
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/a.pth"
@@ -155,7 +167,6 @@ def test_large_files_are_refused_before_the_transfer(server, url, monkeypatch):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs the device that is always full, of Linux")
 def test_a_full_disk(server, url, cache):
     server.without_head.add("/dygraph/RedNet26.pdparams")
-    server.cuts["/dygraph/RedNet26.pdparams"] = [1 << 30]
     path = download(url)
     path.rename(path.with_name(f"{path.name}.{downloads._digest('')}.incomplete"))
     (partial,) = partial_files(cache)
