@@ -32,7 +32,9 @@ class Load:
 
     def __init__(self, sources: Path, **environment: str | None):
         sources.mkdir(exist_ok=True)
-        (sources / "involution2d_cpu.cpp").write_text(SOURCE)
+        source = sources / "involution2d_cpu.cpp"
+        if not source.exists() or source.read_text() != SOURCE:  # an earlier process may read it now
+            source.write_text(SOURCE)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["builds"])
         before = os.environ.get("PYTHONPATH")
