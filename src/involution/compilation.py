@@ -25,7 +25,10 @@ from ._ops import ops
 
 logger = logging.getLogger(__name__)
 
-_SOURCES = {"cpu": "involution2d_cpu.cpp", "cuda": "involution2d_cuda.cu"}
+_SOURCES = {
+    "cpu": ("involution2d_cpu.cpp", "cpu/kernels.cpp", "cpu/kernels_avx2.cpp", "cpu/kernels_avx512.cpp"),
+    "cuda": ("involution2d_cuda.cu",),
+}
 _FAILURE = "failure.json"
 # Variables that compilers read. A recorded failure is valid only while all of them are unchanged.
 _ENVIRONMENT = (
@@ -69,7 +72,7 @@ def compile_library(device_type: str, name: str, directory: Path, cflags: list[s
         with compiler.scripts_on_path(), compiler.quoted_library_path():
             cpp_extension.load(
                 name,
-                [str(libraries.CSRC / _SOURCES[device_type])],
+                [str(libraries.CSRC / source) for source in _SOURCES[device_type]],
                 extra_cflags=cflags,
                 extra_cuda_cflags=["-O3", *(flag for flag in cflags if flag.startswith("-D"))],
                 extra_ldflags=compiler.cuda_runtime_flags(directory) if device_type == "cuda" else None,

@@ -32,13 +32,7 @@ def command() -> list[str]:
 
 def flags() -> list[str]:
     """The C++ flags for a library that runs on this machine."""
-    flags = ["-O3", "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"]
-    if "clang" not in (_version(command()) or ""):
-        # Makes at::parallel_for parallel. OpenMP is not linked, because torch has loaded its own runtime: a second one
-        # would keep a second pool of spinning threads. Clang requires another runtime than torch's; without the flag
-        # the kernels run on one thread.
-        flags.append("-fopenmp")
-    return flags
+    return ["-O3", "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native", "-Wno-psabi"]
 
 
 def cuda_runtime_flags(directory: Path) -> list[str]:

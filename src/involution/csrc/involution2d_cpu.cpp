@@ -1,107 +1,226 @@
-// The operators on the CPU, and their registration.
+// The operators on the CPU, registered through the stable ABI of PyTorch: one library serves every release of PyTorch
+// from 2.11 on.
 
-// A library for other machines (kernel-builder defines CPU_KERNEL) is compiled for every x86-64 processor, which would
-// be several times slower. Therefore it uses AVX2, and registers nothing on a processor without AVX2 (see the end of
-// this file).
-#if defined(CPU_KERNEL) && defined(__x86_64__)
-#define INVOLUTION_NEEDS_AVX2
-#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
-#endif
+#define TORCH_TARGET_VERSION 0x020b000000000000  // 2.11
 
+#include "checks.h"
+#include "cpu/kernels.h"
 #include "library.h"
 
-#include "cpu/forward.h"
-#include "cpu/fused.h"
-#include "cpu/input_grad.h"
-#include "cpu/kernel_grad.h"
-#include "geometry.h"
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
-#include <ATen/Dispatch.h>
-#include <ATen/ops/conv2d.h>
-#include <ATen/ops/zeros.h>
+#include <array>
+#include <optional>
+#include <vector>
 
-namespace involution {
 namespace {
 
-at::Tensor involution2d(const at::Tensor& input, const at::Tensor& kernel, at::IntArrayRef stride,
-                        at::IntArrayRef padding, at::IntArrayRef dilation) {
-  const Geometry g = forward_geometry(input, kernel, stride, padding, dilation);
-  const at::Tensor output = empty_image(input, g.batch, g.channels, g.out_h, g.out_w);
+using involution::Geometry;
+using involution::Sizes;
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+
+void check_dtype(const char* op, const char* name, const Tensor& tensor, ScalarType expected) {
+  involution::check(tensor.scalar_type() == expected, op, ": ", name, " has dtype ",
+                    torch::headeronly::toString(tensor.scalar_type()), ", expected ",
+                    torch::headeronly::toString(expected));
+}
+
+involution::Dtype dtype_of(const char* op, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return involution::Dtype::float32;
+    case ScalarType::Double:
+      return involution::Dtype::float64;
+    case ScalarType::Half:
+      return involution::Dtype::float16;
+    case ScalarType::BFloat16:
+      return involution::Dtype::bfloat16;
+    default:
+      throw std::invalid_argument(std::string(op) + ": the dtype is " +
+                                  torch::headeronly::toString(tensor.scalar_type()) +
+                                  ", expected float32, float64, float16 or bfloat16");
+  }
+}
+
+involution::Tensor view(const char* op, const Tensor& tensor, void* data) {
+  involution::Tensor view{data, dtype_of(op, tensor), tensor.dim(), {}, {}};
+  for (int64_t n = 0; n < view.dim; ++n) {
+    view.sizes[n] = tensor.size(n);
+    view.strides[n] = tensor.stride(n);
+  }
+  return view;
+}
+involution::Tensor read(const char* op, const Tensor& tensor) {
+  return view(op, tensor, const_cast<void*>(tensor.const_data_ptr()));
+}
+involution::Tensor write(const char* op, const Tensor& tensor) {
+  return view(op, tensor, tensor.mutable_data_ptr());
+}
+
+// A view of an optional tensor, with the address that the kernels expect.
+struct OptionalView {
+  std::optional<involution::Tensor> view;
+
+  OptionalView(const char* op, const std::optional<Tensor>& tensor) {
+    if (tensor) {
+      view = read(op, *tensor);
+    }
+  }
+  const involution::Tensor* get() const {
+    return view ? &*view : nullptr;
+  }
+};
+
+// Decides the memory format of every result, here and in the fake kernels. It compares strides because they have a
+// meaning for slices, expanded tensors and sizes of 1, for which "is contiguous" is ambiguous.
+bool is_channels_last(const Tensor& tensor) {
+  return tensor.stride(1) < tensor.stride(3);
+}
+
+Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& sizes) {
+  const auto format = is_channels_last(like) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
+}
+
+// An empty kernel in the layout of the result of a 1x1 convolution: in channels-last, the taps of a pixel are
+// adjacent.
+Tensor empty_kernel(const Tensor& like, const Geometry& g) {
+  const auto empty = [&](const std::array<int64_t, 6>& sizes) {
+    return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device());
+  };
+  if (is_channels_last(like)) {
+    return torch::stable::permute(empty({g.batch, g.out_h, g.out_w, g.groups, g.kernel_h, g.kernel_w}),
+                                  std::array<int64_t, 6>{0, 3, 4, 5, 1, 2});
+  }
+  return empty({g.batch, g.groups, g.kernel_h, g.kernel_w, g.out_h, g.out_w});
+}
+
+// PyTorch's parallel loop and threads.
+involution::Parallel parallel() {
+  const auto run = [](const involution::Parallel&, int64_t tasks, involution::Parallel::Body body,
+                      const void* context) {
+    torch::stable::parallel_for(0, tasks, 1, [=](int64_t begin, int64_t end) { body(context, begin, end); });
+  };
+  return {run, torch::stable::get_num_threads(), nullptr};
+}
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
+  using torch::stable::detail::from;
+  const Ints ones{1, 1}, zeros{0, 0};
+  std::array<StableIValue, 7> stack{from(input), from(weight), from(bias),      from(ones),
+                                    from(zeros), from(ones),   from(int64_t(1))};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::conv2d", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+Tensor involution2d(const Tensor& input, const Tensor& kernel, const Ints& stride, const Ints& padding,
+                    const Ints& dilation) {
+  constexpr auto op = "involution2d";
+  const Geometry g = involution::forward_geometry(input.sizes(), kernel.sizes(), stride, padding, dilation);
+  check_dtype(op, "kernel", kernel, input.scalar_type());
+  const Tensor output = empty_image(input, {g.batch, g.channels, g.out_h, g.out_w});
   if (output.numel() > 0) {
-    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "involution2d",
-                                    [&] { forward_kernel<scalar_t>(g, input, kernel, {}, output); });
+    involution::kernels()->involution2d(g, read(op, input), read(op, kernel), {nullptr, nullptr, false},
+                                        write(op, output), parallel());
   }
   return output;
 }
 
-at::Tensor involution2d_fused(const at::Tensor& input, const at::Tensor& features, const at::Tensor& weight,
-                              const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& scale,
-                              const std::optional<at::Tensor>& shift, bool relu, at::IntArrayRef kernel_size,
-                              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
-  const Geometry g =
-      fused_geometry(input, features, weight, bias, scale, shift, kernel_size, stride, padding, dilation);
-  const at::Tensor output = empty_image(input, g.batch, g.channels, g.out_h, g.out_w);
+Tensor involution2d_fused(const Tensor& input, const Tensor& features, const Tensor& weight,
+                          const std::optional<Tensor>& bias, const std::optional<Tensor>& scale,
+                          const std::optional<Tensor>& shift, bool relu, const Ints& kernel_size, const Ints& stride,
+                          const Ints& padding, const Ints& dilation) {
+  constexpr auto op = "involution2d_fused";
+  const auto sizes = [](const std::optional<Tensor>& t) {
+    return t ? std::optional<Sizes>(t->sizes()) : std::nullopt;
+  };
+  const Geometry g = involution::fused_geometry(input.sizes(), features.sizes(), weight.sizes(), sizes(bias),
+                                                sizes(scale), sizes(shift), kernel_size, stride, padding, dilation);
+  const ScalarType dtype = input.scalar_type();
+  const ScalarType accumulation = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  check_dtype(op, "features", features, dtype);
+  check_dtype(op, "weight", weight, dtype);
+  if (bias) {
+    check_dtype(op, "bias", *bias, dtype);
+  }
+  if (scale) {
+    check_dtype(op, "scale", *scale, accumulation);
+    check_dtype(op, "shift", *shift, accumulation);
+  }
+  const Tensor output = empty_image(input, {g.batch, g.channels, g.out_h, g.out_w});
   if (output.numel() == 0) {
     return output;
   }
-  const auto acc = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const auto vector = [&](const std::optional<at::Tensor>& t) { return t ? t->to(acc).contiguous() : at::Tensor(); };
-  const at::Tensor scale_ = vector(scale), shift_ = vector(shift);
+  const OptionalView scale_(op, scale), shift_(op, shift);
+  const involution::Epilogues epilogues{scale_.get(), shift_.get(), relu};
   // Some processors multiply 16-bit matrices many times faster than float vectors. From this number of hidden channels
   // on, the gain exceeds the cost of writing the kernel to memory (measured with AMX).
-  const bool separate = input.scalar_type() == at::kBFloat16 && features.size(1) >= 64;
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "involution2d_fused", [&] {
-    using acc_t = opmath_t<scalar_t>;
-    const auto values = [](const at::Tensor& t) { return t.defined() ? t.const_data_ptr<acc_t>() : nullptr; };
-    const Epilogues<acc_t> epilogues{values(scale_), values(shift_), relu};
-    if (separate) {
-      const at::Tensor kernel = at::conv2d(features, weight, bias).unflatten(1, {g.groups, g.kernel_h, g.kernel_w});
-      forward_kernel<scalar_t>(g, input, kernel, epilogues, output);
-    } else {
-      const at::Tensor weight_ = weight.reshape({weight.size(0), weight.size(1)}).to(acc).contiguous();
-      const at::Tensor bias_ = bias ? vector(bias) : at::zeros({weight.size(0)}, input.options().dtype(acc));
-      fused_kernel<scalar_t>(g, input, features, {values(weight_), values(bias_), weight.size(1)}, epilogues, output);
-    }
-  });
+  if (dtype == ScalarType::BFloat16 && features.size(1) >= 64) {
+    const Tensor taps = conv2d(features, weight, bias);
+    involution::Tensor kernel = read(op, taps);
+    const int64_t *sizes = taps.sizes().data(), *strides = taps.strides().data();
+    kernel.dim = 6;
+    std::copy_n(std::array{g.batch, g.groups, g.kernel_h, g.kernel_w, sizes[2], sizes[3]}.data(), 6, kernel.sizes);
+    std::copy_n(
+        std::array{strides[0], strides[1] * g.taps(), strides[1] * g.kernel_w, strides[1], strides[2], strides[3]}
+            .data(),
+        6, kernel.strides);
+    involution::kernels()->involution2d(g, read(op, input), kernel, epilogues, write(op, output), parallel());
+  } else {
+    const OptionalView bias_(op, bias);
+    const involution::Tensor features_ = read(op, features), weight_ = read(op, weight);
+    involution::kernels()->involution2d_fused(g, read(op, input), {features_, weight_, bias_.get()}, epilogues,
+                                              write(op, output), parallel());
+  }
   return output;
 }
 
-at::Tensor involution2d_input_grad(const at::Tensor& grad_output, const at::Tensor& kernel, at::IntArrayRef input_size,
-                                   at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
-  const Geometry g = input_grad_geometry(grad_output, kernel, input_size, stride, padding, dilation);
-  const at::Tensor grad_input = empty_image(grad_output, g.batch, g.channels, g.height, g.width);
+Tensor involution2d_input_grad(const Tensor& grad_output, const Tensor& kernel, const Ints& input_size,
+                               const Ints& stride, const Ints& padding, const Ints& dilation) {
+  constexpr auto op = "involution2d_input_grad";
+  const Geometry g =
+      involution::input_grad_geometry(grad_output.sizes(), kernel.sizes(), input_size, stride, padding, dilation);
+  check_dtype(op, "kernel", kernel, grad_output.scalar_type());
+  Tensor grad_input = empty_image(grad_output, {g.batch, g.channels, g.height, g.width});
   if (grad_output.numel() == 0) {
-    return grad_input.zero_();
+    return torch::stable::zero_(grad_input);
   }
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, kernel.scalar_type(), "involution2d_input_grad",
-                                  [&] { input_grad_kernel<scalar_t>(g, grad_output, kernel, grad_input); });
+  if (grad_input.numel() > 0) {
+    involution::kernels()->involution2d_input_grad(g, read(op, grad_output), read(op, kernel), write(op, grad_input),
+                                                   parallel());
+  }
   return grad_input;
 }
 
-at::Tensor involution2d_kernel_grad(const at::Tensor& grad_output, const at::Tensor& input, int64_t groups,
-                                    at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
-                                    at::IntArrayRef dilation) {
-  const Geometry g = kernel_grad_geometry(grad_output, input, groups, kernel_size, stride, padding, dilation);
-  const at::Tensor grad_kernel = empty_kernel(input, g);
+Tensor involution2d_kernel_grad(const Tensor& grad_output, const Tensor& input, int64_t groups,
+                                const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                                const Ints& dilation) {
+  constexpr auto op = "involution2d_kernel_grad";
+  const Geometry g = involution::kernel_grad_geometry(grad_output.sizes(), input.sizes(), groups, kernel_size, stride,
+                                                      padding, dilation);
+  check_dtype(op, "grad_output", grad_output, input.scalar_type());
+  Tensor grad_kernel = empty_kernel(input, g);
   if (grad_output.numel() == 0) {
-    return grad_kernel.zero_();
+    return torch::stable::zero_(grad_kernel);
   }
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "involution2d_kernel_grad",
-                                  [&] { kernel_grad_kernel<scalar_t>(g, grad_output, input, grad_kernel); });
+  involution::kernels()->involution2d_kernel_grad(g, read(op, grad_output), read(op, input), write(op, grad_kernel),
+                                                  parallel());
   return grad_kernel;
 }
 
 }  // namespace
-}  // namespace involution
 
-INVOLUTION_LIBRARY_IMPL(CPU, m) {
-#ifdef INVOLUTION_NEEDS_AVX2
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) {
+INVOLUTION_EXPAND(STABLE_TORCH_LIBRARY_IMPL, INVOLUTION_NAMESPACE, CPU, m) {
+  if (involution::kernels() == nullptr) {
     return;
   }
-#endif
-  m.impl("involution2d", &involution::involution2d);
-  m.impl("involution2d_fused", &involution::involution2d_fused);
-  m.impl("involution2d_input_grad", &involution::involution2d_input_grad);
-  m.impl("involution2d_kernel_grad", &involution::involution2d_kernel_grad);
+  m.impl("involution2d", TORCH_BOX(&involution2d));
+  m.impl("involution2d_fused", TORCH_BOX(&involution2d_fused));
+  m.impl("involution2d_input_grad", TORCH_BOX(&involution2d_input_grad));
+  m.impl("involution2d_kernel_grad", TORCH_BOX(&involution2d_kernel_grad));
 }

@@ -26,6 +26,8 @@ inline bool has_tensor_cores() {
 #include "cuda/operators.cuh"
 #include "library.h"
 
+#include <torch/library.h>
+
 namespace {
 
 template <typename... Arguments>
@@ -61,7 +63,7 @@ at::Tensor involution2d_fused(const at::Tensor& input, const at::Tensor& feature
 
 }  // namespace
 
-INVOLUTION_LIBRARY_IMPL(CUDA, m) {
+INVOLUTION_EXPAND(TORCH_LIBRARY_IMPL, INVOLUTION_NAMESPACE, CUDA, m) {
   m.impl("involution2d", &involution2d);
   m.impl("involution2d_input_grad", &involution2d_input_grad);
   m.impl("involution2d_kernel_grad", &involution2d_kernel_grad);

@@ -27,14 +27,14 @@ void pack_planar_row(const Geometry& g, const PlanarRow& layout, acc_t* to, int6
                      int64_t stride_c, int64_t stride_w) {
   const int64_t channels = g.group_channels();
   for (int64_t c = 0; c < channels; ++c) {
-    std::fill(to + c * plane_step, to + c * plane_step + layout.length, acc_t(0));
+    zero(to + c * plane_step, layout.length);
   }
-  const int64_t end = from ? std::min(g.padding_w + g.width, layout.columns) : 0;
+  const int64_t end = from ? min(g.padding_w + g.width, layout.columns) : 0;
   if (g.dilation_w == 1) {
     for (int64_t x = g.padding_w; x < end; x += kLanes) {
       for (int64_t c = 0; c < channels; c += kLanes) {
-        transpose(to + c * plane_step + x, plane_step, from + (x - g.padding_w) * stride_w + c * stride_c, stride_c,
-                  stride_w, std::min(kLanes, end - x), std::min(kLanes, channels - c));
+        planes_from_pixels(to + c * plane_step + x, plane_step, from + (x - g.padding_w) * stride_w + c * stride_c,
+                           stride_c, stride_w, min(kLanes, end - x), min(kLanes, channels - c));
       }
     }
     return;
@@ -49,8 +49,8 @@ void pack_planar_row(const Geometry& g, const PlanarRow& layout, acc_t* to, int6
 // Computes the kernel gradient of one pixel, [tap]: for each kernel row a vector of taps, summed over the channels of
 // the group.
 template <int K, typename acc_t>
-__attribute__((noinline)) void kernel_grad_pixel(const Geometry& g, const acc_t* x, int64_t row_step,
-                                                 int64_t plane_step, const acc_t* grad, acc_t* out) {
+INVOLUTION_NOINLINE void kernel_grad_pixel(const Geometry& g, const acc_t* x, int64_t row_step, int64_t plane_step,
+                                           const acc_t* grad, acc_t* out) {
   using V = Taps<acc_t>;
   const int64_t channels = g.group_channels();
   if constexpr (K > 0 && K <= kTapLanes) {
@@ -72,7 +72,7 @@ __attribute__((noinline)) void kernel_grad_pixel(const Geometry& g, const acc_t*
         for (int64_t c = 0; c < channels; ++c) {
           acc += load<V>(x + c * plane_step + u * row_step + v) * grad[c];
         }
-        for (int64_t w = v; w < std::min(v + kTapLanes, g.kernel_w); ++w) {
+        for (int64_t w = v; w < min(v + kTapLanes, g.kernel_w); ++w) {
           out[u * g.kernel_w + w] = acc[w - v];
         }
       }
@@ -81,23 +81,22 @@ __attribute__((noinline)) void kernel_grad_pixel(const Geometry& g, const acc_t*
 }
 
 template <typename scalar_t>
-void kernel_grad_kernel(const Geometry& g, const at::Tensor& grad_output, const at::Tensor& input,
-                        const at::Tensor& grad_kernel) {
+void kernel_grad_kernel(const Geometry& g, const Tensor& grad_output, const Tensor& input, const Tensor& grad_kernel,
+                        const Parallel& parallel) {
   using acc_t = opmath_t<scalar_t>;
   const Image<const scalar_t> dy(grad_output), x(input);
-  scalar_t* dk = data<scalar_t>(grad_kernel);
-  const at::IntArrayRef dk_stride = grad_kernel.strides();
+  scalar_t* dk = static_cast<scalar_t*>(grad_kernel.data);
+  const int64_t* dk_stride = grad_kernel.strides;
   const int64_t channels = g.group_channels();
   const PlanarRow layout(g);
   const Strips strips(g, channels * layout.length * sizeof(acc_t), 1);
   const int64_t plane_step = strips.packed_rows(g) * layout.length;
   with_static_window(g, [&](auto K, auto) {
-    at::parallel_for(0, g.batch * strips.count * g.groups, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(parallel, g.batch * strips.count * g.groups, [&](int64_t begin, int64_t end) {
       Buffer<acc_t> packed(channels * plane_step + kTapLanes), grad(g.out_w * channels), taps(g.taps() + kTapLanes);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t group = task % g.groups, b = task / g.groups / strips.count;
-        const int64_t first = task / g.groups % strips.count * strips.rows,
-                      last = std::min(first + strips.rows, g.out_h);
+        const int64_t first = task / g.groups % strips.count * strips.rows, last = min(first + strips.rows, g.out_h);
         const int64_t rows = (last - first - 1) * g.stride_h + g.kernel_h;
         for (int64_t q = 0; q < rows; ++q) {
           pack_planar_row(g, layout, packed.get() + q * layout.length, plane_step,
@@ -107,9 +106,7 @@ void kernel_grad_kernel(const Geometry& g, const at::Tensor& grad_output, const 
         for (int64_t i = first; i < last; ++i) {
           const scalar_t* dy_row = dy.row(b, group * channels, i);
           for (int64_t j = 0; j < g.out_w; ++j) {
-            for (int64_t c = 0; c < channels; ++c) {
-              grad.get()[j * channels + c] = static_cast<acc_t>(dy_row[j * dy.stride_w + c * dy.stride_c]);
-            }
+            copy(grad.get() + j * channels, 1, dy_row + j * dy.stride_w, dy.stride_c, channels);
           }
           const acc_t* window = packed.get() + (i - first) * g.stride_h * layout.length;
           scalar_t* dk_row = dk + b * dk_stride[0] + group * dk_stride[1] + i * dk_stride[4];
@@ -118,13 +115,7 @@ void kernel_grad_kernel(const Geometry& g, const at::Tensor& grad_output, const 
                                                   grad.get() + j * channels, taps.get());
             // In both layouts of `empty_kernel`, the stride between all neighboring taps is the same.
             scalar_t* to = dk_row + j * dk_stride[5];
-            if (dk_stride[3] == 1) {
-              std::copy(taps.get(), taps.get() + g.taps(), to);
-            } else {
-              for (int64_t tap = 0; tap < g.taps(); ++tap) {
-                to[tap * dk_stride[3]] = static_cast<scalar_t>(taps.get()[tap]);
-              }
-            }
+            copy(to, dk_stride[3], taps.get(), 1, g.taps());
           }
         }
       }

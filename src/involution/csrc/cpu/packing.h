@@ -1,45 +1,49 @@
-// Packing: how the CPU kernels read images and kernels, and how they divide the work.
+// Packing: how the CPU kernels read images, and how they divide the work.
 //
 // The kernels compute from small packed buffers in the accumulation type (float, or double for double). A buffer holds
-// the input rows that a strip of output rows needs, with their border of zeros, and 16 adjacent channels. Because
+// the input rows that a strip of output rows needs, with their border of zeros, and `kLanes` adjacent channels. Because
 // packing reads any strides and any dtype, one code path supports both memory formats, slices, 16-bit types and every
 // geometry. The inner loops need no bounds checks. Padding is a zero that is multiplied, as in the definition: an
 // infinite kernel value over the padding gives NaN.
 #pragma once
 
+#include "kernels.h"
 #include "vectors.h"
-
-#include <ATen/Parallel.h>
-
-#include <algorithm>
-#include <type_traits>
-#include <utility>
 
 namespace involution {
 namespace {
 
 // The accumulators of a tile of 7 or 14 output pixels fit into registers; 56, 28, 14 and 7 are multiples of 7.
 constexpr int kTile = 7;
-// The fused kernel generates the kernels of up to 128 output pixels at a time, as [tap][pixel]. The stride between
-// taps is not a power of two, which would map the taps of a pixel to a few cache sets. 49 taps occupy 28 KB and stay
-// in the L1 cache. Features are packed as [slice][hidden][32 pixels], so that a slice streams through the L1 cache as
-// well.
+// Up to 128 output pixels are computed at a time. The fused kernel generates their kernels as [tap][pixel]. The stride
+// between taps is not a power of two, which would map the taps of a pixel to a few cache sets. 49 taps occupy 28 KB and
+// stay in the L1 cache. Features are packed as [slice][hidden][kSlice pixels], so that a slice streams through the L1 cache
+// as well.
 constexpr int64_t kBlock = 128, kTapStride = kBlock + kLanes, kSlice = 2 * kLanes;
 // The packed rows of a strip should stay in the L2 cache while the kernels stream through it.
 constexpr int64_t kStripBytes = 128 * 1024;
 
-// Up to 16 channels of one group.
+// Calls f(begin, end) for ranges of the tasks, in parallel.
+template <typename F>
+void parallel_for(const Parallel& parallel, int64_t tasks, const F& f) {
+  const auto body = [](const void* context, int64_t begin, int64_t end) {
+    (*static_cast<const F*>(context))(begin, end);
+  };
+  parallel.run(parallel, tasks, body, &f);
+}
+
+// Up to `kLanes` channels of one group.
 struct Chunk {
   int64_t group, first, count;
 };
 
 inline int64_t chunks_per_group(const Geometry& g) {
-  return (g.group_channels() + kLanes - 1) / kLanes;
+  return ceil_div(g.group_channels(), kLanes);
 }
 
 inline Chunk chunk_at(const Geometry& g, int64_t index) {
   const int64_t per_group = chunks_per_group(g), group = index / per_group, offset = index % per_group * kLanes;
-  return {group, group * g.group_channels() + offset, std::min(kLanes, g.group_channels() - offset)};
+  return {group, group * g.group_channels() + offset, min(kLanes, g.group_channels() - offset)};
 }
 
 // The division of the output rows into strips, each of which is a multiple of `multiple` rows. Rows between dilated
@@ -49,12 +53,12 @@ struct Strips {
   int64_t rows, count;
 
   Strips(const Geometry& g, int64_t bytes_per_input_row, int64_t multiple) {
-    const int64_t fitting = (kStripBytes / std::max<int64_t>(bytes_per_input_row, 1) - g.kernel_h) / g.stride_h + 1;
-    const int64_t most = g.dilation_h > 1 ? 1 : std::clamp<int64_t>(fitting, 1, std::max<int64_t>(g.out_h, 1));
-    count = (g.out_h + most - 1) / most;
-    rows = count > 0 ? (g.out_h + count - 1) / count : 1;
-    rows = (rows + multiple - 1) / multiple * multiple;
-    count = (g.out_h + rows - 1) / rows;
+    const int64_t fitting = (kStripBytes / max(bytes_per_input_row, 1) - g.kernel_h) / g.stride_h + 1;
+    const int64_t most = g.dilation_h > 1 ? 1 : max(min(fitting, g.out_h), 1);
+    count = ceil_div(g.out_h, most);
+    rows = count > 0 ? ceil_div(g.out_h, count) : 1;
+    rows = ceil_div(rows, multiple) * multiple;
+    count = ceil_div(g.out_h, rows);
   }
   int64_t packed_rows(const Geometry& g) const {
     return (rows - 1) * g.stride_h + g.kernel_h;
@@ -66,142 +70,155 @@ inline int64_t packed_columns(const Geometry& g) {
   return (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1;
 }
 
-// Packs an image row of up to 16 channels into [columns][16], after `left` columns of zeros. If `from` is null, all
-// columns are zeros.
-template <typename scalar_t, typename acc_t>
-void pack_row(acc_t* to, const scalar_t* from, int64_t stride_c, int64_t stride_w, int64_t width, int64_t left,
-              int64_t columns, int64_t channels) {
-  const int64_t begin = from ? std::min(left, columns) : columns;
-  const int64_t end = from ? std::min(left + width, columns) : columns;
-  std::fill(to, to + begin * kLanes, acc_t(0));
-  std::fill(to + end * kLanes, to + columns * kLanes, acc_t(0));
-  if (channels == kLanes && stride_c == 1) {
-    for (int64_t x = begin; x < end; ++x) {
-      const scalar_t* pixel = from + (x - left) * stride_w;
-      for (int64_t c = 0; c < kLanes; ++c) {
-        to[x * kLanes + c] = static_cast<acc_t>(pixel[c]);
-      }
-    }
-    return;
-  }
-  if (channels < kLanes) {
-    std::fill(to + begin * kLanes, to + end * kLanes, acc_t(0));
-  }
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t x = begin; x < end; ++x) {
-      to[x * kLanes + c] = static_cast<acc_t>(from[c * stride_c + (x - left) * stride_w]);
-    }
-  }
-}
-
-// The reverse: writes `width` columns of [16] to an image row.
-template <typename scalar_t, typename acc_t>
-void unpack_row(scalar_t* to, int64_t stride_c, int64_t stride_w, const acc_t* from, int64_t width, int64_t channels) {
-  if (channels == kLanes && stride_c == 1) {
-    for (int64_t x = 0; x < width; ++x) {
-      for (int64_t c = 0; c < kLanes; ++c) {
-        to[x * stride_w + c] = static_cast<scalar_t>(from[x * kLanes + c]);
-      }
-    }
-    return;
-  }
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t x = 0; x < width; ++x) {
-      to[c * stride_c + x * stride_w] = static_cast<scalar_t>(from[x * kLanes + c]);
-    }
-  }
-}
-
 // A tensor (B, C, H, W) with access to single rows.
 template <typename scalar_t>
 struct Image {
   scalar_t* data;
   int64_t stride_b, stride_c, stride_h, stride_w, height, width;
 
-  explicit Image(const at::Tensor& t)
-      : data(involution::data<scalar_t>(t)),
-        stride_b(t.stride(0)),
-        stride_c(t.stride(1)),
-        stride_h(t.stride(2)),
-        stride_w(t.stride(3)),
-        height(t.size(2)),
-        width(t.size(3)) {}
+  explicit Image(const Tensor& t)
+      : data(static_cast<scalar_t*>(t.data)),
+        stride_b(t.strides[0]),
+        stride_c(t.strides[1]),
+        stride_h(t.strides[2]),
+        stride_w(t.strides[3]),
+        height(t.sizes[2]),
+        width(t.sizes[3]) {}
 
   scalar_t* row(int64_t b, int64_t c, int64_t y) const {
     return y >= 0 && y < height ? data + b * stride_b + c * stride_c + y * stride_h : nullptr;
   }
-};
-
-// The kernels of neighboring output pixels, in one of two layouts: [pixel][tap] ...
-template <typename acc_t>
-struct TapsByPixel {
-  const acc_t* data;
-  int64_t pixel_stride;
-
-  acc_t operator()(int64_t pixel, int64_t tap) const {
-    return data[pixel * pixel_stride + tap];
-  }
-};
-// ... or [tap][pixel], which the fused kernel generates.
-template <typename acc_t>
-struct PixelsByTap {
-  const acc_t* data;
-
-  acc_t operator()(int64_t pixel, int64_t tap) const {
-    return data[tap * kTapStride + pixel];
+  // Whether pixels of neighboring rows are adjacent: the planes of a contiguous image.
+  bool has_planes() const {
+    return stride_w == 1 && (stride_h == width || height == 1);
   }
 };
 
-// Reads the kernels of neighboring output pixels as [pixel][tap] in the accumulation type: in place if memory has this
-// layout (a channels-last float kernel), otherwise from a copy of one tile.
+// Where the pixels of an image are in packed rows: `columns` pixels each, of which the first `left` are padding.
+struct PackedRows {
+  int64_t columns, left;
+
+  // The number of pixels of an image row that are packed.
+  int64_t used(int64_t width) const {
+    return max(min(width, columns - left), 0);
+  }
+};
+
+// Packs `pixels` >= `kLanes` pixels that are adjacent in each of up to `kLanes` planes into [pixel][kLanes].
 template <typename scalar_t, typename acc_t>
-struct KernelReader {
-  const scalar_t* data;
-  int64_t stride_b, stride_g, stride_u, stride_v, stride_h, stride_w, kernel_h, kernel_w;
-  bool in_place;
-  Buffer<acc_t> copy;
-
-  explicit KernelReader(const at::Tensor& t)
-      : data(involution::data<const scalar_t>(t)),
-        stride_b(t.stride(0)),
-        stride_g(t.stride(1)),
-        stride_u(t.stride(2)),
-        stride_v(t.stride(3)),
-        stride_h(t.stride(4)),
-        stride_w(t.stride(5)),
-        kernel_h(t.size(2)),
-        kernel_w(t.size(3)),
-        in_place(std::is_same_v<scalar_t, acc_t> && (stride_v == 1 || kernel_w == 1) &&
-                 (stride_u == kernel_w || kernel_h == 1)),
-        copy(in_place ? 0 : 2 * kTile * kernel_h * kernel_w) {}
-
-  TapsByPixel<acc_t> tile(int64_t b, int64_t group, int64_t i, int64_t j, int64_t pixels) {
-    const scalar_t* first = data + b * stride_b + group * stride_g + i * stride_h + j * stride_w;
-    if constexpr (std::is_same_v<scalar_t, acc_t>) {
-      if (in_place) {
-        return {first, stride_w};
+INVOLUTION_NOINLINE void pack_planes(acc_t* to, const PackedRows& rows, const scalar_t* from, int64_t stride_c,
+                                     int64_t width, int64_t pixels, int64_t channels) {
+  const int64_t used = rows.used(width);
+  for (int64_t p = 0; p < pixels; p += kLanes) {
+    const int64_t first = min(p, pixels - kLanes);  // The last vector may overlap the one before.
+    Channels<acc_t> values[kLanes] = {};
+    if (channels == kLanes) {
+      INVOLUTION_UNROLL for (int c = 0; c < kLanes; ++c) {
+        values[c] = load_lanes<acc_t>(from + c * stride_c + first);
+      }
+    } else {
+      for (int c = 0; c < channels; ++c) {
+        values[c] = load_lanes<acc_t>(from + c * stride_c + first);
       }
     }
-    acc_t* to = copy.get();
-    const int64_t taps = kernel_h * kernel_w;
-    if (stride_v == 1 && stride_u == kernel_w) {
-      for (int64_t t = 0; t < pixels; ++t) {
-        for (int64_t tap = 0; tap < taps; ++tap) {
-          to[t * taps + tap] = static_cast<acc_t>(first[t * stride_w + tap]);
-        }
+    transpose<acc_t>(values);
+    int64_t y = first / width, x = first % width;
+    INVOLUTION_UNROLL for (int t = 0; t < kLanes; ++t) {
+      if (x < used) {
+        store(to + (y * rows.columns + rows.left + x) * kLanes, values[t]);
       }
-      return {to, taps};
-    }
-    for (int64_t u = 0; u < kernel_h; ++u) {
-      for (int64_t v = 0; v < kernel_w; ++v) {
-        for (int64_t t = 0; t < pixels; ++t) {
-          to[t * taps + u * kernel_w + v] = static_cast<acc_t>(first[t * stride_w + u * stride_u + v * stride_v]);
-        }
+      if (++x == width) {
+        x = 0;
+        ++y;
       }
     }
-    return {to, taps};
   }
-};
+}
+
+// Packs pixels of a row with any strides into [pixel][kLanes].
+template <typename scalar_t, typename acc_t>
+void pack_pixels(acc_t* to, const scalar_t* from, int64_t stride_c, int64_t stride_w, int64_t pixels,
+                 int64_t channels) {
+  if (channels == kLanes && stride_c == 1) {
+    for (int64_t x = 0; x < pixels; ++x) {
+      store(to + x * kLanes, load_lanes<acc_t>(from + x * stride_w));
+    }
+    return;
+  }
+  if (channels < kLanes) {
+    zero(to, pixels * kLanes);
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    copy(to + c, kLanes, from + c * stride_c, stride_w, pixels);
+  }
+}
+
+// The reverse: writes pixels of [kLanes] to a row with any strides.
+template <typename scalar_t, typename acc_t>
+INVOLUTION_NOINLINE void unpack_pixels(scalar_t* to, int64_t stride_c, int64_t stride_w, const acc_t* from,
+                                       int64_t pixels, int64_t channels) {
+  if (channels == kLanes && stride_c == 1) {
+    for (int64_t x = 0; x < pixels; ++x) {
+      store_lanes(to + x * stride_w, load<Channels<acc_t>>(from + x * kLanes));
+    }
+    return;
+  }
+  if (stride_w == 1 && pixels >= kLanes) {
+    for (int64_t p = 0; p < pixels; p += kLanes) {
+      const int64_t first = min(p, pixels - kLanes);  // The last vector may overlap the one before.
+      Channels<acc_t> values[kLanes];
+      INVOLUTION_UNROLL for (int t = 0; t < kLanes; ++t) {
+        values[t] = load<Channels<acc_t>>(from + (first + t) * kLanes);
+      }
+      transpose<acc_t>(values);
+      for (int c = 0; c < channels; ++c) {
+        store_lanes(to + c * stride_c + first, values[c]);
+      }
+    }
+    return;
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    copy(to + c * stride_c, stride_w, from + c, kLanes, pixels);
+  }
+}
+
+// Packs `count` image rows from `y` on, `step` rows apart, for one chunk of channels. Rows outside the image are
+// zeros.
+template <typename scalar_t, typename acc_t>
+INVOLUTION_NOINLINE void pack_rows(const Image<const scalar_t>& x, acc_t* packed, const PackedRows& rows, int64_t b,
+                                   const Chunk& chunk, int64_t y, int64_t step, int64_t count) {
+  const int64_t row_size = rows.columns * kLanes, used = rows.used(x.width), left = min(rows.left, rows.columns);
+  for (int64_t q = 0; q < count; ++q) {
+    if (x.row(b, chunk.first, y + q * step) == nullptr) {
+      zero(packed + q * row_size, row_size);
+    } else {
+      zero(packed + q * row_size, left * kLanes);
+      zero(packed + q * row_size + (left + used) * kLanes, row_size - (left + used) * kLanes);
+    }
+  }
+  // Rows whose pixels are adjacent are packed together.
+  const bool planes = x.stride_w == 1 && !(x.stride_c == 1 && chunk.count == kLanes);
+  const bool adjacent = planes && x.has_planes() && step == 1;
+  for (int64_t q = 0, together; q < count; q += together) {
+    together = 1;
+    const scalar_t* from = x.row(b, chunk.first, y + q * step);
+    if (from == nullptr) {
+      continue;
+    }
+    if (adjacent) {
+      together = min(count - q, x.height - (y + q));
+    }
+    acc_t* to = packed + q * row_size;
+    if (planes && together * x.width >= kLanes) {
+      pack_planes(to, rows, from, x.stride_c, x.width, together * x.width, chunk.count);
+    } else {
+      for (int64_t n = 0; n < together; ++n) {
+        pack_pixels(to + n * row_size + left * kLanes, from + n * x.stride_h, x.stride_c, x.stride_w, used,
+                    chunk.count);
+      }
+    }
+  }
+}
 
 // Calls f(K, S) with the size of a square kernel and the stride as compile-time constants if the inner loops are
 // specialized for them, otherwise f(0, 0).
@@ -244,17 +261,6 @@ inline void for_tiles(int64_t width, const F& f) {
   }
   if (j < width) {
     f(integral_constant<int, 1>{}, j);
-  }
-}
-
-// Packs the input rows of the output rows [first, last), for one chunk of channels.
-template <typename scalar_t, typename acc_t>
-void pack_strip(const Geometry& g, const Image<const scalar_t>& x, acc_t* packed, int64_t columns, int64_t b,
-                const Chunk& chunk, int64_t first, int64_t last) {
-  const int64_t rows = (last - first - 1) * g.stride_h + g.kernel_h;
-  for (int64_t q = 0; q < rows; ++q) {
-    pack_row(packed + q * columns * kLanes, x.row(b, chunk.first, first * g.stride_h - g.padding_h + q * g.dilation_h),
-             x.stride_c, x.stride_w, g.width, g.padding_w, columns, chunk.count);
   }
 }
 

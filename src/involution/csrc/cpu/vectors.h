@@ -1,9 +1,11 @@
 // Vectors of channels and taps, buffers, and transposition: the building blocks of the CPU kernels.
+//
+// Everything is in anonymous namespaces, and nothing is instantiated from the standard library: a library with kernels
+// for several instruction sets must not share a function between them (cpu/kernels.cpp).
 #pragma once
 
-#include "../geometry.h"
+#include "scalars.h"
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <new>
@@ -18,17 +20,32 @@
 #else
 #define INVOLUTION_UNROLL _Pragma("GCC unroll 64")
 #endif
+// For long functions that several window sizes share: inlined into each, they would multiply the time of compilation.
+#define INVOLUTION_NOINLINE __attribute__((noinline))
 
 namespace involution {
 namespace {
 
-// 16 channels: a group of the paper; one AVX-512 register of floats, or two AVX2 registers.
+// The channels that are computed together fill one register of floats, so that the accumulators of 14 pixels fit into
+// the 32 registers of AVX-512 or the 16 of AVX2. Vectors of several registers spill: on AVX2, 16 channels took 2 to 40
+// times as long.
+#if defined(__AVX512F__)
 constexpr int64_t kLanes = 16;
+#else
+constexpr int64_t kLanes = 8;
+#endif
 // The kernel gradient computes 8 taps of a kernel row at a time: 7 taps, and one unused lane, fill one AVX2 register.
 constexpr int64_t kTapLanes = 8;
 
-template <typename scalar_t>
-using opmath_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+constexpr int64_t min(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+constexpr int64_t max(int64_t a, int64_t b) {
+  return a < b ? b : a;
+}
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
+  return a >= 0 ? (a + b - 1) / b : -(-a / b);
+}
 
 template <typename acc_t, int64_t lanes>
 struct Vector {
@@ -39,27 +56,83 @@ using Channels = typename Vector<acc_t, kLanes>::type;
 template <typename acc_t>
 using Taps = typename Vector<acc_t, kTapLanes>::type;
 
-template <typename scalar_t>
-scalar_t* data(const at::Tensor& t) {
-  if constexpr (std::is_const_v<scalar_t>) {
-    return t.const_data_ptr<std::remove_const_t<scalar_t>>();
-  } else {
-    return t.mutable_data_ptr<scalar_t>();
-  }
-}
-
-template <typename V, typename acc_t>
-inline V load(const acc_t* p) {
+template <typename V, typename T>
+inline V load(const T* p) {
   V value;
   std::memcpy(&value, p, sizeof(V));  // an unaligned load
   return value;
 }
-template <typename V, typename acc_t>
-inline void store(acc_t* p, const V& value) {
+template <typename V, typename T>
+inline void store(T* p, const V& value) {
   std::memcpy(p, &value, sizeof(V));
 }
 
-// One step of the transposition of 16 x 16 values: exchanges the off-diagonal quarters of blocks of size 2 * width.
+// Loads `kLanes` adjacent values in the accumulation type.
+template <typename acc_t, typename scalar_t>
+inline Channels<acc_t> load_lanes(const scalar_t* p) {
+  if constexpr (std::is_same_v<scalar_t, acc_t>) {
+    return load<Channels<acc_t>>(p);
+  } else if constexpr (std::is_same_v<scalar_t, bfloat16>) {
+    const auto bits = load<typename Vector<uint16_t, kLanes>::type>(p);
+    return (Channels<acc_t>)(__builtin_convertvector(bits, typename Vector<uint32_t, kLanes>::type) << 16);
+  } else {
+#if defined(__AVX512F__)
+    return (Channels<acc_t>)_mm512_cvtph_ps(load<__m256i>(p));
+#elif defined(__F16C__)
+    return (Channels<acc_t>)_mm256_cvtph_ps(load<__m128i>(p));
+#else
+    Channels<acc_t> value;
+    for (int n = 0; n < kLanes; ++n) {
+      value[n] = static_cast<acc_t>(p[n]);
+    }
+    return value;
+#endif
+  }
+}
+// Stores `kLanes` values of the accumulation type.
+template <typename scalar_t>
+inline void store_lanes(scalar_t* p, const Channels<opmath_t<scalar_t>>& value) {
+  if constexpr (std::is_same_v<scalar_t, opmath_t<scalar_t>>) {
+    store(p, value);
+#if defined(__AVX512F__)
+  } else if constexpr (std::is_same_v<scalar_t, float16>) {
+    store(p, _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  } else if constexpr (std::is_same_v<scalar_t, float16>) {
+    store(p, _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT));
+#endif
+  } else {
+    for (int n = 0; n < kLanes; ++n) {
+      p[n] = scalar_t(value[n]);
+    }
+  }
+}
+
+// Copies `count` values with given strides, as another type.
+template <typename To, typename From>
+inline void copy(To* to, int64_t to_step, const From* from, int64_t from_step, int64_t count) {
+  if (to_step == 1 && from_step == 1) {
+    if constexpr (std::is_same_v<To, From>) {
+      std::memcpy(to, from, count * sizeof(To));
+      return;
+    }
+    for (int64_t n = 0; n < count; ++n) {
+      to[n] = static_cast<To>(from[n]);
+    }
+    return;
+  }
+  for (int64_t n = 0; n < count; ++n) {
+    to[n * to_step] = static_cast<To>(from[n * from_step]);
+  }
+}
+
+template <typename acc_t>
+inline void zero(acc_t* to, int64_t count) {
+  std::memset(to, 0, count * sizeof(acc_t));
+}
+
+// One step of the transposition of kLanes x kLanes values: exchanges the off-diagonal quarters of blocks of size
+// 2 * width.
 template <int width, typename acc_t, int... lane>
 inline void exchange(Channels<acc_t>* rows, std::integer_sequence<int, lane...>) {
   INVOLUTION_UNROLL for (int r = 0; r < kLanes; ++r) {
@@ -77,29 +150,30 @@ inline void exchange(Channels<acc_t>* rows, std::integer_sequence<int, lane...>)
   }
 }
 
-// Transposes up to 16 pixels of up to 16 channels into [channel][to_step].
+// Transposes kLanes x kLanes values in place.
+template <typename acc_t, int width = kLanes / 2>
+inline void transpose(Channels<acc_t>* rows) {
+  exchange<width, acc_t>(rows, std::make_integer_sequence<int, kLanes>{});
+  if constexpr (width > 1) {
+    transpose<acc_t, width / 2>(rows);
+  }
+}
+
+// Writes up to `kLanes` pixels of up to `kLanes` channels to [channel][to_step].
 template <typename scalar_t, typename acc_t>
-void transpose(acc_t* to, int64_t to_step, const scalar_t* from, int64_t stride_c, int64_t stride_w, int64_t pixels,
-               int64_t channels) {
+INVOLUTION_NOINLINE void planes_from_pixels(acc_t* to, int64_t to_step, const scalar_t* from, int64_t stride_c,
+                                            int64_t stride_w, int64_t pixels, int64_t channels) {
   if (pixels < kLanes || channels < kLanes || stride_c != 1) {
     for (int64_t c = 0; c < channels; ++c) {
-      for (int64_t t = 0; t < pixels; ++t) {
-        to[c * to_step + t] = static_cast<acc_t>(from[c * stride_c + t * stride_w]);
-      }
+      copy(to + c * to_step, 1, from + c * stride_c, stride_w, pixels);
     }
     return;
   }
   Channels<acc_t> rows[kLanes];
   INVOLUTION_UNROLL for (int t = 0; t < kLanes; ++t) {
-    for (int c = 0; c < kLanes; ++c) {
-      rows[t][c] = static_cast<acc_t>(from[t * stride_w + c]);
-    }
+    rows[t] = load_lanes<acc_t>(from + t * stride_w);
   }
-  constexpr std::make_integer_sequence<int, kLanes> lanes;
-  exchange<8, acc_t>(rows, lanes);
-  exchange<4, acc_t>(rows, lanes);
-  exchange<2, acc_t>(rows, lanes);
-  exchange<1, acc_t>(rows, lanes);
+  transpose<acc_t>(rows);
   INVOLUTION_UNROLL for (int c = 0; c < kLanes; ++c) {
     store(to + c * to_step, rows[c]);
   }
@@ -108,8 +182,7 @@ void transpose(acc_t* to, int64_t to_step, const scalar_t* from, int64_t stride_
 template <typename acc_t>
 class Buffer {
  public:
-  explicit Buffer(int64_t size)
-      : data_(static_cast<acc_t*>(::operator new(std::max<int64_t>(size, 1) * sizeof(acc_t), kAlign))) {}
+  explicit Buffer(int64_t size) : data_(static_cast<acc_t*>(::operator new(max(size, 1) * sizeof(acc_t), kAlign))) {}
   ~Buffer() {
     ::operator delete(data_, kAlign);
   }

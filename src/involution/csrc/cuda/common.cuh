@@ -8,7 +8,7 @@
 // and, without a CUDA compiler, the warp instructions of mma.cuh.
 #pragma once
 
-#include "../geometry.h"
+#include "tensors.cuh"
 
 #include <algorithm>
 #include <cstdint>

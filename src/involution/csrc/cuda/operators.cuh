@@ -16,7 +16,8 @@ namespace involution {
 
 inline at::Tensor forward(const at::Tensor& input, const at::Tensor& kernel, at::IntArrayRef stride,
                           at::IntArrayRef padding, at::IntArrayRef dilation) {
-  const Geometry g = forward_geometry(input, kernel, stride, padding, dilation);
+  const Geometry g = forward_geometry(input.sizes(), kernel.sizes(), stride, padding, dilation);
+  check_like("involution2d", "kernel", kernel, "input", input);
   const at::Tensor output = empty_image(input, g.batch, g.channels, g.out_h, g.out_w);
   if (output.numel() != 0 && !launch_tiled_forward(g, input, kernel, output)) {
     launch_general_forward(g, input, kernel, output);
@@ -26,7 +27,8 @@ inline at::Tensor forward(const at::Tensor& input, const at::Tensor& kernel, at:
 
 inline at::Tensor input_grad(const at::Tensor& grad_output, const at::Tensor& kernel, at::IntArrayRef input_size,
                              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
-  const Geometry g = input_grad_geometry(grad_output, kernel, input_size, stride, padding, dilation);
+  const Geometry g = input_grad_geometry(grad_output.sizes(), kernel.sizes(), input_size, stride, padding, dilation);
+  check_like("involution2d_input_grad", "kernel", kernel, "grad_output", grad_output);
   const at::Tensor grad_input = empty_image(grad_output, g.batch, g.channels, g.height, g.width);
   if (grad_output.numel() == 0 || grad_input.numel() == 0) {
     return grad_input.zero_();
@@ -40,7 +42,9 @@ inline at::Tensor input_grad(const at::Tensor& grad_output, const at::Tensor& ke
 inline at::Tensor kernel_grad(const at::Tensor& grad_output, const at::Tensor& input, int64_t groups,
                               at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
                               at::IntArrayRef dilation) {
-  const Geometry g = kernel_grad_geometry(grad_output, input, groups, kernel_size, stride, padding, dilation);
+  const Geometry g =
+      kernel_grad_geometry(grad_output.sizes(), input.sizes(), groups, kernel_size, stride, padding, dilation);
+  check_like("involution2d_kernel_grad", "grad_output", grad_output, "input", input);
   const at::Tensor grad_kernel = empty_kernel(input, g);
   if (grad_output.numel() == 0) {
     return grad_kernel.zero_();
@@ -73,8 +77,21 @@ inline at::Tensor fused(const at::Tensor& input, const at::Tensor& features, con
                         const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& scale,
                         const std::optional<at::Tensor>& shift, bool relu, at::IntArrayRef kernel_size,
                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
-  const Geometry g =
-      fused_geometry(input, features, weight, bias, scale, shift, kernel_size, stride, padding, dilation);
+  constexpr auto op = "involution2d_fused";
+  const auto sizes = [](const std::optional<at::Tensor>& t) {
+    return t ? std::optional<Sizes>(t->sizes()) : std::nullopt;
+  };
+  const Geometry g = fused_geometry(input.sizes(), features.sizes(), weight.sizes(), sizes(bias), sizes(scale),
+                                    sizes(shift), kernel_size, stride, padding, dilation);
+  check_like(op, "features", features, "input", input);
+  check_like(op, "weight", weight, "input", input);
+  if (bias) {
+    check_like(op, "bias", *bias, "input", input);
+  }
+  if (scale) {
+    check_scale(op, "scale", *scale, input);
+    check_scale(op, "shift", *shift, input);
+  }
   const at::Tensor output = empty_image(input, g.batch, g.channels, g.out_h, g.out_w);
   if (output.numel() == 0) {
     return output;

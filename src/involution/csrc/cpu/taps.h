@@ -1,0 +1,161 @@
+// How the CPU kernels read involution kernels. A reader gives the taps of a tile of neighboring output pixels in the
+// accumulation type, in one of two layouts.
+#pragma once
+
+#include "packing.h"
+
+namespace involution {
+namespace {
+
+// [pixel][tap]
+template <typename acc_t>
+struct TapsByPixel {
+  const acc_t* data;
+  int64_t pixel_stride;
+
+  acc_t operator()(int64_t pixel, int64_t tap) const {
+    return data[pixel * pixel_stride + tap];
+  }
+};
+// [tap][pixel]
+template <typename acc_t>
+struct PixelsByTap {
+  const acc_t* data;
+  int64_t tap_stride;
+
+  acc_t operator()(int64_t pixel, int64_t tap) const {
+    return data[tap * tap_stride + pixel];
+  }
+};
+
+// Output pixels that are computed together: whole rows, or a part of one row.
+struct Block {
+  int64_t i_begin, i_end, j_begin, width;
+
+  int64_t pixels() const {
+    return (i_end - i_begin) * width;
+  }
+};
+
+// A kernel (B, G, Kh, Kw, H', W').
+template <typename scalar_t>
+struct KernelTensor {
+  const scalar_t* data;
+  int64_t stride_b, stride_g, stride_u, stride_v, stride_h, stride_w, kernel_h, kernel_w, taps;
+
+  explicit KernelTensor(const Tensor& t)
+      : data(static_cast<const scalar_t*>(t.data)),
+        stride_b(t.strides[0]),
+        stride_g(t.strides[1]),
+        stride_u(t.strides[2]),
+        stride_v(t.strides[3]),
+        stride_h(t.strides[4]),
+        stride_w(t.strides[5]),
+        kernel_h(t.sizes[2]),
+        kernel_w(t.sizes[3]),
+        taps(kernel_h * kernel_w) {
+    if (kernel_w == 1) {
+      stride_v = stride_u;  // Then all taps are one stride apart.
+    }
+    if (kernel_h == 1) {
+      stride_u = kernel_w * stride_v;
+    }
+  }
+  bool has_one_tap_stride() const {
+    return stride_u == kernel_w * stride_v;
+  }
+  const scalar_t* at(int64_t b, int64_t group, int64_t i, int64_t j) const {
+    return data + b * stride_b + group * stride_g + i * stride_h + j * stride_w;
+  }
+};
+
+// Reads kernels of any layout as [pixel][tap]: in place if memory has this layout (a channels-last float kernel),
+// otherwise from a copy of one tile.
+template <typename scalar_t, typename acc_t>
+class PixelKernels {
+ public:
+  explicit PixelKernels(const Tensor& t)
+      : kernel_(t),
+        in_place_(std::is_same_v<scalar_t, acc_t> && kernel_.has_one_tap_stride() &&
+                  (kernel_.stride_v == 1 || kernel_.taps == 1)),
+        copy_(in_place_ ? 0 : 2 * kTile * kernel_.taps) {}
+
+  void start(int64_t b, int64_t group, const Block& block) {
+    first_ = kernel_.at(b, group, block.i_begin, block.j_begin);
+  }
+  // The taps of `pixels` neighboring pixels in a row of the block.
+  TapsByPixel<acc_t> tile(int64_t row, int64_t j, int64_t pixels) {
+    const scalar_t* from = first_ + row * kernel_.stride_h + j * kernel_.stride_w;
+    if constexpr (std::is_same_v<scalar_t, acc_t>) {
+      if (in_place_) {
+        return {from, kernel_.stride_w};
+      }
+    }
+    for (int64_t t = 0; t < pixels; ++t, from += kernel_.stride_w) {
+      acc_t* to = copy_.get() + t * kernel_.taps;
+      if (kernel_.has_one_tap_stride()) {
+        copy(to, 1, from, kernel_.stride_v, kernel_.taps);
+      } else {
+        for (int64_t u = 0; u < kernel_.kernel_h; ++u) {
+          copy(to + u * kernel_.kernel_w, 1, from + u * kernel_.stride_u, kernel_.stride_v, kernel_.kernel_w);
+        }
+      }
+    }
+    return {copy_.get(), kernel_.taps};
+  }
+
+ private:
+  const KernelTensor<scalar_t> kernel_;
+  const bool in_place_;
+  Buffer<acc_t> copy_;
+  const scalar_t* first_ = nullptr;
+};
+
+// Reads kernels whose pixels are adjacent (a contiguous kernel) as [tap][pixel]: in place, or 16-bit ones from a copy
+// of a block in the accumulation type.
+template <typename scalar_t, typename acc_t>
+class PlanarKernels {
+ public:
+  explicit PlanarKernels(const Tensor& t) : kernel_(t), copy_(kInPlace ? 0 : kernel_.taps * kTapStride) {}
+
+  static bool reads(const Geometry& g, const Tensor& t) {
+    const KernelTensor<scalar_t> kernel(t);
+    return kernel.stride_w == 1 && kernel.taps > 1 && kernel.has_one_tap_stride() &&
+           (kernel.stride_h == g.out_w || g.out_h == 1);
+  }
+  void start(int64_t b, int64_t group, const Block& block) {
+    const scalar_t* from = kernel_.at(b, group, block.i_begin, block.j_begin);
+    width_ = block.width;
+    if constexpr (kInPlace) {
+      pixels_ = {from, kernel_.stride_v};
+    } else {
+      for (int64_t tap = 0; tap < kernel_.taps; ++tap) {
+        copy(copy_.get() + tap * kTapStride, 1, from + tap * kernel_.stride_v, 1, block.pixels());
+      }
+      pixels_ = {copy_.get(), kTapStride};
+    }
+  }
+  PixelsByTap<acc_t> tile(int64_t row, int64_t j, int64_t) const {
+    return {pixels_.data + row * width_ + j, pixels_.tap_stride};
+  }
+
+ private:
+  static constexpr bool kInPlace = std::is_same_v<scalar_t, acc_t>;
+  const KernelTensor<scalar_t> kernel_;
+  Buffer<acc_t> copy_;
+  PixelsByTap<acc_t> pixels_{};
+  int64_t width_ = 0;
+};
+
+// Calls f(reader type) for the reader that suits a kernel.
+template <typename scalar_t, typename acc_t, typename F>
+void with_kernel_reader(const Geometry& g, const Tensor& kernel, const F& f) {
+  if (PlanarKernels<scalar_t, acc_t>::reads(g, kernel)) {
+    f(static_cast<PlanarKernels<scalar_t, acc_t>*>(nullptr));
+  } else {
+    f(static_cast<PixelKernels<scalar_t, acc_t>*>(nullptr));
+  }
+}
+
+}  // namespace
+}  // namespace involution
