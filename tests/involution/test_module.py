@@ -118,6 +118,7 @@ def test_exports_with_dynamic_batch_and_size(package, tmp_path):
 
 
 DATA_PARALLEL = """
+import os
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from involution import Involution2d
@@ -133,6 +134,7 @@ parallel(images[2 * dist.get_rank() :][:2]).square().mean().backward()
 for parameter, gradient in zip(layer.parameters(), expected):
     torch.testing.assert_close(parameter.grad, gradient)
 dist.destroy_process_group()
+os._exit(0)  # in the ordinary end of a process, threads of gloo have called abort (torch 2.15, seen once)
 """
 
 

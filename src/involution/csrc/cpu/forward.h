@@ -198,28 +198,36 @@ void forward_with(const Geometry& g, const Tensor& input, const Tensor& kernel,
                   const ChannelEpilogues<acc_t>& epilogues, const Tensor& output, const Parallel& parallel) {
   const Image<const scalar_t> x(input);
   const PackedRows rows{packed_columns(g), g.padding_w};
-  const int64_t row_step = rows.columns * kLanes, chunks = g.groups * chunks_per_group(g);
+  const int64_t row_step = rows.columns * kLanes, chunks = chunks_per_group(g);
+  // The chunks of a group that are computed together, so that a kernel is read once for them.
+  const int64_t together = min(chunks, kGroupChannels / kLanes), parts = ceil_div(chunks, together);
   const Blocks blocks(g);
-  const Strips strips(g, row_step * sizeof(acc_t), 1);
+  const Strips strips(g, together * row_step * sizeof(acc_t), 1);
+  const int64_t strip_size = strips.packed_rows(g) * row_step;
   with_static_window(g, [&](auto K, auto S) {
-    parallel_for(parallel, g.batch * strips.count * chunks, [&](int64_t begin, int64_t end) {
-      Buffer<acc_t> packed(strips.packed_rows(g) * row_step);
+    parallel_for(parallel, g.batch * strips.count * g.groups * parts, [&](int64_t begin, int64_t end) {
+      Buffer<acc_t> packed(together * strip_size);
       Reader kernels(kernel);
       BlockWriter<scalar_t, acc_t> writer(output);
       for (int64_t task = begin; task < end; ++task) {
-        const Chunk chunk = chunk_at(g, task % chunks);
-        const int64_t b = task / chunks / strips.count, first = task / chunks % strips.count * strips.rows;
-        const int64_t last = min(first + strips.rows, g.out_h);
-        const Epilogue<acc_t> epilogue = epilogues.of(chunk);
-        pack_rows(x, packed.get(), rows, b, chunk, first * g.stride_h - g.padding_h, g.dilation_h,
-                  (last - first - 1) * g.stride_h + g.kernel_h);
+        const int64_t group = task / parts % g.groups, strip = task / parts / g.groups % strips.count;
+        const int64_t b = task / parts / g.groups / strips.count, part = task % parts;
+        const int64_t first = strip * strips.rows, last = min(first + strips.rows, g.out_h);
+        const int64_t first_chunk = group * chunks + part * together, count = min(together, chunks - part * together);
+        for (int64_t c = 0; c < count; ++c) {
+          pack_rows(x, packed.get() + c * strip_size, rows, b, chunk_at(g, first_chunk + c),
+                    first * g.stride_h - g.padding_h, g.dilation_h, (last - first - 1) * g.stride_h + g.kernel_h);
+        }
         for (int64_t n = 0; n < blocks.count(last - first); ++n) {
           const Block block = blocks.at(g, n, first, last);
-          kernels.start(b, chunk.group, block);
-          writer.start(b, chunk, block);
-          compute_block<decltype(K)::value, decltype(S)::value>(g, block, packed.get(), row_step, first, kernels,
-                                                                epilogue, writer);
-          writer.finish(chunk, block);
+          kernels.start(b, group, block);
+          for (int64_t c = 0; c < count; ++c) {
+            const Chunk chunk = chunk_at(g, first_chunk + c);
+            writer.start(b, chunk, block);
+            compute_block<decltype(K)::value, decltype(S)::value>(g, block, packed.get() + c * strip_size, row_step,
+                                                                  first, kernels, epilogues.of(chunk), writer);
+            writer.finish(chunk, block);
+          }
         }
       }
     });

@@ -44,19 +44,18 @@ struct Generator {
         weight(&generation.weight, g.groups * taps * hidden),
         bias(generation.bias, g.groups * taps) {}
 
-  // Computes all taps of one group for a block of pixels. 7 taps at a time divide the 49 of the paper. Two vectors of
-  // pixels share the broadcast weight and fill the pipeline.
+  // Computes all taps of one group for a block of pixels. 7 taps at a time divide the 49 of the paper.
   void operator()(int64_t group, const acc_t* features, int64_t pixels, acc_t* out) const {
     const acc_t *w = weight.get() + group * taps * hidden, *b = bias.get() + group * taps;
     for (int64_t p = 0; p < pixels; p += kSlice, features += kSlice * hidden) {
-      const bool two = pixels - p > kLanes;
+      const bool full = pixels - p > kSlice - kLanes;
       int64_t tap = 0;
       for (; tap + 7 <= taps; tap += 7) {
-        const auto tile = two ? generate_tile<7, 2, acc_t> : generate_tile<7, 1, acc_t>;
+        const auto tile = full ? generate_tile<7, kSliceVectors, acc_t> : generate_tile<7, 1, acc_t>;
         tile(w + tap * hidden, b + tap, features, hidden, out + tap * kTapStride + p);
       }
       for (; tap < taps; ++tap) {
-        const auto tile = two ? generate_tile<1, 2, acc_t> : generate_tile<1, 1, acc_t>;
+        const auto tile = full ? generate_tile<1, kSliceVectors, acc_t> : generate_tile<1, 1, acc_t>;
         tile(w + tap * hidden, b + tap, features, hidden, out + tap * kTapStride + p);
       }
     }

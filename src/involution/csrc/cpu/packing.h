@@ -19,7 +19,11 @@ constexpr int kTile = 7;
 // between taps is not a power of two, which would map the taps of a pixel to a few cache sets. 49 taps occupy 28 KB and
 // stay in the L1 cache. Features are packed as [slice][hidden][kSlice pixels], so that a slice streams through the L1 cache
 // as well.
-constexpr int64_t kBlock = 128, kTapStride = kBlock + kLanes, kSlice = 2 * kLanes;
+constexpr int64_t kBlock = 128, kTapStride = kBlock + kLanes;
+// The number of pixel vectors that are generated together: two of AVX-512 share each broadcast weight; on AVX2 the
+// accumulators of one leave no registers for a second.
+constexpr int kSliceVectors = kLanes == 16 ? 2 : 1;
+constexpr int64_t kSlice = kSliceVectors * kLanes;
 // The packed rows of a strip should stay in the L2 cache while the kernels stream through it.
 constexpr int64_t kStripBytes = 128 * 1024;
 

@@ -34,6 +34,8 @@ constexpr int64_t kLanes = 16;
 #else
 constexpr int64_t kLanes = 8;
 #endif
+// The channels of a group in the paper.
+constexpr int64_t kGroupChannels = 16;
 // The kernel gradient computes 8 taps of a kernel row at a time: 7 taps, and one unused lane, fill one AVX2 register.
 constexpr int64_t kTapLanes = 8;
 
