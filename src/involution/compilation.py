@@ -1,4 +1,4 @@
-"""Compiles a library with `torch.utils.cpp_extension.load`.
+"""Compiles a library: for PyTorch with `torch.utils.cpp_extension.load`, for other runtimes by plain commands.
 
 Failures are recorded, so that later processes do not repeat a compilation that takes a minute and fails again.
 """
@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from . import compiler, libraries
+from . import compiler, hosts, libraries
 from ._ops import ops
 
 
@@ -52,8 +53,6 @@ def compile_library(device_type: str, name: str, directory: Path, cflags: list[s
         OSError: the folder cannot be written.
         RuntimeError: the compilation is impossible or failed; the message gives the reason and the cure.
     """
-    from torch.utils import cpp_extension
-
     if obstacle := compiler.obstacle(device_type):
         raise RuntimeError(obstacle)
     if forbids_execution(directory):
@@ -66,20 +65,11 @@ def compile_library(device_type: str, name: str, directory: Path, cflags: list[s
     (directory / "lock").unlink(missing_ok=True)
     logger.warning("Compiling the involution operator for %s, once on this machine (%s)", device_type, directory)
     start = time.perf_counter()
-    if cflags is None:
-        cflags = [*compiler.flags(), f"-DINVOLUTION_NAMESPACE={ops.name}"]
     try:
-        with compiler.scripts_on_path(), compiler.quoted_library_path():
-            cpp_extension.load(
-                name,
-                [str(libraries.CSRC / source) for source in _SOURCES[device_type]],
-                extra_cflags=cflags,
-                extra_cuda_cflags=["-O3", *(flag for flag in cflags if flag.startswith("-D"))],
-                extra_ldflags=compiler.cuda_runtime_flags(directory) if device_type == "cuda" else None,
-                build_directory=str(directory),
-                with_cuda=device_type == "cuda",
-                is_python_module=False,
-            )
+        if device_type in hosts.RUNTIMES:
+            _compile_for_runtime(device_type, directory / f"{name}.so")
+        else:
+            _compile_for_torch(device_type, name, directory, cflags)
     except Exception as error:
         # An OSError concerns the folder, unless resources for a process are missing. Errors of the dynamic linker have
         # no errno.
@@ -88,6 +78,47 @@ def compile_library(device_type: str, name: str, directory: Path, cflags: list[s
         raise RuntimeError(_record_failure(directory, device_type, error)) from error
     (directory / _FAILURE).unlink(missing_ok=True)
     logger.warning("Compiled the involution operator for %s in %.0f s", device_type, time.perf_counter() - start)
+
+
+def _compile_for_torch(device_type: str, name: str, directory: Path, cflags: list[str] | None) -> None:
+    from torch.utils import cpp_extension
+
+    if cflags is None:
+        cflags = [*compiler.flags(), f"-DINVOLUTION_NAMESPACE={ops.name}"]
+    with compiler.scripts_on_path(), compiler.quoted_library_path():
+        cpp_extension.load(
+            name,
+            [str(libraries.CSRC / source) for source in _SOURCES[device_type]],
+            extra_cflags=cflags,
+            extra_cuda_cflags=["-O3", *(flag for flag in cflags if flag.startswith("-D"))],
+            extra_ldflags=compiler.cuda_runtime_flags(directory) if device_type == "cuda" else None,
+            build_directory=str(directory),
+            with_cuda=device_type == "cuda",
+            is_python_module=False,
+        )
+
+
+def _compile_for_runtime(runtime: str, library: Path) -> None:
+    compile_flags, link_flags = hosts.flags(runtime)
+    # Only what a runtime asks for is exported. The names of the kernels are those of the library for PyTorch.
+    flags = [*compiler.flags(), "-std=c++17", "-fPIC", "-fvisibility=hidden", *compile_flags]
+    objects = []
+    # The adapter first: it takes seconds, and is what a new release of a runtime can break.
+    for source in (hosts.SOURCES / f"{runtime}.cpp", libraries.CSRC / "cpu/kernels.cpp"):
+        objects.append(str(library.with_name(f"{source.stem}.o")))
+        _run([*compiler.command(), *flags, "-c", str(source), "-o", objects[-1]])
+    _run([*compiler.command(), "-shared", *objects, *link_flags, "-o", str(library)])
+
+
+def _run(command: list[str]) -> None:
+    """Runs a compiler. Raises RuntimeError, caused by CalledProcessError, with its output if it fails."""
+    with compiler.scripts_on_path():
+        try:
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        except subprocess.CalledProcessError as error:
+            # The status as a shell and ninja report it: 128 and the number of the signal that ended the compiler.
+            status = error.returncode if error.returncode >= 0 else 128 - error.returncode
+            raise RuntimeError(f"{error.stdout}{shlex.join(command)}: code={status}") from error
 
 
 def recorded_failure(directory: Path, device_type: str) -> dict | None:
@@ -122,7 +153,7 @@ def _record_failure(directory: Path, device_type: str, error: Exception) -> str:
     ended = isinstance(error, OSError) or isinstance(error.__cause__, subprocess.CalledProcessError)
     permanent = ended and transient is None
     if permanent:
-        again = " or run `python -m involution.build`" if ops.name == "involution" else ""
+        again = f" or run `python -m involution.build {device_type}`" if ops.name == "involution" else ""
         reason += (
             f". It is not repeated until the compiler, its environment or the sources change. To try again, remove "
             f"{directory / _FAILURE}{again}"

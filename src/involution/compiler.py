@@ -69,8 +69,8 @@ def digest(device_type: str) -> str | None:
 
 
 def architectures(device_type: str) -> list[str]:
-    """The GPU architectures to compile for, as "sm80"; an empty list for the CPU."""
-    if device_type == "cpu":
+    """The GPU architectures to compile for, as "sm80"; an empty list for libraries without CUDA."""
+    if device_type != "cuda":
         return []
     if requested := os.environ.get("TORCH_CUDA_ARCH_LIST"):
         versions = re.split(r"[ ;]+", requested.strip(" ;"))
@@ -94,7 +94,7 @@ def obstacle(device_type: str) -> str | None:
         compiler = command()[0]
         if shutil.which(compiler) is None:
             return f"there is no C++ compiler: {compiler!r} is not on PATH. Install g++, or set CXX to a compiler"
-        if shutil.which("ninja") is None:
+        if device_type in ("cpu", "cuda") and shutil.which("ninja") is None:
             return "ninja is not on PATH. Install it: pip install ninja"
     if device_type == "cuda":
         from torch.utils import cpp_extension

@@ -1,6 +1,6 @@
 """Compiles the C++ and CUDA kernels at their first use, and loads them.
 
-There is one library for the CPU and one for CUDA. Each is compiled once for each machine, torch release, compiler and
+There is one library for the CPU, one for CUDA, and one for each other runtime (hosts.py), which loads it. Each is compiled once for each machine, torch release, compiler and
 version of the sources, into torch's cache of extensions (`TORCH_EXTENSIONS_DIR`). A compilation that failed is not
 repeated until the compiler, its environment or the sources change. If there is no library, one warning gives the
 reason and the cure, and the operators fall back to plain PyTorch.
@@ -39,7 +39,7 @@ def load(device_type: str) -> bool:
     with _lock:
         if device_type not in _loaded and device_type not in _failed:
             try:
-                library = libraries.find(device_type) or _build_or_substitute(device_type)
+                library = find_or_build(device_type)
                 _load_library(library)
                 _loaded[device_type] = library
             except Exception as error:  # plain PyTorch works after any failure
@@ -53,13 +53,24 @@ def load(device_type: str) -> bool:
     return device_type in _loaded
 
 
+def find_or_build(device_type: str) -> Path:
+    """Returns the library for `device_type` ("cpu", "cuda" or a runtime), and compiles it first if necessary.
+
+    Raises:
+        ModuleNotFoundError: the runtime is not installed.
+        RuntimeError: the library cannot be compiled; the message gives the reason and the cure.
+    """
+    return libraries.find(device_type) or _build_or_substitute(device_type)
+
+
 def build(device_type: str) -> Path:
-    """Compiles the library for `device_type`, unless it exists, and returns its path.
+    """Compiles the library for `device_type` ("cpu", "cuda" or a runtime), unless it exists, and returns its path.
 
     CUDA code is compiled for the GPUs of this machine, or for `TORCH_CUDA_ARCH_LIST` if it is set ("8.0;9.0+PTX").
     Any number of processes may call this at the same time: one compiles, the others wait until it succeeds or fails.
 
     Raises:
+        ModuleNotFoundError: the runtime is not installed.
         RuntimeError: the library cannot be compiled; the message gives the reason and the cure.
     """
     pattern = libraries.name_of(device_type, compiler.digest(device_type) or libraries.ANY_COMPILER)
@@ -72,7 +83,7 @@ def build_as(name: str, device_type: str, cflags: list[str] | None = None, retry
     Args:
         name: must contain everything that the library depends on. If `cflags` are given without
             `-DINVOLUTION_NAMESPACE=...`, it is also the namespace of the operators.
-        device_type: "cpu" or "cuda".
+        device_type: "cpu", "cuda" or a runtime.
         cflags: flags of the C++ compiler. The default is the flags for this machine and the namespace of this package.
         retry: whether to compile again after a permanent failure. If not, the recorded failure is raised.
     """

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from . import compiler
+from . import compiler, hosts
 from ._ops import ops
 
 
@@ -23,7 +23,7 @@ CSRC = Path(__file__).parent / "csrc"
 COMPLETE = "complete"  # the name of the file that marks a complete library
 ANY_COMPILER = "?" * compiler.DIGEST_LENGTH  # a pattern for the part of a name that identifies the compilers
 # What `_key` reads besides csrc: the files that determine how the sources are compiled.
-_BUILD_FILES = ("compiler.py", "compilation.py")
+_BUILD_FILES = ("compiler.py", "compilation.py", "hosts.py")
 # The flags of /proc/cpuinfo whose instructions compilers use with -march=native: on x86 these, on Arm all but
 # "evtstrm".
 _INSTRUCTIONS = (
@@ -90,11 +90,15 @@ def _key(device_type: str) -> str:
     """A digest of everything that a library depends on, except the compilers and GPU architectures."""
     digest = hashlib.sha256()
     sources = sorted(path for path in CSRC.rglob("*") if path.is_file())
+    sources += sorted(hosts.SOURCES.glob(f"{device_type}*.*"))  # of a runtime
     for source in [*sources, *(Path(__file__).with_name(name) for name in _BUILD_FILES)]:
         digest.update(source.read_bytes())
     machine = f"{platform.system()} {platform.machine()} {platform.libc_ver()}"
-    digest.update(f"{ops.name} {torch.__version__} {torch.version.cuda} {machine}".encode())
-    if device_type == "cpu":
+    if device_type in hosts.RUNTIMES:
+        digest.update(f"{hosts.version(device_type)} {machine}".encode())
+    else:
+        digest.update(f"{ops.name} {torch.__version__} {torch.version.cuda} {machine}".encode())
+    if device_type != "cuda":
         digest.update(_cpu_instructions().encode())
     return digest.hexdigest()[:16]
 

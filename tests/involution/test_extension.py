@@ -112,7 +112,7 @@ def test_a_compilation_that_fails_is_not_repeated(tmp_path):
     assert compilations(compiler) == 1 and len(again.warnings) == 1
     record = next((tmp_path / "cache").glob("*/failure.json"))
     for text in (again.warnings[0], again.config):
-        assert "this is not C++" in text and "`python -m involution.build`" in text and f"remove {record}" in text
+        assert "this is not C++" in text and "`python -m involution.build cpu`" in text and f"remove {record}" in text
 
     assert "not C++" in Load(tmp_path / "sources", **environment, CPATH="/include").outcome().warnings[0]
     assert compilations(compiler) == 2
