@@ -19,7 +19,7 @@ app: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find src tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' | \
+	find docs src tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' | \
 		xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
