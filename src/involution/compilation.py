@@ -26,10 +26,7 @@ from ._ops import ops
 
 logger = logging.getLogger(__name__)
 
-_SOURCES = {
-    "cpu": ("involution2d_cpu.cpp", "cpu/kernels.cpp", "cpu/kernels_avx2.cpp", "cpu/kernels_avx512.cpp"),
-    "cuda": ("involution2d_cuda.cu",),
-}
+_SOURCES = {"cpu": ("involution2d_cpu.cpp", "cpu/*.cpp"), "cuda": ("involution2d_cuda.cu",)}  # in csrc
 _FAILURE = "failure.json"
 # Variables that compilers read. A recorded failure is valid only while all of them are unchanged.
 _ENVIRONMENT = (
@@ -88,7 +85,7 @@ def _compile_for_torch(device_type: str, name: str, directory: Path, cflags: lis
     with compiler.scripts_on_path(), compiler.quoted_library_path():
         cpp_extension.load(
             name,
-            [str(libraries.CSRC / source) for source in _SOURCES[device_type]],
+            sorted(str(path) for pattern in _SOURCES[device_type] for path in libraries.CSRC.glob(pattern)),
             extra_cflags=cflags,
             extra_cuda_cflags=["-O3", *(flag for flag in cflags if flag.startswith("-D"))],
             extra_ldflags=compiler.cuda_runtime_flags(directory) if device_type == "cuda" else None,

@@ -183,6 +183,7 @@ def test_paths_with_spaces(tmp_path):
     folder = tmp_path / "with spaces (and more)"
     shutil.copytree(Path(extension.__file__).parent, folder / "source" / "involution")
     (folder / "source" / "involution" / "csrc" / "involution2d_cpu.cpp").write_text(SOURCE)
+    shutil.rmtree(folder / "source" / "involution" / "csrc" / "cpu")
     (folder / "environment").symlink_to(sys.prefix)
     compiler = recording_compiler(tmp_path / "compiler", "one 1.0")
     os.rename(compiler, folder / "compiler")

@@ -30,6 +30,7 @@ def test_each_compiler_makes_a_kernel_of_its_own(tmp_path):
     """With the same name, the second kernel would get the library of the first compiler from the cache."""
     shutil.copytree(Path(involution.__file__).parent, tmp_path / "source" / "involution")
     (tmp_path / "source" / "involution" / "csrc" / "involution2d_cpu.cpp").write_text(SOURCE)
+    shutil.rmtree(tmp_path / "source" / "involution" / "csrc" / "cpu")
     environment = {"PYTHONPATH": str(tmp_path / "source"), "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
     names = []
     for vendor in ("gnu", "llvm"):
