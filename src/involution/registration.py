@@ -5,10 +5,12 @@ The operators are `involution2d`, its two gradients `involution2d_input_grad` an
 Hub kernel has the same operators in another namespace (`_ops`).
 
 The schemas are registered from Python, so that the operators exist, trace and export whether or not anything is
-compiled. Loading a compiled library registers kernels for the dispatch keys CPU and CUDA. Until then, and on other
-devices, the composite kernels run: they load the library on their first call, or run the loop over the taps.
+compiled. (In a C++ program, the compiled library registers them: csrc/schemas.h.) Loading a compiled library registers
+kernels for the dispatch keys CPU and CUDA. Until then, and on other devices, the composite kernels run: they load the
+library on their first call, or run the loop over the taps.
 """
 
+import ast
 import math
 import os
 import sys
@@ -19,24 +21,24 @@ from torch._decomp import register_decomposition
 from torch._library.utils import get_layout_constraint_tag
 from torch.utils.flop_counter import register_flop_formula
 
-from . import autocast, decomposition, extension, reference, taps
+from . import autocast, decomposition, extension, libraries, reference, taps
 from ._ops import add_op_namespace_prefix, ops
 from .arguments import check_generation, check_pair, check_scale_and_shift
 from .transforms import GRADIENTS, bilinear
 
 
-_WINDOW = "int[2] stride, int[2] padding, int[2] dilation"
-_SCHEMAS = {
-    "involution2d": f"(Tensor input, Tensor kernel, {_WINDOW}) -> Tensor",
-    "involution2d_input_grad": f"(Tensor grad_output, Tensor kernel, SymInt[2] input_size, {_WINDOW}) -> Tensor",
-    "involution2d_kernel_grad": (
-        f"(Tensor grad_output, Tensor input, SymInt groups, SymInt[2] kernel_size, {_WINDOW}) -> Tensor"
-    ),
-    "involution2d_fused": (
-        "(Tensor input, Tensor features, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, bool relu, "
-        f"int[2] kernel_size, {_WINDOW}) -> Tensor"
-    ),
-}
+def _read_schemas() -> dict[str, str]:
+    """The schemas in csrc/schemas.h, by the names of their operators.
+
+    The C++ libraries define them in processes without Python. The strings of that array are also a tuple in Python.
+    """
+    text = (libraries.CSRC / "schemas.h").read_text()
+    start = text.index("kSchemas[] = {") + len("kSchemas[] = {")
+    schemas = ast.literal_eval(f"({text[start : text.index('};', start)]})")
+    return {schema[: schema.index("(")]: schema[schema.index("(") :] for schema in schemas}
+
+
+_SCHEMAS = _read_schemas()
 
 
 # --- Composite kernels: load the library on the first call, or run the loop over the taps if it cannot be loaded ---
@@ -208,7 +210,8 @@ def _register() -> None:
     }  # fmt: skip
     for name, (composite, fake, save, backward) in kernels.items():
         qualified = add_op_namespace_prefix(name)
-        torch.library.define(qualified, _SCHEMAS[name])
+        if not hasattr(ops, name):  # a C++ program that loads a library before it starts Python has defined it
+            torch.library.define(qualified, _SCHEMAS[name])
         torch.library.impl(qualified, "default")(composite)
         torch.library.register_fake(qualified)(fake)
         torch.library.register_autograd(qualified, backward, setup_context=save)
@@ -224,6 +227,11 @@ def _register() -> None:
     register_flop_formula(ops.involution2d_fused)(_fused_flops)
 
 
-# The dispatcher raises an error for a second definition in one process, as when this module is reloaded.
-if not hasattr(ops, "involution2d"):
+def _is_registered() -> bool:
+    key = torch._C.DispatchKey.CompositeExplicitAutograd
+    return hasattr(ops, "involution2d") and ops.involution2d.default.has_kernel_for_dispatch_key(key)
+
+
+# A second registration in one process, as when this module is reloaded, is an error.
+if not _is_registered():
     _register()

@@ -6,6 +6,7 @@
 #include "checks.h"
 #include "cpu/kernels.h"
 #include "library.h"
+#include "schemas.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -212,6 +213,8 @@ Tensor involution2d_kernel_grad(const Tensor& grad_output, const Tensor& input, 
                                                   parallel());
   return grad_kernel;
 }
+
+const bool defined = involution::define_operators(C10_STRINGIZE(INVOLUTION_NAMESPACE));
 
 }  // namespace
 

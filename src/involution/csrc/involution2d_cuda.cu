@@ -25,6 +25,7 @@ inline bool has_tensor_cores() {
 
 #include "cuda/operators.cuh"
 #include "library.h"
+#include "schemas.h"
 
 #include <torch/library.h>
 
@@ -60,6 +61,8 @@ at::Tensor involution2d_fused(const at::Tensor& input, const at::Tensor& feature
   const c10::cuda::CUDAGuard guard(input.device());
   return involution::fused(input, features, weight, bias, scale, shift, relu, kernel_size, stride, padding, dilation);
 }
+
+const bool defined = involution::define_operators(C10_STRINGIZE(INVOLUTION_NAMESPACE));
 
 }  // namespace
 
