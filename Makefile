@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo app test docs-test bench clean
+.PHONY: demo app test docs-test wheel bench clean
 
 # Trains a small RedNet on Fashion-MNIST, saves it as a Hub folder, loads it again and classifies pictures.
 demo: $(VENV)/installed
@@ -26,6 +26,15 @@ test: $(VENV)/installed
 # Runs every snippet and command of README.md and docs, with small models and data: about 6 minutes on two cores.
 docs-test: $(VENV)/installed
 	$(BIN)/python -m pytest tests/docs --all-snippets -n 2
+
+# Builds the wheel that needs no compiler into dist, on x86-64 Linux. auditwheel checks that glibc 2.28 has all that the
+# library uses; torch brings libtorch_cpu.so.
+wheel: $(VENV)/installed
+	rm -rf build/wheel
+	INVOLUTION_WHEEL=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		--wheel-dir build/wheel .
+	PATH=$(BIN):$$PATH $(BIN)/auditwheel repair --plat manylinux_2_28_x86_64 --only-plat --exclude libtorch_cpu.so \
+		--wheel-dir dist build/wheel/*.whl
 
 # Measures on the GPU, if there is one, and writes tables to outputs/bench, as Markdown and CSV.
 bench: $(VENV)/installed

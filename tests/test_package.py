@@ -2,18 +2,17 @@
 
 import os
 import runpy
-import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
-import venv
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from environments import copy_sources, make_environment
 
 
 SOURCES = {
@@ -36,8 +35,7 @@ def files_in(folder: Path) -> set[Path]:
 def unpacked(root, tmp_path_factory) -> Path:
     """The files of the sdist."""
     folder = tmp_path_factory.mktemp("sdist")
-    unwanted = shutil.ignore_patterns(".*", "outputs", "build", "dist", "*.egg-info", "__pycache__")
-    shutil.copytree(root, folder / "clone", ignore=unwanted)
+    copy_sources(root, folder / "clone")
     build = f"import setuptools.build_meta as backend; backend.build_sdist({str(folder)!r})"
     subprocess.run([sys.executable, "-c", build], cwd=folder / "clone", check=True, capture_output=True)
     (archive,) = folder.glob("rednet-*.tar.gz")
@@ -50,13 +48,7 @@ def unpacked(root, tmp_path_factory) -> Path:
 def environment(unpacked, tmp_path_factory) -> Path:
     """A virtual environment with the wheel of the sdist, which finds the other packages where this process has them."""
     folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, symlinks=True)
-    (packages,) = folder.glob("lib/python*/site-packages")
-    # Of a path in such a file, Python does not read the .pth files: the editable installation stays out of sight.
-    (packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
-    pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python", "--disable-pip-version-check", "--quiet"]
-    command = [*pip, "install", "--no-index", "--no-deps", "--no-build-isolation", "--force-reinstall", unpacked]
-    subprocess.run(command, check=True)
+    make_environment(folder, unpacked)
     return folder
 
 
@@ -88,14 +80,16 @@ def test_the_sdist_has_what_the_repository_has(root, unpacked):
         "training",
     ):
         assert files_in(root / name) <= files_in(unpacked / name), name
-    for name in ("Makefile", "constraints.txt", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"):
+    for name in ("Makefile", "constraints.txt", "pyproject.toml", "setup.py", "README.md", "CHANGELOG.md", "LICENSE"):
         assert (unpacked / name).read_bytes() == (root / name).read_bytes()
+    assert not list(unpacked.rglob("*.so"))  # the operator compiles at its first use
 
 
 def test_the_wheel_has_every_file_that_is_used(root, installed):
     for source, package in SOURCES.items():
         wanted = files_in(root / source)
         assert len(wanted) > 5 and wanted <= files_in(installed / package), wanted - files_in(installed / package)
+    assert not list(installed.glob("involution/**/*.so"))
 
 
 def test_the_extras_are_complete(environment, tmp_path):

@@ -1,9 +1,10 @@
-"""Compiles the C++ and CUDA kernels at their first use, and loads them.
+"""Loads the C++ and CUDA kernels at their first use, and compiles them first if necessary.
 
-There is one library for the CPU, one for CUDA, and one for each other runtime (hosts.py), which loads it. Each is compiled once for each machine, torch release, compiler and
-version of the sources, into torch's cache of extensions (`TORCH_EXTENSIONS_DIR`). A compilation that failed is not
-repeated until the compiler, its environment or the sources change. If there is no library, one warning gives the
-reason and the cure, and the operators fall back to plain PyTorch.
+There is one library for the CPU, one for CUDA, and one for each other runtime (hosts.py), which loads it. A library that
+was compiled for this machine is preferred to the one in the wheel, if there is one. Otherwise it is compiled once for
+each machine, torch release, compiler and version of the sources, into torch's cache of extensions
+(`TORCH_EXTENSIONS_DIR`). A compilation that failed is not repeated until the compiler, its environment or the sources
+change. If there is no library, one warning gives the reason and the cure, and the operators fall back to plain PyTorch.
 """
 
 import logging
@@ -60,7 +61,7 @@ def find_or_build(device_type: str) -> Path:
         ModuleNotFoundError: the runtime is not installed.
         RuntimeError: the library cannot be compiled; the message gives the reason and the cure.
     """
-    return libraries.find(device_type) or _build_or_substitute(device_type)
+    return _existing(device_type) or _build_or_substitute(device_type)
 
 
 def build(device_type: str) -> Path:
@@ -123,7 +124,7 @@ def show_config() -> str:
     lines = [f"involution with torch {torch.__version__}"]
     for device_type in _DEVICE_TYPES:
         if device_type in _loaded:
-            state = f"compiled ({_loaded[device_type]})"
+            state = f"compiled{_origin(_loaded[device_type])} ({_loaded[device_type]})"
         elif _is_preloaded(device_type):
             state = "compiled, came with the kernel"
         elif device_type in _failed:
@@ -142,8 +143,8 @@ def show_config() -> str:
 
 def _forecast(device_type: str) -> str:
     """What the first use will do. Raises RuntimeError, with reason and cure, if it cannot load compiled kernels."""
-    if library := libraries.find(device_type):
-        return f"compiled, not loaded yet ({library})"
+    if library := _existing(device_type):
+        return f"compiled{_origin(library)}, not loaded yet ({library})"
     directory = libraries.cache_directory() / libraries.name(device_type)
     failure = compilation.recorded_failure(directory, device_type)
     reason = failure["reason"] if failure and failure["permanent"] else compiler.obstacle(device_type)
@@ -152,6 +153,15 @@ def _forecast(device_type: str) -> str:
     if library := libraries.find(device_type, libraries.ANY_COMPILER):
         return f"compiled by another compiler, not loaded yet ({library})"
     raise RuntimeError(reason)
+
+
+def _existing(device_type: str) -> Path | None:
+    """The library to load if nothing has to be compiled: one for this machine, or that of the wheel."""
+    return libraries.find(device_type) or libraries.packaged(device_type)
+
+
+def _origin(library: Path) -> str:
+    return ", came with the package" if library.parent == libraries.PACKAGED else ""
 
 
 def _is_preloaded(device_type: str) -> bool:
@@ -177,7 +187,9 @@ def _load_library(library: Path) -> None:
         torch.ops.load_library(library)
     except OSError as error:
         cure = f"remove {library.parent} to compile it again"
-        if compilation.forbids_execution(library.parent):
+        if library.parent == libraries.PACKAGED:
+            cure = "set INVOLUTION_COMPILE=1 to compile it on this machine"
+        elif compilation.forbids_execution(library.parent):
             cure = "set TORCH_EXTENSIONS_DIR to a folder on a file system that is not mounted noexec"
         raise RuntimeError(f"{library} cannot be loaded ({error}): {cure}") from error
 

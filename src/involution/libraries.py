@@ -1,7 +1,8 @@
-"""Compiled libraries in torch's cache of extensions (`TORCH_EXTENSIONS_DIR`): their names, and how to find them.
+"""Compiled libraries: where they are, their names, and how to find them.
 
-A library is in a folder of its own name, which contains everything that the library depends on. The folder also holds
-the file `complete` after a successful compilation, and `failure.json` after a failed one.
+A library for this machine is in torch's cache of extensions (`TORCH_EXTENSIONS_DIR`), in a folder of its own name, which
+contains everything that the library depends on. The folder also holds the file `complete` after a successful
+compilation, and `failure.json` after a failed one. The wheel for x86-64 Linux contains a library for all machines.
 """
 
 import fnmatch
@@ -20,6 +21,7 @@ from ._ops import ops
 
 
 CSRC = Path(__file__).parent / "csrc"
+PACKAGED = Path(__file__).parent / "lib"  # only in the wheel that `make wheel` builds (setup.py)
 COMPLETE = "complete"  # the name of the file that marks a complete library
 ANY_COMPILER = "?" * compiler.DIGEST_LENGTH  # a pattern for the part of a name that identifies the compilers
 # What `_key` reads besides csrc: the files that determine how the sources are compiled.
@@ -73,6 +75,17 @@ def find(device_type: str, compilers: str | None = None) -> Path | None:
         return all(any(_runs(*capability, *architecture) for architecture in built) for capability in capabilities)
 
     return newest(f"involution_{device_type}_{_key(device_type)}_{compilers}*", supports_devices)
+
+
+def packaged(device_type: str) -> Path | None:
+    """Returns the library that came with the package, or None if this processor does not run it.
+
+    It is None as well if the environment variable INVOLUTION_COMPILE is 1.
+    """
+    library = PACKAGED / f"involution_{device_type}.so"
+    if os.environ.get("INVOLUTION_COMPILE") == "1" or not library.exists():
+        return None
+    return library if {"avx2", "fma"} <= set(_cpu_instructions().split()) else None  # as in csrc/cpu/kernels.cpp
 
 
 def newest(pattern: str, accepts: Callable[[Path], bool] = lambda _: True) -> Path | None:
