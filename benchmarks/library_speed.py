@@ -1,0 +1,83 @@
+"""Speed of the library in the wheel, relative to the library that is compiled for this machine.
+
+    make wheel
+    python benchmarks/library_speed.py --output benchmarks/results/library-DEVICE-DATE
+
+Each library is in its own process, because a process has only one operator. The processes take turns over the seventeen
+involutions of RedNet-50. A number above 1 means that the library in the wheel is faster.
+"""
+
+import multiprocessing
+import statistics
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from involution import extension
+from measure import arguments, report
+from operator_speed import SHAPES, make_functions
+
+
+FUNCTIONS = ["forward", "contiguous", "fused", "input grad", "kernel grad"]
+
+
+def measure(library: Path, threads: int, connection: Connection) -> None:
+    """Receives (shape, batch size, dtype) and sends the durations of one call of each function, until it gets None."""
+    torch.ops.load_library(library)
+    torch.set_num_threads(threads)
+    prepared, functions = None, {}
+    for case in iter(connection.recv, None):
+        if case != prepared:
+            shape, batch, dtype = prepared = case
+            functions, _ = make_functions(shape, batch, "cpu", dtype)
+            for name in FUNCTIONS:
+                functions[name]()
+        times = []
+        for name in FUNCTIONS:
+            start = time.perf_counter()
+            functions[name]()
+            times.append(time.perf_counter() - start)
+        connection.send(times)
+
+
+def main() -> None:
+    options = arguments(__doc__.splitlines()[0])
+    packaged = next(Path().glob("build/lib.*/involution/lib/involution_cpu.so"), None)
+    if packaged is None:
+        raise SystemExit("build has no library for the wheel: run `make wheel`")
+    context = multiprocessing.get_context("spawn")
+    connections = []
+    for library in (extension.build("cpu"), packaged.absolute()):
+        connection, other = context.Pipe()
+        context.Process(target=measure, args=(library, options.threads, other), daemon=True).start()
+        connections.append(connection)
+
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for batch in (1, options.batch_size):
+            totals = torch.zeros(2, len(FUNCTIONS), dtype=torch.float64)
+            for shape in tqdm(SHAPES, desc=f"{dtype}, batch {batch}"):
+                turns: list[list[list[float]]] = [[], []]
+                for _ in range(options.repeats):
+                    for connection, times in zip(connections, turns, strict=True):
+                        connection.send((shape, batch, dtype))
+                        times.append(connection.recv())
+                medians = [[statistics.median(column) for column in zip(*times, strict=True)] for times in turns]
+                totals += shape[-1] * torch.tensor(medians, dtype=torch.float64)
+                rows.append(_row(dtype, batch, f"{shape[0]} x {shape[1]} x {shape[1]}, K {shape[3]}", *medians))
+            rows.append(_row(dtype, batch, "all seventeen", *totals.tolist()))
+    for connection in connections:
+        connection.send(None)
+    report("The library in the wheel, relative to that compiled for this machine", rows, options)
+
+
+def _row(dtype: torch.dtype, batch: int, shape: str, native: list[float], packaged: list[float]) -> dict:
+    ratios = {name: f"{a / b:.2f}" for name, a, b in zip(FUNCTIONS, native, packaged, strict=True)}
+    return {"dtype": str(dtype).removeprefix("torch."), "batch": batch, "input": shape, **ratios}
+
+
+if __name__ == "__main__":
+    main()
