@@ -3,6 +3,8 @@
     python benchmarks/export_speed.py --device cpu --output benchmarks/results/export-cpu-DEVICE-DATE
 
 Inference on the CPU at 224 x 224 in float32, in images per second. Each file is exported once, for any batch and size.
+In onnxruntime and OpenVINO, involution is standard nodes, or one custom node with our kernels. One multiplication in
+place of every involution shows what a runtime could reach at most.
 """
 
 import copy
@@ -11,20 +13,24 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import onnxruntime
 import openvino
 import torch
 from rednet import RedNetConfig, RedNetForImageClassification
-from rednet.export import export_model
+from rednet.export import FORMATS, export_model
 from rednet.profile import median_seconds
 from torch import nn
 from tqdm import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from measure import arguments, report
+from networks import multiplication_forward, with_involution
 
 
 EAGER = "PyTorch, eager"
+# What involution is in a file.
+STANDARD, CUSTOM, MULTIPLICATION = "standard nodes", "custom node", "one multiplication"
+REDNET, RESNET = "RedNet-50", "ResNet-50"
+Key = tuple[str, str, str]  # model, involution ("" outside of the two runtimes), and what runs it
 
 
 def in_pytorch(model: nn.Module) -> Callable:
@@ -35,20 +41,9 @@ def in_pytorch(model: nn.Module) -> Callable:
     return run
 
 
-def in_onnxruntime(path: Path, threads: int) -> Callable:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"pixel_values": images.numpy()})
-
-
-def in_openvino(path: Path, threads: int) -> Callable:
-    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
-    return lambda images: compiled(images.numpy())
-
-
-def export_resnet(model: nn.Module, path: Path) -> None:
+def export_plain(model: nn.Module, path: Path) -> None:
+    """Exports a network that `rednet.export` does not take, in the same way."""
+    model.config.return_dict = False
     torch.onnx.export(
         model,
         kwargs={"pixel_values": torch.zeros(2, 3, 225, 257)},
@@ -59,28 +54,57 @@ def export_resnet(model: nn.Module, path: Path) -> None:
     ).save(path)
 
 
-def make_functions(folder: Path, threads: int) -> dict[tuple[str, str], Callable]:
-    """Functions that run a model on images (B, 3, 224, 224), by model and runtime."""
-    rednet = RedNetForImageClassification(RedNetConfig(num_labels=1000)).eval()
-    resnet = ResNetForImageClassification(ResNetConfig(num_labels=1000)).eval().requires_grad_(False)
-    functions = {}
-    with tqdm(total=3, desc="exporting") as progress:
-        for format in ("onnx", "aoti"):
-            path = folder / {"onnx": "rednet.onnx", "aoti": "rednet.pt2"}[format]
-            export_model(copy.deepcopy(rednet), path, format)
+def export_all(rednet: nn.Module, resnet: nn.Module, folder: Path) -> dict[tuple[str, str], Path]:
+    """Writes files for both runtimes. Returns their paths, without suffix, by model and involution."""
+    paths = {}
+    with tqdm(total=6, desc="exporting") as progress:
+        for involution, words in (("standard", STANDARD), ("custom", CUSTOM)):
+            paths[REDNET, words] = folder / involution
+            for format in ("onnx", "openvino"):
+                path = paths[REDNET, words].with_suffix(FORMATS[format].suffixes[0])
+                export_model(copy.deepcopy(rednet), path, format, involution=involution)
+                progress.update()
+        multiplied = with_involution(rednet, multiplication_forward).fuse()
+        for name, words, model in ((REDNET, MULTIPLICATION, multiplied), (RESNET, "", copy.deepcopy(resnet))):
+            paths[name, words] = folder / (words or "resnet").replace(" ", "-")
+            path = paths[name, words].with_suffix(".onnx")
+            export_plain(model, path)
+            openvino.save_model(openvino.convert_model(path), path.with_suffix(".xml"), compress_to_fp16=False)
             progress.update()
-        export_resnet(resnet, folder / "resnet.onnx")
-        progress.update()
-    for name, model, path in (
-        ("RedNet-50", rednet, folder / "rednet.onnx"),
-        ("ResNet-50", resnet, folder / "resnet.onnx"),
-    ):
-        functions[name, EAGER] = in_pytorch(model.to(memory_format=torch.channels_last))
-        functions[name, "onnxruntime"] = in_onnxruntime(path, threads)
-        functions[name, "OpenVINO"] = in_openvino(path, threads)
-    functions["RedNet-50", "PyTorch, `fuse()`"] = in_pytorch(copy.deepcopy(rednet).fuse())
-    functions["RedNet-50", "AOTInductor"] = torch._inductor.aoti_load_package(str(folder / "rednet.pt2"))
+    return paths
+
+
+def make_functions(folder: Path, threads: int) -> dict[Key, Callable]:
+    """Functions that run a model on images (B, 3, 224, 224)."""
+    rednet = RedNetForImageClassification(RedNetConfig(num_labels=1000)).eval().requires_grad_(False)
+    resnet = ResNetForImageClassification(ResNetConfig(num_labels=1000)).eval().requires_grad_(False)
+    functions: dict[Key, Callable] = {}
+    for (name, involution), path in export_all(rednet, resnet, folder).items():
+        for runtime, format in (("onnxruntime", "onnx"), ("OpenVINO", "openvino")):
+            file = path.with_suffix(FORMATS[format].suffixes[0])
+            functions[name, involution, runtime] = FORMATS[format].load(file, threads)
+    export_model(copy.deepcopy(rednet), folder / "rednet.pt2", "aoti")
+    functions[REDNET, "", "AOTInductor"] = FORMATS["aoti"].load(folder / "rednet.pt2", threads)
+    for name, model in ((REDNET, rednet), (RESNET, resnet)):
+        functions[name, "", EAGER] = in_pytorch(model.to(memory_format=torch.channels_last))
+    functions[REDNET, "", "PyTorch, `fuse()`"] = in_pytorch(copy.deepcopy(rednet).fuse())
     return functions
+
+
+def make_rows(times: dict[Key, float], batch: int) -> list[dict]:
+    rows = []
+    for (model, involution, runtime), time in sorted(times.items()):
+        peer = times.get((RESNET, "", runtime)) if model == REDNET else None
+        rows.append({
+            "model": model,
+            "involution": involution,
+            "batch": batch,
+            "in": runtime,
+            "images/s": f"{batch / time:.1f}",
+            "against PyTorch, eager": f"{times[model, '', EAGER] / time:.2f} x as fast",
+            "against ResNet-50 in the same": "" if peer is None else f"{peer / time:.2f} x as fast",
+        })  # fmt: skip
+    return rows
 
 
 def main() -> None:
@@ -94,16 +118,7 @@ def main() -> None:
             images = torch.randn(batch, 3, 224, 224)
             repeats = 3 * options.repeats if batch == 1 else options.repeats
             times = median_seconds({key: lambda run=run: run(images) for key, run in runs.items()}, repeats)
-            for (model, runtime), time in sorted(times.items()):
-                peer = times.get(("ResNet-50", runtime)) if model == "RedNet-50" else None
-                rows.append({
-                    "model": model,
-                    "batch": batch,
-                    "in": runtime,
-                    "images/s": f"{batch / time:.1f}",
-                    "against PyTorch, eager": f"{times[model, EAGER] / time:.2f} x as fast",
-                    "against ResNet-50 in the same": "" if peer is None else f"{peer / time:.2f} x as fast",
-                })  # fmt: skip
+            rows += make_rows(times, batch)
     packages = ("onnx", "onnxruntime", "openvino")
     report("RedNet-50 exported, 224 x 224, float32, on the CPU", rows, options, packages)
 

@@ -1,7 +1,8 @@
-"""The networks that the benchmarks compare: RedNet-50, two ResNet-50, and a RedNet-50 that unfolds its inputs."""
+"""The networks that the benchmarks compare: RedNet-50, two ResNet-50, and RedNet-50 with other involutions."""
 
 import copy
 import types
+from collections.abc import Callable
 
 import timm
 import torch
@@ -21,11 +22,31 @@ def networks(device: str, dtype: torch.dtype = torch.float32) -> dict[str, nn.Mo
         PEERS[0]: ResNetForImageClassification(ResNetConfig(num_labels=1000)),
         PEERS[1]: timm.create_model("resnet50"),
     }
-    models[UNFOLD] = copy.deepcopy(models[OURS])
-    for module in models[UNFOLD].modules():
-        if isinstance(module, RedNetInvolution):
-            module.forward = types.MethodType(unfold_forward, module)
+    models[UNFOLD] = with_involution(models[OURS], unfold_forward)
     return {name: m.to(device, dtype).to(memory_format=torch.channels_last) for name, m in models.items()}
+
+
+def with_involution(model: nn.Module, forward: Callable[[RedNetInvolution, Tensor], Tensor]) -> nn.Module:
+    """A copy of a RedNet in which `forward` replaces that of every involution."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, RedNetInvolution):
+            module.forward = types.MethodType(forward, module)
+    return model
+
+
+def multiplication_forward(self: RedNetInvolution, hidden_state: Tensor) -> Tensor:
+    """
+    The forward pass of RedNetInvolution with one multiplication, by the tap in the middle, instead of an involution: a
+    bound of what a runtime can reach with an operator that takes no longer than reading and writing its tensors. The
+    kernels are generated in full.
+    """
+    kernel, middle = self.generate_kernel(hidden_state), self.kernel_size // 2
+    batch, height, width = kernel.shape[0], kernel.shape[4], kernel.shape[5]
+    pixels = hidden_state[:, :, :: self.stride, :: self.stride] if self.stride > 1 else hidden_state
+    # Reads each size as an element of a shape, as the exporter needs it.
+    output = pixels.reshape(batch, self.groups, -1, height, width) * kernel[:, :, middle, middle].unsqueeze(2)
+    return output.reshape(batch, hidden_state.shape[1], height, width)
 
 
 def unfold_forward(self: RedNetInvolution, hidden_state: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ It takes any image classifier of Transformers, from the Hub or a folder, with it
 can be compared with a ResNet. It writes `results.json`, `per_class.csv`, `confusion_matrix.csv` and, for up to 100
 classes, `confusion_matrix.svg` and `.png` to `output_dir`. `--update_card` adds the accuracies to the card of a folder.
 
+`--runtime onnxruntime --exported_file rednet.onnx` evaluates a file of `python -m rednet.export` on the CPU. Image
+processor, names of classes, parameters and operations are those of the model that it was made from.
+
 The name is not evaluate.py, because every script of this folder would then import it as the library `evaluate`.
 """
 
@@ -14,6 +17,7 @@ import datetime
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import rednet
@@ -26,6 +30,7 @@ from rednet.hub.cards import add_results
 from rednet.profile import median_seconds, peak_bytes
 from rednet.training.data.batches import evaluation_loader
 from rednet.training.data.sources import check_images, class_names, load_validation_images
+from rednet.training.engine.exported import ExportedClassifier, check_exported_file
 from rednet.training.engine.hub_folder import accuracies, measured
 from rednet.training.engine.launch import check_precision, check_processes, set_threads
 from rednet.training.engine.models import load_classifier
@@ -43,6 +48,8 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 
+Classifier: TypeAlias = PreTrainedModel | ExportedClassifier
+
 MAX_DRAWN_CLASSES = 100
 PRINTED_PAIRS = 10
 REPEATS, WARMUP = 10, 2
@@ -51,6 +58,10 @@ REPEATS, WARMUP = 10, 2
 @dataclass
 class EvaluationOptions:
     model_name_or_path: str = option("", "The model to evaluate: a folder or the id of a Hub repository.")
+    runtime: Literal["pytorch", "onnxruntime", "openvino", "aoti"] = option(
+        "pytorch", "What runs the model: PyTorch, or another runtime, on the CPU, with --exported_file."
+    )
+    exported_file: str = option("", "A file that `python -m rednet.export` made of the model, for --runtime.")
     labels_by_number: bool = option(
         False,
         "Label n of the images is class n of the model, whatever their names are (ImageNet as folders n01440764 ...).",
@@ -69,7 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
     disable_progress_bar()  # of loading weights: the evaluation has its own
     check_precision(config)
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler that measures memory would warn of the missing GPU
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    exported = config.runtime != "pytorch"
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=exported)
     check_processes(accelerator.num_processes)
     set_threads(accelerator.device)
     set_seed(config.seed)
@@ -80,12 +92,15 @@ def main(arguments: list[str] | None = None) -> None:
         names = [model.config.id2label[n] for n in range(model.config.num_labels)]
         class_order = match_labels(class_names(images), names, config)
         check_on_main_process(accelerator, check_images, {config.validation_split: images}, len(names), config)
+        size = image_size(processor)
+        run = ExportedClassifier(config.exported_file, config.runtime, model, size) if exported else model
     model.to(accelerator.device, memory_format=torch.channels_last)
     rank = (accelerator.process_index, accelerator.num_processes)
     loader = evaluation_loader(images, config, processor, len(names), *rank)
-    results, matrix = measure_accuracy(accelerator, model, loader, class_order)
+    results, matrix = measure_accuracy(accelerator, run, loader, class_order)
     if accelerator.is_main_process:
-        results |= measure_cost(accelerator, model, image_size(processor), config.per_device_eval_batch_size)
+        counts = {"parameters": rednet.count_parameters(model), "macs": rednet.count_macs(model, *size)}
+        results |= counts | measure_cost(accelerator, run, size, config.per_device_eval_batch_size)
         results |= describe_environment(config, accelerator.device)
         write(config, results, matrix, class_names(images) or names)
     accelerator.end_training()
@@ -106,8 +121,18 @@ def parse_config(arguments: list[str] | None = None) -> EvaluationConfig:
     if config.train_dir and config.validation_dir or config.train_dir and config.train_val_split is None:
         parser.error("--train_dir requires --train_val_split, which held images out, and excludes --validation_dir")
     check_folders(config, parser)
+    if (config.runtime != "pytorch") != bool(config.exported_file):
+        parser.error("give --runtime, onnxruntime, openvino or aoti, and --exported_file together")
+    if config.exported_file:
+        if config.mixed_precision != "no":
+            parser.error("--mixed_precision excludes --exported_file, which has its own data type")
+        try:
+            check_exported_file(config.exported_file, config.runtime)
+        except (OSError, ValueError, ModuleNotFoundError) as error:
+            parser.error(str(error))
     if not config.output_dir:
-        config.output_dir = "outputs/evaluation/" + config.model_name_or_path.strip("./").replace("/", "-")
+        name = config.exported_file or config.model_name_or_path
+        config.output_dir = "outputs/evaluation/" + name.strip("./").replace("/", "-")
     card = Path(config.model_name_or_path, "README.md")
     if config.update_card and not card.is_file():
         parser.error(f"--update_card: no such file: {card}, expected the card of a local folder")
@@ -147,7 +172,7 @@ def match_labels(labels: list[str] | None, names: list[str], config: EvaluationC
 
 
 def measure_accuracy(
-    accelerator: Accelerator, model: PreTrainedModel, loader: DataLoader, class_order: list[int]
+    accelerator: Accelerator, model: Classifier, loader: DataLoader, class_order: list[int]
 ) -> tuple[dict, np.ndarray]:
     """The results over all images, and the confusion matrix: rows are true classes, columns predicted ones."""
     sums = sum_over_images(accelerator, model, loader, class_order)
@@ -157,27 +182,28 @@ def measure_accuracy(
 
 
 @torch.no_grad()
-def measure_cost(accelerator: Accelerator, model: PreTrainedModel, size: tuple[int, int], batch_size: int) -> dict:
-    """Parameters, operations, speed and memory of inference on this device.
+def measure_cost(accelerator: Accelerator, model: Classifier, size: tuple[int, int], batch_size: int) -> dict:
+    """Speed and memory of inference on this device.
 
     Times are medians over random images, without the loading of images. Memory is the peak of a batch in addition to
-    weights and images.
+    weights and images; PyTorch cannot see that of other runtimes.
     """
-    device, channels = model.device.type, getattr(model.config, "num_channels", 3)
+    device, channels = accelerator.device.type, getattr(model.config, "num_channels", 3)
     one, batch = (
         torch.randn(n, channels, *size, device=device).contiguous(memory_format=torch.channels_last)
         for n in (1, batch_size)
     )
-    counted = {"parameters": rednet.count_parameters(model), "macs": rednet.count_macs(model, *size)}
     with accelerator.autocast():
         seconds = median_seconds({"one": lambda: model(one), "batch": lambda: model(batch)}, REPEATS, WARMUP)
-        return counted | {
+        cost = {
             "image_size": list(size),
             "latency_ms": round(1000 * seconds["one"], 3),
             "batch_size": batch_size,
             "images_per_second": round(batch_size / seconds["batch"], 2),
-            "peak_memory_bytes": peak_bytes(lambda: model(batch), device),
         }
+        if isinstance(model, PreTrainedModel):
+            cost["peak_memory_bytes"] = peak_bytes(lambda: model(batch), device)
+    return cost
 
 
 def describe_environment(config: EvaluationConfig, device: torch.device) -> dict:
@@ -185,6 +211,8 @@ def describe_environment(config: EvaluationConfig, device: torch.device) -> dict
     cpu = f"cpu, {torch.backends.cpu.get_cpu_capability()}"
     return {
         "model": config.model_name_or_path,
+        "runtime": config.runtime,
+        "exported_file": config.exported_file,
         "dataset": config.source,
         "split": config.validation_split,
         "mixed_precision": config.mixed_precision,
@@ -218,12 +246,13 @@ def write(config: EvaluationConfig, results: dict, matrix: np.ndarray, names: li
     if config.update_card:
         update_card(config, results, len(names))
 
+    memory = f" with {results['peak_memory_bytes'] / 2**20:.1f} MiB" if "peak_memory_bytes" in results else ""
     print(
         f"top-1 {100 * results['eval_accuracy']:.2f} %, top-5 {100 * results['eval_top_5_accuracy']:.2f} %, calibration "
         f"error {results['eval_calibration_error']:.4f} on {results['eval_samples']:,} images\n"
         f"{results['parameters']:,} parameters, {results['macs'] / 1e9:.3f} G multiply-accumulates, "
         f"{results['latency_ms']} ms for an image, {results['images_per_second']} images/s in batches of "
-        f"{results['batch_size']} with {results['peak_memory_bytes'] / 2**20:.1f} MiB"
+        f"{results['batch_size']}{memory}"
     )
     for true, predicted in confused_pairs(matrix):
         part = f"{matrix[true, predicted]} of {images[true]} times"

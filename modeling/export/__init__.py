@@ -1,23 +1,21 @@
-"""Exports a RedNet to ONNX, to a program of torch.export, or to a package of AOTInductor."""
+"""Exports a RedNet to ONNX, to OpenVINO, to a program of torch.export, or to a package of AOTInductor."""
 
 import copy
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rednet.export import onnx, torch_export
+from rednet.export import onnx, openvino, torch_export
+from rednet.export.onnx_nodes import translation_table
+from rednet.export.variants import DTYPES, INVOLUTIONS, TOLERANCES, Variant
 from rednet.modeling_rednet import RedNetPreTrainedModel
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-
-
-# Allowed difference between file and model, relative to the largest value. Rounding in float32 makes about 1e-6.
-TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -26,94 +24,177 @@ class Format:
     A kind of exported file.
 
     Attributes:
-        suffix: of the file name.
+        suffixes: of the names of its files. The first is that of the file which is loaded.
         packages: that the format needs besides torch.
-        write: takes the model, pixel values (B, C, H, W) to trace it with, the names of its outputs, and a path.
-        load: takes the path, and returns a function from pixel values to outputs.
+        packages_for_int8: that it needs as well, to quantize.
+        variants: whether it has custom nodes, and other data types than float32. A `.pt2` always has the operator.
+        write: takes the model, pixel values (B, C, H, W) to trace it with, the names of its outputs, the variant, and a
+            path.
+        load: takes the path and the number of threads (None: that of torch), and returns a function from pixel values
+            to outputs.
     """
 
-    suffix: str
+    suffixes: tuple[str, ...]
     packages: tuple[str, ...]
-    write: Callable[[RedNetPreTrainedModel, Tensor, list[str], Path], None]
-    load: Callable[[Path], Callable[[Tensor], Any]]
+    packages_for_int8: tuple[str, ...]
+    variants: bool
+    write: Callable[[RedNetPreTrainedModel, Tensor, list[str], Variant, Path], None]
+    load: Callable[[Path, int | None], Callable[[Tensor], Any]]
 
 
+ONNX = ("onnx", "onnxscript", "onnxruntime")
 FORMATS = {
-    "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), onnx.write, onnx.load),
-    "torch_export": Format(".pt2", (), torch_export.write_program, torch_export.load_program),
-    "aoti": Format(".pt2", (), torch_export.write_package, torch_export.load_package),
+    "onnx": Format((".onnx",), ONNX, (), True, onnx.write, onnx.load),
+    "openvino": Format((".xml", ".bin"), (*ONNX, "openvino"), ("nncf",), True, openvino.write, openvino.load),
+    "torch_export": Format((".pt2",), (), (), False, torch_export.write_program, torch_export.load_program),
+    "aoti": Format((".pt2",), (), (), False, torch_export.write_package, torch_export.load_package),
 }
 
 
-def check_output(path: Path, format: str, device: str = "cpu") -> None:
+def check_output(
+    path: Path,
+    format: str,
+    device: str = "cpu",
+    involution: str = "standard",
+    dtype: str = "float32",
+    has_calibration: bool = False,
+) -> None:
     """
     Checks the arguments of `export_model`, before a model is loaded.
 
     Raises:
         ModuleNotFoundError: a package that the format needs is not installed.
-        ValueError: `format` is unknown, or `path` or `device` does not fit it.
+        ValueError: `format`, `involution` or `dtype` is unknown, or the other arguments do not fit them.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format is {format!r}, expected one of {list(FORMATS)}")
-    suffix, packages = FORMATS[format].suffix, FORMATS[format].packages
+    for name, value, known in (
+        ("format", format, FORMATS),
+        ("involution", involution, INVOLUTIONS),
+        ("dtype", dtype, DTYPES),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}, expected one of {list(known)}")
+    kind = FORMATS[format]
+    check_packages(format, kind.packages + (kind.packages_for_int8 if dtype == "int8" else ()))
+    if path.suffix != kind.suffixes[0]:
+        raise ValueError(f"path is {path}, expected a name that ends in {kind.suffixes[0]} for format {format!r}")
+    for file in _files(path, format):
+        if file.is_dir():
+            raise ValueError(f"path is {file}, which is a folder, expected a file")
+    if kind.variants and torch.device(device).type != "cpu":
+        raise ValueError(f"device is {device!r}, expected 'cpu' for format {format!r}, whose files have no device")
+    for name, value, only in (("involution", involution, "standard"), ("dtype", dtype, "float32")):
+        if not kind.variants and value != only:
+            raise ValueError(f"{name} is {value!r}, expected {only!r} for format {format!r}")
+    if has_calibration != (dtype == "int8"):
+        raise ValueError(
+            "dtype is 'int8', which needs calibration data: pictures like those that the model will see"
+            if dtype == "int8"
+            else f"dtype is {dtype!r}, which takes no calibration data: only 'int8' does"
+        )
+
+
+def check_packages(format: str, packages: Sequence[str]) -> None:
+    """Raises ModuleNotFoundError with the command that installs them, if some `packages` are not installed."""
     if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
         raise ModuleNotFoundError(
             f"format {format!r} needs {' and '.join(missing)}, which is not installed: pip install {' '.join(packages)}"
         )
-    if path.suffix != suffix:
-        raise ValueError(f"path is {path}, expected a name that ends in {suffix} for format {format!r}")
-    if path.is_dir():
-        raise ValueError(f"path is {path}, which is a folder, expected a file")
-    if format == "onnx" and torch.device(device).type != "cpu":
-        raise ValueError(f"device is {device!r}, expected 'cpu' for format 'onnx', whose files have no device")
 
 
-def export_model(model: RedNetPreTrainedModel, path: Path, format: str, device: str = "cpu") -> tuple[float, float]:
+def export_model(
+    model: RedNetPreTrainedModel,
+    path: Path,
+    format: str,
+    device: str = "cpu",
+    involution: str = "standard",
+    dtype: str = "float32",
+    calibration: Sequence[Tensor] = (),
+) -> tuple[float, float]:
     """
     Exports a fused copy of a model, and compares the file with the model before it is moved to `path`.
 
     The exported model takes pixel_values (B, C, H, W) in float32, with any batch size, height and width, and returns
-    the outputs of the model as a tuple. A program of torch.export refuses pictures whose last feature map has a height
-    or width of 1: up to 32 pixels, if all strides together are 32.
+    the outputs of the model as a tuple, in float32. A program of torch.export refuses pictures whose last feature map
+    has a height or width of 1: up to 32 pixels, if all strides together are 32.
 
     Args:
         model: the model, which is not changed.
-        path: the file to write. If it exists, it is overwritten. After an error it is unchanged.
-        format: `"onnx"`, `"torch_export"` or `"aoti"`.
-        device: the device of a program or package. An ONNX file has no device.
+        path: the file to write. If it exists, it is overwritten. After an error it is unchanged. OpenVINO has a second
+            file beside it, with the suffix .bin.
+        format: `"onnx"`, `"openvino"`, `"torch_export"` or `"aoti"`.
+        device: the device of a program or package. The other files have no device.
+        involution: of ONNX and OpenVINO. `"standard"`: nodes that every runtime has. `"custom"`: one node, for which a
+            runtime needs the library of `involution.runtimes`.
+        dtype: of ONNX and OpenVINO. `"float32"`; `"float16"`, for weights of half the size (in ONNX the computation is
+            in float16 as well, if the device has it); `"int8"`, for quantized convolutions, with the rest in float32.
+        calibration: for int8, batches of pixel values (B, C, H, W) of some hundred pictures in all.
 
     Returns:
-        The largest difference between the outputs of model and file on random pixel values of another size than the
-        traced one, and the largest output of the model.
+        The largest difference between the outputs of model and file on pixel values of several sizes, and the largest
+        output of the model.
 
     Raises:
         ModuleNotFoundError, ValueError: as `check_output`.
         RuntimeError: the outputs of the file differ from those of the model.
     """
-    check_output(path, format, device)
+    check_output(path, format, device, involution, dtype, len(calibration) > 0)
+    variant = Variant(involution, dtype, calibration)
     model = copy.deepcopy(model).eval().requires_grad_(False).to(device)
-    channels = model.config.num_channels
     # Every stage halves an odd size (225 = 7 * 32 + 1). From even sizes Inductor concludes that sizes are always even,
     # and rounds odd ones down in poolings. A size of 1 would be traced as a constant.
-    traced = torch.zeros(2, channels, 225, 257, device=device)
-    picture = torch.randn(1, channels, 197, 251, generator=torch.Generator().manual_seed(0)).to(device)
+    traced = torch.zeros(2, model.config.num_channels, 225, 257, device=device)
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), tempfile.TemporaryDirectory(prefix=".export.", dir=path.parent) as folder:
         temporary = Path(folder, path.name)
-        outputs = model(picture, return_dict=True)
+        pictures = _pictures(variant, model.config.num_channels, device)
+        outputs = [model(picture, return_dict=True) for picture in pictures]
         # The output classes of Transformers may not be available where the file is loaded.
         model.fuse().config.return_dict = False
-        FORMATS[format].write(model, traced, _names(outputs), temporary)
-        exported = tree_leaves(FORMATS[format].load(temporary)(picture))
-        expected = tree_leaves(tuple(outputs.values()))
-        difference = max((a - b).abs().max().item() for a, b in zip(expected, exported, strict=True))
-        largest = max(y.abs().max().item() for y in expected)
-        if not difference <= TOLERANCE * largest:  # so that NaN is refused
-            raise RuntimeError(
-                f"the exported model differs from the model by {difference:.1e}, expected at most {TOLERANCE:.0e} of the "
-                f"largest output, {largest:.1e}"
-            )
-        os.replace(temporary, path)
+        FORMATS[format].write(model, traced, _names(outputs[0]), variant, temporary)
+        expected = [tree_leaves(tuple(output.values())) for output in outputs]
+        result = _compare(FORMATS[format].load(temporary, None), pictures, expected, TOLERANCES[dtype])
+        # The file that is loaded comes last: as long as it is missing or old, nothing is taken for complete.
+        for name in reversed(FORMATS[format].suffixes):
+            os.replace(temporary.with_suffix(name), path.with_suffix(name))
+    return result
+
+
+def _files(path: Path, format: str) -> list[Path]:
+    return [path.with_suffix(suffix) for suffix in FORMATS[format].suffixes]
+
+
+def _pictures(variant: Variant, channels: int, device: str) -> list[Tensor]:
+    """
+    Pixel values to compare file and model with: noise of odd sizes, in batches of 1, 3 and 16. For int8, calibration
+    data, because the ranges of noise are not those of pictures.
+    """
+    if variant.dtype == "int8":
+        batch = variant.calibration[0]
+        return [batch, batch[:1, :, 1:, 1:]]
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((1, channels, 197, 251), (3, channels, 63, 100), (16, channels, 65, 47))
+    return [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+
+
+def _compare(
+    run: Callable[[Tensor], Any], pictures: list[Tensor], expected: list[list[Tensor]], tolerance: float
+) -> tuple[float, float]:
+    """The largest difference, and the largest expected value. Raises RuntimeError if the file differs."""
+    difference = largest = 0.0
+    for picture, values in zip(pictures, expected, strict=True):
+        for a, b in zip(values, tree_leaves(run(picture)), strict=True):
+            if a.shape != b.shape:
+                raise RuntimeError(
+                    f"the exported model returns {tuple(b.shape)} for pixel values {tuple(picture.shape)}, expected "
+                    f"{tuple(a.shape)}"
+                )
+            error, size = (a - b).abs().max().item(), a.abs().max().item()
+            if not error <= tolerance * size:  # so that NaN is refused
+                raise RuntimeError(
+                    f"the exported model differs from the model by {error:.1e} for pixel values {tuple(picture.shape)}, "
+                    f"expected at most {tolerance:.0e} of the largest output, {size:.1e}"
+                )
+            difference, largest = max(difference, error), max(largest, size)
     return difference, largest
 
 
@@ -126,4 +207,13 @@ def _names(outputs: dict[str, Tensor | tuple[Tensor, ...]]) -> list[str]:
     ]
 
 
-__all__ = ["FORMATS", "check_output", "export_model"]
+__all__ = [
+    "DTYPES",
+    "FORMATS",
+    "INVOLUTIONS",
+    "Variant",
+    "check_output",
+    "check_packages",
+    "export_model",
+    "translation_table",
+]

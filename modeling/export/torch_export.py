@@ -5,19 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rednet.export.variants import Variant
 from rednet.modeling_rednet import RedNetPreTrainedModel
 from torch import Tensor
 
 
-def write_program(model: RedNetPreTrainedModel, pixel_values: Tensor, output_names: list[str], path: Path) -> None:
+def write_program(
+    model: RedNetPreTrainedModel, pixel_values: Tensor, output_names: list[str], variant: Variant, path: Path
+) -> None:
     torch.export.save(_program(model, pixel_values), path)
 
 
-def load_program(path: Path) -> Callable[[Tensor], Any]:
+def load_program(path: Path, threads: int | None = None) -> Callable[[Tensor], Any]:
     return torch.export.load(path).module()
 
 
-def write_package(model: RedNetPreTrainedModel, pixel_values: Tensor, output_names: list[str], path: Path) -> None:
+def write_package(
+    model: RedNetPreTrainedModel, pixel_values: Tensor, output_names: list[str], variant: Variant, path: Path
+) -> None:
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # transformers wraps it without types
     program = _program(model, pixel_values)
     # Frozen weights are faster at large batches. In channels-last with a single channel they give wrong results (2.15).
@@ -25,7 +30,7 @@ def write_package(model: RedNetPreTrainedModel, pixel_values: Tensor, output_nam
     torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
 
 
-def load_package(path: Path) -> Callable[[Tensor], Any]:
+def load_package(path: Path, threads: int | None = None) -> Callable[[Tensor], Any]:
     return torch._inductor.aoti_load_package(str(path))
 
 

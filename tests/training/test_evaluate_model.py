@@ -3,6 +3,7 @@
 import csv
 import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from datasets import load_dataset
 from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
+from rednet.export import export_model
 from rednet.hub import check_hub_folder, save_hub_folder
 from rednet.hub.cards import add_results, imagenet_card, make_card
 from rednet.training.evaluate_model import EvaluationConfig, confused_pairs, main, match_labels, unique
@@ -39,6 +41,61 @@ def expected_calibration_error(hits: np.ndarray, confidences: np.ndarray) -> flo
     accuracy, confidence = calibration_curve(hits, confidences, n_bins=15)
     images = np.histogram(confidences, 15, (0, 1))[0]
     return np.average(np.abs(accuracy - confidence), weights=images[images > 0])
+
+
+SUFFIXES = {"onnxruntime": ".onnx", "openvino": ".xml", "aoti": ".pt2"}
+FORMATS = {"onnxruntime": "onnx", "openvino": "openvino", "aoti": "aoti"}
+
+
+@pytest.mark.parametrize("runtime", SUFFIXES)
+def test_an_exported_file_has_the_accuracy_of_its_model(runtime, digits, folder, expected, tmp_path, capsys):
+    labels, probabilities = expected
+    file = tmp_path / f"digits{SUFFIXES[runtime]}"
+    export_model(rednet.load_model(folder), file, FORMATS[runtime])
+    main([*options(digits, folder, tmp_path / "run"), "--runtime", runtime, "--exported_file", str(file)])
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["eval_accuracy"] == pytest.approx(top_k_accuracy_score(labels, probabilities, k=1), abs=1e-9)
+    assert results["eval_loss"] == pytest.approx(log_loss(labels, probabilities), rel=1e-4)
+    assert results["runtime"] == runtime and results["exported_file"] == str(file)
+    assert results["images_per_second"] > 0 and results["batch_size"] == 64 and results["threads"] > 0
+    assert results["parameters"] == rednet.count_parameters(rednet.load_model(folder))
+    assert "peak_memory_bytes" not in results and "images/s in batches of 64" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--runtime", "onnxruntime"], "--exported_file together"),
+        (["--exported_file", "a.onnx"], "--exported_file together"),
+        (["--runtime", "tflite", "--exported_file", "a.tflite"], "--runtime"),
+        (["--runtime", "openvino", "--exported_file", "a.onnx"], "a.onnx, expected a name that ends in .xml"),
+        (["--runtime", "onnxruntime", "--exported_file", "nowhere.onnx"], "no such file: nowhere.onnx"),
+        (["--runtime", "openvino", "--exported_file", "half.xml"], "no such file: half.bin"),
+        (
+            ["--runtime", "onnxruntime", "--exported_file", "other.onnx", "--mixed_precision", "bf16"],
+            "--mixed_precision excludes",
+        ),
+        (["--runtime", "onnxruntime", "--exported_file", "other.onnx"], "onnxruntime cannot run other.onnx"),
+        (["--runtime", "openvino", "--exported_file", "other.xml"], "openvino cannot run other.xml"),
+        (["--runtime", "aoti", "--exported_file", "other.pt2"], "aoti cannot run other.pt2"),
+    ],
+)
+def test_files_that_a_runtime_cannot_run_are_refused(arguments, words, digits, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("half.xml", "other.onnx", "other.xml", "other.bin", "other.pt2"):
+        Path(name).write_text("not a model")
+    with pytest.raises(SystemExit) as stopped:
+        main([*options(digits, folder, tmp_path / "run"), *arguments])
+    assert words in f"{stopped.value} {capsys.readouterr().err}"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_with_other_classes_is_refused(digits, folder, tmp_path):
+    other = rednet.RedNetForImageClassification(rednet.RedNetConfig(hidden_sizes=[64], depths=[1], num_labels=3))
+    export_model(other.eval(), tmp_path / "other.onnx", "onnx")
+    arguments = ["--runtime", "onnxruntime", "--exported_file", str(tmp_path / "other.onnx")]
+    with pytest.raises(SystemExit, match=r"returns \(1, 3\) for a picture, expected logits of shape \(1, 10\)"):
+        main([*options(digits, folder, tmp_path / "run"), *arguments])
 
 
 def test_confused_pairs():

@@ -1,0 +1,71 @@
+"""Pictures from which a quantizer learns the ranges of activations."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+SAMPLES, BATCH_SIZE = 256, 16
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+def calibration_batches(source: str, model: str) -> list[Tensor]:
+    """
+    Reads up to 256 pictures, chosen at random, and prepares them with the image processor of a model.
+
+    Args:
+        source: a folder with pictures, in subfolders as well; a data set that `datasets` saved to a folder; or the Hub
+            id of a data set. Of a data set, the training split is used if there is one.
+        model: folder or Hub repository of the model.
+
+    Returns:
+        Pixel values, (16, C, H, W) each. The last batch may be smaller.
+
+    Raises:
+        ModuleNotFoundError: `datasets` or Pillow is not installed.
+        OSError: the model has no image processor.
+        ValueError: there are no pictures in `source`.
+    """
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(model)
+    pictures = _read_folder(Path(source)) or _read_data_set(source)
+    batches = [pictures[n : n + BATCH_SIZE] for n in range(0, len(pictures), BATCH_SIZE)]
+    return [torch.as_tensor(processor(batch, return_tensors="pt")["pixel_values"]) for batch in batches]
+
+
+def _choose(candidates: Sequence) -> list:
+    return random.Random(0).sample(candidates, min(SAMPLES, len(candidates)))
+
+
+def _read_folder(folder: Path) -> "list[Image]":
+    from PIL import Image
+
+    pictures = []
+    for path in _choose(sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)):
+        with Image.open(path) as picture:
+            pictures.append(picture.convert("RGB"))
+    return pictures
+
+
+def _read_data_set(source: str) -> "list[Image]":
+    import datasets
+
+    saved = Path(source, "dataset_dict.json").is_file() or Path(source, "state.json").is_file()
+    if Path(source).is_dir() and not saved:
+        raise ValueError(f"{source} has no pictures ({', '.join(sorted(SUFFIXES))}), and no data set of `datasets`")
+    data = datasets.load_from_disk(source) if saved else datasets.load_dataset(source)
+    if isinstance(data, datasets.DatasetDict):
+        data = data["train"] if "train" in data else next(iter(data.values()))
+    columns = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
+    if not columns:
+        raise ValueError(f"{source} has no column of pictures, only {sorted(data.features)}")
+    return [picture.convert("RGB") for picture in data.select(_choose(range(len(data))))[columns[0]]]
