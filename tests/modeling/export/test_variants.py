@@ -25,7 +25,7 @@ from small_models import model_without_zeros, random_images
 runtimes = pytest.importorskip("involution.runtimes")
 
 # Relative to the largest logit.
-TOLERANCES = {"float32": 1e-5, "float16": 1e-2, "int8": 0.1}
+TOLERANCES = {"float32": 1e-5, "float16": 1e-2, "int8": 0.15}
 FILES = {"onnx": "model.onnx", "openvino": "model.xml"}
 VARIANTS = [
     (format, involution, dtype) for format in FILES for involution in export.INVOLUTIONS for dtype in export.DTYPES

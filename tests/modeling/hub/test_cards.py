@@ -252,9 +252,9 @@ def things_card(repository: str = "things", **options) -> ModelCard:
 def test_examples_load_the_repository(cards):
     card = ModelCard(str(cards["rednet-26"]))
     link = "https://colab.research.google.com/#fileId=https%3A//huggingface.co/{}/blob/main/notebook.ipynb"
-    assert card.text.count('"me/rednet-26"') == 9 and link.format("me/rednet-26") in card.text
+    assert card.text.count('"me/rednet-26"') == 11 and link.format("me/rednet-26") in card.text
     set_repository(card, "you/other")
-    assert card.text.count('"you/other"') == 9 and link.format("you/other") in card.text
+    assert card.text.count('"you/other"') == 11 and link.format("you/other") in card.text
     assert "me/rednet-26" not in card.text
 
 
