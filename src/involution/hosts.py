@@ -30,6 +30,8 @@ def _package(runtime: str) -> ModuleType:
     try:
         return importlib.import_module(runtime)
     except ModuleNotFoundError as error:
+        if error.name != runtime:
+            raise
         raise ModuleNotFoundError(
             f"the operator for {runtime} needs {runtime}: pip install {runtime}", name=runtime
         ) from error
