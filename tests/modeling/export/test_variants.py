@@ -18,7 +18,7 @@ from rednet.export import __main__ as export_command
 from rednet.export.calibration import calibration_batches
 from transformers import ConvNextImageProcessor
 
-from involution import involution2d
+from involution import Involution2d, involution2d, involution2d_fused
 from small_models import model_without_zeros, random_images
 
 
@@ -123,34 +123,45 @@ def test_other_activations_come_after_the_involution(tmp_path):
     assert all({a.name: a.i for a in node.attribute}["relu"] == 0 for node in nodes)
 
 
-def test_any_network_can_have_the_node(tmp_path):
-    class Network(torch.nn.Module):
-        def forward(self, input, kernel):
-            return involution2d(input, kernel, stride=(2, 1), padding=(1, 2), dilation=(1, 2))
+class GivenKernel(torch.nn.Module):
+    def forward(self, input, kernel):
+        return involution2d(input, kernel, stride=(2, 1), padding=(1, 2), dilation=(1, 2))
 
-    input, kernel = random_images(2, 6, 9, 8), random_images(2, 3, 3, 3, 5, 8)
-    program = torch.onnx.export(
-        Network(),
-        (input, kernel),
-        dynamo=True,
-        verbose=False,
-        custom_translation_table=export.translation_table(),
-        input_names=["input", "kernel"],
-    )
-    program.save(tmp_path / "network.onnx")
-    (node,) = onnx.load(tmp_path / "network.onnx").graph.node
-    assert (node.op_type, node.domain) == ("Involution2d", "rednet")
-    assert {a.name: list(a.ints) for a in node.attribute} == {
-        "stride": [2, 1],
-        "padding": [1, 2],
-        "dilation": [1, 2],
-    }
+
+class GeneratedKernel(torch.nn.Module):
+    """With a scale, and without the other optional arguments."""
+
+    def forward(self, input, features, weight, scale):
+        return involution2d_fused(input, features, weight, None, 3, scale=scale, shift=torch.zeros_like(scale))
+
+
+GENERATED = [(2, 6, 5, 8), (2, 4, 5, 8), (27, 4, 1, 1), (6,)]
+NETWORKS = {
+    "Involution2d": (GivenKernel(), [(2, 6, 9, 8), (2, 3, 3, 3, 5, 8)]),
+    "Involution2dFused": (GeneratedKernel(), GENERATED),
+    "Involution2dFused of a layer": (Involution2d(16, group_channels=4).eval(), [(2, 16, 9, 8)]),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_network_can_have_the_nodes(tmp_path, name):
+    network, shapes = NETWORKS[name]
+    inputs = tuple(random_images(*shape) for shape in shapes)
+    names = [f"input_{n}" for n in range(len(inputs))]
+    table = export.translation_table()
+    torch.onnx.export(
+        network, inputs, tmp_path / "network.onnx", dynamo=True, custom_translation_table=table, input_names=names,
+        external_data=False, verbose=False,
+    )  # fmt: skip
+    (node,) = (node for node in onnx.load(tmp_path / "network.onnx").graph.node if node.domain == "rednet")
+    assert node.op_type == name.split()[0]
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(runtimes.onnxruntime_library())
     session = onnxruntime.InferenceSession(tmp_path / "network.onnx", options, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"input": input.numpy(), "kernel": kernel.numpy()})
-    expected = Network()(input.double(), kernel.double())
-    torch.testing.assert_close(torch.from_numpy(found).double(), expected, rtol=1e-5, atol=1e-5)
+    (found,) = session.run(None, {name: input.numpy() for name, input in zip(names, inputs)})
+    with torch.no_grad():
+        expected = copy.deepcopy(network).double()(*(input.double() for input in inputs))
+    torch.testing.assert_close(torch.from_numpy(found).double(), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_convolutions_are_quantized_by_onnxruntime_and_nothing_else(exported):
