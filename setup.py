@@ -1,7 +1,8 @@
-"""Builds the wheel with a compiled library for the CPU: `make wheel`. Everything else is in pyproject.toml.
+"""Builds the wheel with compiled libraries for the CPU: `make wheel`. Everything else is in pyproject.toml.
 
-The library runs on x86-64 Linux with glibc 2.28 or later, every torch from 2.11 on, and every Python. Without
-INVOLUTION_WHEEL=1, wheels contain no compiled code, and the operator is compiled at its first use.
+The libraries run on x86-64 Linux with glibc 2.28 or later. One is for every torch from 2.11 on, one for onnxruntime; no
+library depends on Python. Without INVOLUTION_WHEEL=1, wheels contain no compiled code, and the operator is compiled at
+its first use.
 """
 
 import importlib.util
@@ -15,10 +16,13 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 
-CSRC = Path("src/involution/csrc")
-FLAGS = ["-std=c++17", "-O3", "-fPIC", "-Wno-psabi", "-DCPU_KERNEL", "-DINVOLUTION_NAMESPACE=involution"]
+PACKAGE = Path("src/involution")
+KERNELS = ["csrc/cpu/kernels.cpp", "csrc/cpu/kernels_avx2.cpp", "csrc/cpu/kernels_avx512.cpp"]
+ADAPTERS = {"cpu": "csrc/involution2d_cpu.cpp", "onnxruntime": "runtimes/onnxruntime.cpp"}
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffunction-sections", "-Wno-psabi"]
+FLAGS += ["-DCPU_KERNEL", "-DINVOLUTION_NAMESPACE=involution"]
 # What GCC 12 takes from later releases of glibc (dlsym 2.34, __libc_single_threaded 2.32) and libstdc++ (two
-# constructors, GCC 9). The library defines them, or names the older version of the symbol. They are not linked statically
+# constructors, GCC 9). The libraries define them, or name the older version of the symbol. They are not linked statically
 # with the rest of libstdc++, because exceptions and locales are shared with libtorch.
 OLD_SYMBOLS = """
 #include <sstream>
@@ -36,36 +40,39 @@ void* dlsym(void* handle, const char* name) {
 }
 }
 """
-# Nothing outside uses a symbol of the library: loading it registers the kernels.
-SYMBOLS = "{ local: *; };\n"
+# What the libraries export: what onnxruntime calls. Loading the library for torch registers its kernels.
+EXPORTS = "{ global: RegisterCustomOps; local: *; };\n"
 
 
-def compile_library(library: Path, objects: Path) -> None:
-    """Compiles the library for torch, from all sources in csrc for the CPU, in `objects`."""
+def compile_libraries(folder: Path, objects: Path) -> None:
+    """Compiles `<folder>/involution_<host>.so` for each host."""
     (torch,) = importlib.util.find_spec("torch").submodule_search_locations
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     objects.mkdir(parents=True, exist_ok=True)
-    library.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (objects / "old_symbols.cpp").write_text(OLD_SYMBOLS)
-    (objects / "symbols.map").write_text(SYMBOLS)
-    sources = [*sorted(CSRC.rglob("*.cpp")), objects / "old_symbols.cpp"]
-    outputs = [objects / f"{source.stem}.o" for source in sources]
+    (objects / "exports.map").write_text(EXPORTS)
+    sources = [*(PACKAGE / name for name in [*KERNELS, *ADAPTERS.values()]), objects / "old_symbols.cpp"]
     commands = [
-        [*compiler, *FLAGS, "-isystem", f"{torch}/include", "-c", source, "-o", output]
-        for source, output in zip(sources, outputs)
+        [*compiler, *FLAGS, "-isystem", f"{torch}/include", "-c", source, "-o", objects / f"{source.stem}.o"]
+        for source in sources
     ]
     for process in [subprocess.Popen(command) for command in commands]:  # at the same time
         if process.wait() != 0:
             raise SystemExit(f"{shlex.join(map(str, process.args))} failed")
-    link = [*compiler, "-shared", *outputs, f"-L{torch}/lib", "-ltorch_cpu", "-o", library]
-    subprocess.run([*link, f"-Wl,--version-script={objects}/symbols.map"], check=True)
+    for host, adapter in ADAPTERS.items():
+        names = [Path(source).stem for source in [*KERNELS, adapter, "old_symbols.cpp"]]
+        link = [*compiler, "-shared", *(objects / f"{name}.o" for name in names)]
+        link += ["-Wl,--gc-sections", f"-Wl,--version-script={objects}/exports.map"]
+        link += [f"-L{torch}/lib", "-ltorch_cpu"] if host == "cpu" else []
+        subprocess.run([*link, "-o", folder / f"involution_{host}.so"], check=True)
 
 
-class BuildLibrary(build_py):
+class BuildLibraries(build_py):
     def run(self):
         super().run()
         objects = Path(self.get_finalized_command("build").build_temp)
-        compile_library(Path(self.build_lib) / "involution/lib/involution_cpu.so", objects)
+        compile_libraries(Path(self.build_lib) / "involution/lib", objects)
 
 
 class BinaryDistribution(Distribution):
@@ -75,10 +82,10 @@ class BinaryDistribution(Distribution):
 
 class Wheel(bdist_wheel):
     def get_tag(self):
-        return "py3", "none", super().get_tag()[2]  # the library does not use Python
+        return "py3", "none", super().get_tag()[2]  # no library uses Python
 
 
 if os.environ.get("INVOLUTION_WHEEL") == "1":
-    setup(distclass=BinaryDistribution, cmdclass={"build_py": BuildLibrary, "bdist_wheel": Wheel})
+    setup(distclass=BinaryDistribution, cmdclass={"build_py": BuildLibraries, "bdist_wheel": Wheel})
 else:
     setup()

@@ -25,7 +25,10 @@ FUNCTIONS = ["forward", "contiguous", "fused", "input grad", "kernel grad"]
 
 
 def measure(library: Path, threads: int, connection: Connection) -> None:
-    """Receives (shape, batch size, dtype) and sends the durations of one call of each function, until it gets None."""
+    """Receives (shape, batch size, dtype) and sends a duration of each function, until it receives None.
+
+    It is the median of five calls, because the caches belong to the other process when a turn begins.
+    """
     torch.ops.load_library(library)
     torch.set_num_threads(threads)
     prepared, functions = None, {}
@@ -37,9 +40,12 @@ def measure(library: Path, threads: int, connection: Connection) -> None:
                 functions[name]()
         times = []
         for name in FUNCTIONS:
-            start = time.perf_counter()
-            functions[name]()
-            times.append(time.perf_counter() - start)
+            calls = []
+            for _ in range(5):
+                start = time.perf_counter()
+                functions[name]()
+                calls.append(time.perf_counter() - start)
+            times.append(statistics.median(calls))
         connection.send(times)
 
 

@@ -105,7 +105,8 @@ def test_auditwheel_accepts_it_for_glibc_2_28(wheel):
     """`make wheel` lets auditwheel name the platform, after it has checked all symbols that the library uses."""
     assert wheel.name.endswith("-py3-none-manylinux_2_28_x86_64.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert [name for name in names if ".so" in name] == ["involution/lib/involution_cpu.so"]
+    libraries = ["involution/lib/involution_cpu.so", "involution/lib/involution_onnxruntime.so"]
+    assert sorted(name for name in names if ".so" in name) == libraries
 
 
 def test_the_linker_keeps_no_code_of_one_processor_for_all(objects):
@@ -124,11 +125,32 @@ def test_it_computes_without_a_compiler(environment, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+def test_onnxruntime_computes_without_a_compiler(environment, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    code = """
+import torch
+import onnx_nodes
+from cases import TOLERANCE, Case, check_fused, plain_involution
+from involution import runtimes
+for dtype in (torch.float32, torch.float16):
+    case = Case(2, 2, 16, (14, 15), (7, 7), (1, 1), (3, 3), (1, 1), dtype, "contiguous", "contiguous")
+    input, kernel, _ = case.tensors()
+    expected = plain_involution(input.double(), kernel.double(), *case.window)
+    result = onnx_nodes.OnnxRuntime().involution2d(input, kernel, *case.window)
+    assert (result.double() - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
+    check_fused(onnx_nodes.OnnxRuntime(), case, 20, True, True)
+print(runtimes.onnxruntime_library())
+"""
+    assert run(environment, tmp_path, code).endswith("involution/lib/involution_onnxruntime.so\n")
+    assert not (tmp_path / "cache").exists()
+
+
 def link(objects: Path, folder: Path, choice: str) -> Path:
     """Links the library again, with another choice of the kernels."""
     source = "namespace involution { struct Kernels; const Kernels* kernels_for_avx2(); const Kernels* kernels(); }\n"
     (folder / "choice.cpp").write_text(f"{source}const involution::Kernels* involution::kernels() {{ {choice} }}\n")
-    files = [path for path in objects.glob("*.o") if path.name not in ("kernels.o", "kernels_avx512.o")]
+    files = [objects / f"{name}.o" for name in ("kernels_avx2", "involution2d_cpu", "old_symbols")]
     libtorch = f"-L{Path(torch.__file__).parent / 'lib'}"
     command = ["c++", "-shared", "-fPIC", folder / "choice.cpp", *files, libtorch, "-ltorch_cpu"]
     subprocess.run([*command, "-o", folder / "involution_cpu.so"], check=True)

@@ -4,7 +4,8 @@
     core.add_extension(involution.runtimes.openvino_extension())
 
 A library is compiled at the first call, which takes about a minute, and cached like that for PyTorch. The command
-`python -m involution.build onnxruntime openvino` compiles ahead of time.
+`python -m involution.build onnxruntime openvino` compiles ahead of time. The wheel for x86-64 Linux contains the library
+for onnxruntime.
 """
 
 from .. import extension

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -68,7 +69,7 @@ class ParallelLoop {
     const void* context;
     int64_t tasks, ranges;
     std::mutex mutex;
-    std::exception_ptr error;
+    char error[200];  // not std::exception_ptr, which needs a C++ library of GCC 11 or later
   };
 
   static int64_t max_threads() {
@@ -80,19 +81,19 @@ class ParallelLoop {
     const auto& self = *static_cast<const ParallelLoop*>(parallel.host);
     // The kernels allocate their buffers once for each range. More ranges than threads balance the load, also if the
     // session has fewer threads.
-    Loop loop{body, context, tasks, std::min(tasks, 4 * parallel.threads), {}, nullptr};
+    Loop loop{body, context, tasks, std::min(tasks, 4 * parallel.threads), {}, ""};
     check_status(self.api_, self.api_.KernelContext_ParallelFor(self.context_, &run_range, loop.ranges, 0, &loop));
-    if (loop.error) {
-      std::rethrow_exception(loop.error);
+    if (loop.error[0] != 0) {
+      throw std::runtime_error(loop.error);
     }
   }
   static void run_range(void* data, size_t n) {
     Loop& loop = *static_cast<Loop*>(data);
     try {
       loop.body(loop.context, n * loop.tasks / loop.ranges, (n + 1) * loop.tasks / loop.ranges);
-    } catch (...) {  // must not leave a thread of onnxruntime
+    } catch (const std::exception& error) {  // must not leave a thread of onnxruntime
       const std::lock_guard<std::mutex> lock(loop.mutex);
-      loop.error = std::current_exception();
+      std::snprintf(loop.error, sizeof(loop.error), "%s", error.what());
     }
   }
 
