@@ -63,7 +63,12 @@ def run(environment: Path, folder: Path, code: str, *arguments, prefix: tuple = 
     """What a program prints in the environment, which must not give a warning. There is no compiler."""
     command = [*map(str, prefix), str(environment / "bin/python"), "-W", "error::RuntimeWarning", "-c", code]
     support = str(Path(__file__).parent / "support")
-    without = {"PATH": "/nonexistent", "TORCH_EXTENSIONS_DIR": str(folder / "cache"), "PYTHONPATH": support}
+    without = {
+        "PATH": "/nonexistent",
+        "CXX": "missing-compiler",
+        "TORCH_EXTENSIONS_DIR": str(folder / "cache"),
+        "PYTHONPATH": support,
+    }
     result = subprocess.run(
         [*command, *map(str, arguments)],
         cwd=folder,
@@ -180,7 +185,7 @@ print(involution.show_config())
     if shutil.which("unshare") is None or subprocess.run([*prefix, "true"], capture_output=True).returncode != 0:
         pytest.skip("this process must not mount")
     library = link(objects, tmp_path, "return nullptr;") / "involution_cpu.so"
-    compiler = {"PATH": os.environ["PATH"]}
+    compiler = {"PATH": os.environ["PATH"], "CXX": "c++"}
     assert "cpu: to be compiled at first use" in run(environment, tmp_path, code, library, prefix=prefix, **compiler)
 
 
