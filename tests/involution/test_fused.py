@@ -313,5 +313,7 @@ def test_operator_called_directly_checks_its_shapes():
         (input, features, weight, bias, scale[1:], shift),
         (input, features, weight, bias, None, shift),
     ):
-        with pytest.raises(RuntimeError, match="involution2d_fused: "):  # the stable ABI has no ValueError
+        with pytest.raises(
+            (ValueError, RuntimeError), match="involution2d_fused: "
+        ):  # depends on the release of torch
             op(*wrong, False, *window)
