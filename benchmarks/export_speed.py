@@ -1,4 +1,4 @@
-"""Speed of exported models: RedNet-50 in onnxruntime, OpenVINO and AOTInductor against PyTorch and against ResNet-50.
+"""Speed of exported models: RedNet-50 in onnxruntime, OpenVINO and AOTInductor against PyTorch and against timm's ResNet-50.
 
     python benchmarks/export_speed.py --device cpu --output benchmarks/results/export-cpu-DEVICE-DATE
 
@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import openvino
+import timm
 import torch
 from rednet import RedNetConfig, RedNetForImageClassification
 from rednet.export import FORMATS, export_model
 from rednet.profile import median_seconds
 from torch import nn
 from tqdm import tqdm
-from transformers import ResNetConfig, ResNetForImageClassification
 
 from measure import arguments, report
 from networks import multiplication_forward, with_involution
@@ -43,11 +43,10 @@ def in_pytorch(model: nn.Module) -> Callable:
 
 def export_plain(model: nn.Module, path: Path) -> None:
     """Exports a network that `rednet.export` does not take, in the same way."""
-    model.config.return_dict = False
     torch.onnx.export(
         model,
-        kwargs={"pixel_values": torch.zeros(2, 3, 225, 257)},
-        dynamic_shapes={"pixel_values": {0: "batch", 2: "height", 3: "width"}},
+        (torch.zeros(2, 3, 225, 257),),
+        dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
         input_names=["pixel_values"],
         dynamo=True,
         verbose=False,
@@ -65,6 +64,7 @@ def export_all(rednet: nn.Module, resnet: nn.Module, folder: Path) -> dict[tuple
                 export_model(copy.deepcopy(rednet), path, format, involution=involution)
                 progress.update()
         multiplied = with_involution(rednet, multiplication_forward).fuse()
+        multiplied.config.return_dict = False
         for name, words, model in ((REDNET, MULTIPLICATION, multiplied), (RESNET, "", copy.deepcopy(resnet))):
             paths[name, words] = folder / (words or "resnet").replace(" ", "-")
             path = paths[name, words].with_suffix(".onnx")
@@ -77,7 +77,7 @@ def export_all(rednet: nn.Module, resnet: nn.Module, folder: Path) -> dict[tuple
 def make_functions(folder: Path, threads: int) -> dict[Key, Callable]:
     """Functions that run a model on images (B, 3, 224, 224)."""
     rednet = RedNetForImageClassification(RedNetConfig(num_labels=1000)).eval().requires_grad_(False)
-    resnet = ResNetForImageClassification(ResNetConfig(num_labels=1000)).eval().requires_grad_(False)
+    resnet = timm.create_model("resnet50").eval().requires_grad_(False)
     functions: dict[Key, Callable] = {}
     for (name, involution), path in export_all(rednet, resnet, folder).items():
         for runtime, format in (("onnxruntime", "onnx"), ("OpenVINO", "openvino")):
@@ -119,7 +119,7 @@ def main() -> None:
             repeats = 3 * options.repeats if batch == 1 else options.repeats
             times = median_seconds({key: lambda run=run: run(images) for key, run in runs.items()}, repeats)
             rows += make_rows(times, batch)
-    packages = ("onnx", "onnxruntime", "openvino")
+    packages = ("timm", "onnx", "onnxruntime", "openvino")
     report("RedNet-50 exported, 224 x 224, float32, on the CPU", rows, options, packages)
 
 
