@@ -93,7 +93,7 @@ def _quantize(floating: Path, variant: Variant, path: Path) -> None:
     from onnxruntime.quantization import CalibrationDataReader, MinMaxCalibrater, QDQQuantizer, QuantType
 
     class Reader(CalibrationDataReader):
-        def __init__(self):
+        def __init__(self) -> None:
             self.batches: Iterator[Tensor] = iter(variant.calibration)
 
         def get_next(self) -> dict | None:
