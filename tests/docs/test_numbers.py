@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results"
 RECORDS = ["network-cpu-2-cores-avx512-2026-11-23", "network-cpu-2-cores-avx512-2026-11-23-second-run"]
 SECOND_MACHINE = ["network-cpu-2-cores-zen4-2026-11-25"]
-EXPORTS = "export-cpu-2-cores-avx512-2026-11-23"
+EXPORTS = "export-cpu-2-cores-zen3-2026-11-29"
 # The words of the pages for what the records name.
 FIRST_PAGE = {
     "inference, eager, float32": "inference, eager",
@@ -139,6 +139,14 @@ def test_exports():
         for cell, row in zip(batches, of_name, strict=True):
             assert numbers(cell) == [row["images/s"], *numbers(ending(row, "PyTorch, eager"))]
         assert numbers(relative) == [n for row in of_name for n in numbers(ending(row, "ResNet-50 in the same"))]
+
+
+def test_exports_relative_to_resnet():
+    record = {(row["in"], row["involution"], row["batch"]): row for row in read_csv(EXPORTS)}
+    for runtime_and_batch, *cells in read_table("docs/export.md", "One node for each involution"):
+        runtime, batch = runtime_and_batch.split(", batch ")
+        for cell, involution in zip(cells, ("standard nodes", "custom node", "one multiplication"), strict=True):
+            assert numbers(cell) == numbers(ending(record[runtime, involution, batch], "ResNet-50 in the same"))
 
 
 def words(page: str) -> str:
