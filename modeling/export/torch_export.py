@@ -31,7 +31,9 @@ def write_package(
 
 
 def load_package(path: Path, threads: int | None = None) -> Callable[[Tensor], Any]:
-    return torch._inductor.aoti_load_package(str(path))
+    package = torch._inductor.aoti_load_package(str(path))
+    # The compiled code reads its input as contiguous memory, and does not check that it is.
+    return lambda pixel_values: package(pixel_values.contiguous())
 
 
 def _program(model: RedNetPreTrainedModel, pixel_values: Tensor) -> torch.export.ExportedProgram:

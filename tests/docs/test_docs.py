@@ -138,7 +138,7 @@ def check_command(words: list[str]) -> None:
     """Its program, files, recipes and options exist."""
     words = [word for n, word in enumerate(words) if not is_assignment(words[: n + 1])]
     match words:
-        case [] | ["export", *_] | ["hf", "auth", "login"] | ["twine", "upload", _] | ["python", "-m", "build"]:
+        case [] | ["export", *_] | ["hf", "auth", "login"] | ["twine", "upload", _] | ["python", "-m", "build", *_]:
             pass
         case ["pip", "install", *packages]:
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

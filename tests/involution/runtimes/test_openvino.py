@@ -195,13 +195,18 @@ def test_the_threads_of_the_inference_compute(threads):
     request = openvino_models.compiled(plain_model(), threads).create_infer_request()
     feed = {name: tensor.double().numpy() for name, tensor in tensors.items()}
     request.infer(feed)
-    before = ticks_of_threads()
-    used: list[int] = []
-    while sum(used) < 100:  # one second
-        for _ in range(10):
-            request.infer(feed)
-        used = [ticks - before.get(thread, 0) for thread, ticks in ticks_of_threads().items()]
-    assert sum(ticks >= 10 for ticks in used) == threads
+    for _ in range(20):  # on a busy machine one thread can take all the work of a second
+        before = ticks_of_threads()
+        used: list[int] = []
+        while sum(used) < 50:  # half a second
+            for _ in range(10):
+                request.infer(feed)
+            used = [ticks - before.get(thread, 0) for thread, ticks in ticks_of_threads().items()]
+        computing = sum(ticks >= 5 for ticks in used)
+        assert computing <= threads
+        if computing == threads:
+            return
+    pytest.fail(f"no half second in which {threads} threads computed")
 
 
 @each_layout

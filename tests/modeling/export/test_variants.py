@@ -30,7 +30,7 @@ FILES = {"onnx": "model.onnx", "openvino": "model.xml"}
 VARIANTS = [
     (format, involution, dtype) for format in FILES for involution in export.INVOLUTIONS for dtype in export.DTYPES
 ]
-SHAPES = [(1, 3, 97, 63), (3, 3, 33, 50), (16, 3, 35, 35), (0, 3, 32, 32)]
+SHAPES = [(1, 3, 97, 63), (3, 3, 33, 50), (16, 3, 35, 35)]
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +91,13 @@ def test_logits(model, exported, format, involution, dtype):
     for shape in SHAPES:
         found = run(pictures(shape))
         with torch.no_grad():
-            expected = exact(pictures(shape).double()).logits.numpy() if shape[0] else np.zeros((0, 5))
+            expected = exact(pictures(shape).double()).logits.numpy()
         assert found.dtype == np.float32 and found.shape == expected.shape
-        if shape[0]:
-            assert np.abs(found - expected).max() < TOLERANCES[dtype] * np.abs(expected).max(), shape
+        assert np.abs(found - expected).max() < TOLERANCES[dtype] * np.abs(expected).max(), shape
+    try:
+        assert run(pictures((0, 3, 32, 32))).shape == (0, 5)
+    except RuntimeError as error:  # of OpenVINO's max pooling, unless the plugin runs on one thread
+        assert format == "openvino" and "Batch size is zero" in str(error)
 
 
 def test_an_involution_is_one_node(model, exported):

@@ -36,7 +36,7 @@ INVOLUTION_NOINLINE void forward_tile(const Geometry& g, const acc_t* x, int64_t
         const V column = load<V>(x + q * kLanes);
         INVOLUTION_UNROLL for (int t = 0; t < T; ++t) {
           if (q - t * S >= 0 && q - t * S < K) {
-            acc[t] += column * taps(t, u * K + q - t * S);
+            add_product<acc_t>(acc[t], column, taps(t, u * K + q - t * S));
           }
         }
       }
@@ -45,7 +45,7 @@ INVOLUTION_NOINLINE void forward_tile(const Geometry& g, const acc_t* x, int64_t
     for (int64_t u = 0, tap = 0; u < g.kernel_h; ++u, x += row_step) {
       for (int64_t v = 0; v < g.kernel_w; ++v, ++tap) {
         INVOLUTION_UNROLL for (int t = 0; t < T; ++t) {
-          acc[t] += load<V>(x + (t * g.stride_w + v * g.dilation_w) * kLanes) * taps(t, tap);
+          add_product<acc_t>(acc[t], load<V>(x + (t * g.stride_w + v * g.dilation_w) * kLanes), taps(t, tap));
         }
       }
     }

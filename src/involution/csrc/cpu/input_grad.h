@@ -21,7 +21,7 @@ INVOLUTION_NOINLINE void input_grad_tile(const Geometry& g, const acc_t* grad, T
     INVOLUTION_UNROLL for (int t = 0; t < T; ++t) {
       const V value = load<V>(grad + t * kLanes);
       INVOLUTION_UNROLL for (int v = 0; v < K; ++v) {
-        acc[t * S + v] += value * taps(t, u * K + v);
+        add_product<acc_t>(acc[t * S + v], value, taps(t, u * K + v));
       }
     }
     INVOLUTION_UNROLL for (int q = 0; q < columns; ++q) {
@@ -32,7 +32,9 @@ INVOLUTION_NOINLINE void input_grad_tile(const Geometry& g, const acc_t* grad, T
       const V value = load<V>(grad + t * kLanes);
       for (int64_t v = 0; v < g.kernel_w; ++v) {
         acc_t* to = row + (t * g.stride_w + v * g.dilation_w) * kLanes;
-        store(to, load<V>(to) + value * taps(t, u * g.kernel_w + v));
+        V sum = load<V>(to);
+        add_product<acc_t>(sum, value, taps(t, u * g.kernel_w + v));
+        store(to, sum);
       }
     }
   }

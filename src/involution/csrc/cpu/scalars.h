@@ -5,7 +5,7 @@
 #include <cstring>
 #include <type_traits>
 
-#ifdef __F16C__
+#if defined(__F16C__) || defined(__FMA__)
 #include <immintrin.h>
 #endif
 

@@ -128,6 +128,24 @@ inline void copy(To* to, int64_t to_step, const From* from, int64_t from_step, i
   }
 }
 
+// acc += a * b with one rounding. Left to the compiler, one layout of a kernel would be rounded differently from another:
+// GCC avoids chains of fused multiply-adds when it tunes for some processors.
+template <typename acc_t>
+inline void add_product(Channels<acc_t>& acc, const Channels<acc_t>& a, acc_t b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<acc_t, float>) {
+    acc = (Channels<acc_t>)_mm512_fmadd_ps((__m512)a, _mm512_set1_ps(b), (__m512)acc);
+    return;
+  }
+#elif defined(__FMA__)
+  if constexpr (std::is_same_v<acc_t, float>) {
+    acc = (Channels<acc_t>)_mm256_fmadd_ps((__m256)a, _mm256_set1_ps(b), (__m256)acc);
+    return;
+  }
+#endif
+  acc += a * b;
+}
+
 template <typename acc_t>
 inline void zero(acc_t* to, int64_t count) {
   std::memset(to, 0, count * sizeof(acc_t));
