@@ -27,7 +27,7 @@ namespace involution {
 namespace {
 
 // The channels that are computed together fill one register of floats, so that the accumulators of 14 pixels fit into
-// the 32 registers of AVX-512 or the 16 of AVX2. Vectors of several registers spill: on AVX2, 16 channels took 2 to 40
+// the 32 registers of AVX-512 or the 16 of AVX2. Vectors of several registers spill: on AVX2, 16 channels took up to 18
 // times as long.
 #if defined(__AVX512F__)
 constexpr int64_t kLanes = 16;
