@@ -46,11 +46,14 @@ def test_a_push_is_one_commit_of_the_model(hub, client, write_folder, tmp_path):
 
     # The same folder in another repository: the examples follow, and what somebody wrote into the card stays.
     readme = folder / "README.md"
+    examples = readme.read_text().count('"user/one"')
     readme.write_text(readme.read_text().replace("A test.", "My own words on user/one."))
     client.output(PUSH, folder, "copy", "--private")
     assert hub.files("user/copy")["README.md"] == readme.read_bytes() and hub.repos["user/copy"].private
     text = readme.read_text()
-    assert "My own words on user/one." in text and text.count('"user/copy"') == 9 and '"user/one"' not in text
+    assert (
+        "My own words on user/one." in text and text.count('"user/copy"') == examples > 0 and '"user/one"' not in text
+    )
 
 
 def test_a_failed_push_can_be_repeated(hub, client, write_folder, tmp_path):
