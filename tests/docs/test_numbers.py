@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results"
 RECORDS = ["network-cpu-2-cores-avx512-2026-11-23", "network-cpu-2-cores-avx512-2026-11-23-second-run"]
 SECOND_MACHINE = ["network-cpu-2-cores-zen4-2026-11-25"]
+LIBRARY = "library-cpu-2-cores-zen3-2026-11-29"
+LIBRARY_COLUMNS = ("forward", "contiguous", "fused", "input grad", "kernel grad")
 EXPORTS = "export-cpu-2-cores-zen3-2026-11-29"
 # The words of the pages for what the records name.
 FIRST_PAGE = {
@@ -147,6 +149,15 @@ def test_exports_relative_to_resnet():
         runtime, batch = runtime_and_batch.split(", batch ")
         for cell, involution in zip(cells, ("standard nodes", "custom node", "one multiplication"), strict=True):
             assert numbers(cell) == numbers(ending(record[runtime, involution, batch], "ResNet-50 in the same"))
+
+
+def test_library_in_the_wheel():
+    record = {(r["dtype"], r["batch"]): r for r in read_csv(LIBRARY) if r["input"] == "all seventeen"}
+    rows = read_table("benchmarks/README.md", "The library in the wheel")
+    assert len(rows) == len(record)
+    for dtype, batch, *cells in rows:
+        measured = [record[dtype, batch][name] for name in LIBRARY_COLUMNS]
+        assert cells == [f"{ratio} x" for ratio in measured]
 
 
 def words(page: str) -> str:
