@@ -48,13 +48,14 @@ def compile_libraries(folder: Path, objects: Path) -> None:
     """Compiles `<folder>/involution_<host>.so` for each host."""
     (torch,) = importlib.util.find_spec("torch").submodule_search_locations
     compiler = shlex.split(os.environ.get("CXX", "c++"))
+    flags = [*FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
     objects.mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     (objects / "old_symbols.cpp").write_text(OLD_SYMBOLS)
     (objects / "exports.map").write_text(EXPORTS)
     sources = [*(PACKAGE / name for name in [*KERNELS, *ADAPTERS.values()]), objects / "old_symbols.cpp"]
     commands = [
-        [*compiler, *FLAGS, "-isystem", f"{torch}/include", "-c", source, "-o", objects / f"{source.stem}.o"]
+        [*compiler, *flags, "-isystem", f"{torch}/include", "-c", source, "-o", objects / f"{source.stem}.o"]
         for source in sources
     ]
     for process in [subprocess.Popen(command) for command in commands]:  # at the same time

@@ -99,12 +99,24 @@ def _compile_for_runtime(runtime: str, library: Path) -> None:
     compile_flags, link_flags = hosts.flags(runtime)
     # Only what a runtime asks for is exported. The names of the kernels are those of the library for PyTorch.
     flags = [*compiler.flags(), "-std=c++17", "-fPIC", "-fvisibility=hidden", *compile_flags]
-    objects = []
+    adapter, kernels = library.with_name(f"{runtime}.o"), _kernels_for_torch()
     # The adapter first: it takes seconds, and is what a new release of a runtime can break.
-    for source in (hosts.SOURCES / f"{runtime}.cpp", libraries.CSRC / "cpu/kernels.cpp"):
-        objects.append(str(library.with_name(f"{source.stem}.o")))
-        _run([*compiler.command(), *flags, "-c", str(source), "-o", objects[-1]])
-    _run([*compiler.command(), "-shared", *objects, *link_flags, "-o", str(library)])
+    sources = [(hosts.SOURCES / f"{runtime}.cpp", adapter)]
+    if kernels is None:
+        kernels = library.with_name("kernels.o")
+        sources.append((libraries.CSRC / "cpu/kernels.cpp", kernels))
+    for source, object in sources:
+        _run([*compiler.command(), *flags, "-c", str(source), "-o", str(object)])
+    _run([*compiler.command(), "-shared", str(adapter), str(kernels), *link_flags, "-o", str(library)])
+
+
+def _kernels_for_torch() -> Path | None:
+    """The object file of the kernels, if the library for PyTorch has been compiled from the same sources."""
+    library = libraries.newest(libraries.name("cpu"))
+    if library is None:
+        return None
+    kernels = library.with_name("kernels.o")
+    return kernels if kernels.exists() else None
 
 
 def _run(command: list[str]) -> None:

@@ -3,9 +3,9 @@
     session_options.register_custom_ops_library(involution.runtimes.onnxruntime_library())
     core.add_extension(involution.runtimes.openvino_extension())
 
-A library is compiled at the first call, which takes about a minute, and cached like that for PyTorch. The command
-`python -m involution.build onnxruntime openvino` compiles ahead of time. The wheel for x86-64 Linux contains the library
-for onnxruntime.
+A library is compiled at the first call, and cached like that for PyTorch: in seconds if the latter was compiled here,
+otherwise in about a minute. The command `python -m involution.build onnxruntime openvino` compiles ahead of time. The
+wheel for x86-64 Linux contains the library for onnxruntime.
 """
 
 from .. import extension

@@ -41,6 +41,15 @@ def test_two_processes_compile_once(sources, tmp_path):
     assert FindOrBuild("onnxruntime", sources, **environment).outcome() == first
 
 
+def test_the_kernels_are_compiled_once_for_all_hosts(sources, tmp_path):
+    (sources / "involution2d_cpu.cpp").write_text(SOURCE)
+    compiler = recording_compiler(tmp_path / "compiler", "one 1.0")
+    environment = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "CXX": compiler}
+    for target, calls in (("cpu", 2), ("onnxruntime", 3)):
+        assert FindOrBuild(target, sources, **environment).outcome().exists()
+        assert compilations(compiler) == calls
+
+
 def test_a_compilation_that_fails_is_repeated_only_by_the_command(sources, tmp_path):
     refuse = "echo 'a.cpp:1:1: error: this is not C++'; exit 1"
     compiler = recording_compiler(tmp_path / "compiler", "one 1.0", refuse)

@@ -51,7 +51,8 @@ struct Kernels {
                                    const Tensor& grad_kernel, const Parallel& parallel);
 };
 
-// The fastest kernels that this processor runs, or null if it runs none of those that were compiled.
-const Kernels* kernels();
+// The fastest kernels that this processor runs, or null if it runs none of those that were compiled. Each library in a
+// process calls its own.
+[[gnu::visibility("hidden")]] const Kernels* kernels();
 
 }  // namespace involution
