@@ -2,17 +2,19 @@
 
 Without arguments, it builds for the CPU, and also for CUDA if there is a GPU or `TORCH_CUDA_ARCH_LIST` is set. For
 the runtimes onnxruntime and openvino, it builds on request. Libraries for the CPU run on this machine and on others
-whose CPUs have the same instructions. If a build fails, the command prints the reason and exits with status 1.
+whose CPUs have the same instructions. Kernels for CUDA are compared with the definition on the GPUs of this machine. If
+a build fails or its kernels cannot be used, the command prints the reason and exits with status 1.
 """
 
 import argparse
 import logging
 import os
 import sys
+from pathlib import Path
 
 import torch
 
-from . import extension, hosts
+from . import extension, families, hosts, verification
 
 
 def main() -> int:
@@ -31,11 +33,22 @@ def main() -> int:
     failed = False
     for device_type in devices:
         try:
-            print(f"{device_type}: {extension.build(device_type)}")
+            library = extension.build(device_type)
+            print(f"{device_type}: {library}")
+            if device_type == "cuda" and torch.cuda.is_available():
+                failed |= not _verify(library)
         except (ModuleNotFoundError, RuntimeError) as error:
             failed = True
             print(f"{device_type}: {error}", file=sys.stderr)
     return int(failed)
+
+
+def _verify(library: Path) -> bool:
+    """Prints what the check of a library for CUDA finds on each model of GPU. Returns whether its kernels can be used."""
+    records = verification.records(library)
+    for record in records:
+        print("\n".join(f"  {line}" for line in verification.summary(record)))
+    return all(refusal["family"] != families.GENERAL for refusal in verification.refused(records))
 
 
 if __name__ == "__main__":

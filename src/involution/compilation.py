@@ -155,7 +155,7 @@ def _record_failure(directory: Path, device_type: str, error: Exception) -> str:
     summary = transient or next((line for line in lines if "error: " in line), lines[0])
     reason = f"compilation failed: {summary.strip()}"
     with suppress(OSError):
-        _write(directory / "build.log", output)
+        libraries.write_text(directory / "build.log", output)
         reason += f" (see {directory / 'build.log'})"
     # A compiler that ran to its end, or the dynamic linker, would fail again. torch's own checks are not recorded as
     # permanent, because they take no time.
@@ -173,7 +173,7 @@ def _record_failure(directory: Path, device_type: str, error: Exception) -> str:
         reason += ". The next start tries again"
     record = {"key": _failure_key(device_type), "permanent": permanent, "reason": reason, "attempt": uuid.uuid4().hex}
     with suppress(OSError):
-        _write(directory / _FAILURE, json.dumps(record, indent=2) + "\n")
+        libraries.write_text(directory / _FAILURE, json.dumps(record, indent=2) + "\n")
     return reason
 
 
@@ -185,12 +185,3 @@ def _failure_key(device_type: str) -> str:
         status = os.stat(shutil.which(compiler.command()[0]) or "")
         digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -5,18 +5,21 @@ was compiled for this machine is preferred to the one in the wheel, if there is 
 each machine, torch release, compiler and version of the sources, into torch's cache of extensions
 (`TORCH_EXTENSIONS_DIR`). A compilation that failed is not repeated until the compiler, its environment or the sources
 change. If there is no library, one warning gives the reason and the cure, and the operators fall back to plain PyTorch.
+
+The kernels for CUDA are compared with the definition before they are used (verification.py).
 """
 
 import logging
 import os
 import threading
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 
-from . import compilation, compiler, libraries
+from . import compilation, compiler, families, libraries, verification
 from ._ops import ops
 
 
@@ -25,6 +28,7 @@ logger = logging.getLogger(__name__)
 _DEVICE_TYPES = ("cpu", "cuda")
 _lock = threading.Lock()
 _loaded: dict[str, Path] = {}
+_records: list[dict] = []  # of the library for CUDA that is loaded
 _failed: dict[str, str] = {}
 
 
@@ -41,7 +45,11 @@ def load(device_type: str) -> bool:
         if device_type not in _loaded and device_type not in _failed:
             try:
                 library = find_or_build(device_type)
-                _load_library(library)
+                refused = None
+                if device_type == "cuda":
+                    refused = _load_checked(library)
+                else:
+                    _load_library(library)
                 _loaded[device_type] = library
             except Exception as error:  # plain PyTorch works after any failure
                 _failed[device_type] = str(error)
@@ -51,6 +59,14 @@ def load(device_type: str) -> bool:
                     RuntimeWarning,
                     stacklevel=2,
                 )
+            else:
+                if refused:
+                    warnings.warn(
+                        f"involution replaces some of its CUDA kernels by slower ones, because they do not compute what "
+                        f"they should: {refused}",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
     return device_type in _loaded
 
 
@@ -137,6 +153,8 @@ def show_config() -> str:
             except RuntimeError as error:
                 state = f"plain PyTorch, because {error}"
         lines.append(f"  {device_type}: {state}")
+        if device_type == "cuda":
+            lines += [f"    {line}" for line in _verified()]
     lines.append("  other devices: plain PyTorch")
     return "\n".join(lines)
 
@@ -153,6 +171,22 @@ def _forecast(device_type: str) -> str:
     if library := libraries.find(device_type, libraries.ANY_COMPILER):
         return f"compiled by another compiler, not loaded yet ({library})"
     raise RuntimeError(reason)
+
+
+def _verified() -> list[str]:
+    """What the check of the CUDA kernels has found, or that it has not run yet."""
+    if "cuda" in _loaded:
+        return [line for record in _records for line in verification.summary(record)]
+    if not torch.cuda.is_available() or _is_preloaded("cuda"):
+        return []
+    lines = []
+    with suppress(RuntimeError):
+        if library := _existing("cuda"):
+            for device in verification.models():
+                record = verification.existing(library, device)
+                name = verification.describe(device)[0]
+                lines += verification.summary(record) if record else [f"{name}: to be checked at first use"]
+    return lines
 
 
 def _existing(device_type: str) -> Path | None:
@@ -180,6 +214,27 @@ def _build_or_substitute(device_type: str) -> Path:
             raise
         logger.warning("%s; the involution operator for %s is loaded from %s", error, device_type, library)
         return library
+
+
+def _load_checked(library: Path) -> str | None:
+    """Loads a library for CUDA without the families of kernels that disagree with the definition on a GPU.
+
+    Returns these families and what to do, or None if all agree.
+
+    Raises:
+        RuntimeError: general kernels disagree, which nothing can replace, or the check cannot run.
+    """
+    records = verification.records(library)
+    refused = verification.refused(records)
+    problems = "; ".join(map(verification.describe_refusal, refused))
+    problems += f". Please report this to the project, with the files {library.parent}/check*.json"
+    if any(refusal["family"] == families.GENERAL for refusal in refused):
+        raise RuntimeError(f"they do not compute what they should: {problems}")
+    _load_library(library)
+    for refusal in refused:
+        families.allow(library, refusal["operator"], refusal["family"], False)
+    _records[:] = records
+    return problems if refused else None
 
 
 def _load_library(library: Path) -> None:

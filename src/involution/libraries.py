@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import re
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -97,6 +98,16 @@ def newest(pattern: str, accepts: Callable[[Path], bool] = lambda _: True) -> Pa
             with suppress(OSError):
                 libraries.append((os.stat(cache / name / COMPLETE).st_mtime_ns, library))
     return max([entry for entry in libraries if accepts(entry[1])], default=(0, None))[1]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file under a temporary name and renames it, so that no process reads a part of it."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _key(device_type: str) -> str:

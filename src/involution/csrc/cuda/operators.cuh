@@ -21,6 +21,7 @@ inline at::Tensor forward(const at::Tensor& input, const at::Tensor& kernel, at:
   const at::Tensor output = empty_image(input, g.batch, g.channels, g.out_h, g.out_w);
   if (output.numel() != 0 && !launch_tiled_forward(g, input, kernel, output)) {
     launch_general_forward(g, input, kernel, output);
+    record_family(Family::kGeneral);
   }
   return output;
 }
@@ -35,6 +36,7 @@ inline at::Tensor input_grad(const at::Tensor& grad_output, const at::Tensor& ke
   }
   if (!launch_tiled_input_grad(g, grad_output, kernel, grad_input)) {
     launch_general_input_grad(g, grad_output, kernel, grad_input);
+    record_family(Family::kGeneral);
   }
   return grad_input;
 }
@@ -51,6 +53,7 @@ inline at::Tensor kernel_grad(const at::Tensor& grad_output, const at::Tensor& i
   }
   if (!launch_tiled_kernel_grad(g, grad_output, input, grad_kernel)) {
     launch_general_kernel_grad(g, grad_output, input, grad_kernel);
+    record_family(Family::kGeneral);
   }
   return grad_kernel;
 }
@@ -67,6 +70,7 @@ inline at::Tensor convolve_and_apply(const Geometry& g, const at::Tensor& input,
                                      at::IntArrayRef dilation) {
   const at::Tensor kernel = at::conv2d(features, weight, bias).unflatten(1, {g.groups, g.kernel_h, g.kernel_w});
   const at::Tensor output = forward(input, kernel, stride, padding, dilation);
+  record_family(Family::kConvolution);
   if (scale) {
     output.copy_(at::addcmul(shift->view({-1, 1, 1}), output, scale->view({-1, 1, 1})));
   }
@@ -96,13 +100,15 @@ inline at::Tensor fused(const at::Tensor& input, const at::Tensor& features, con
   if (output.numel() == 0) {
     return output;
   }
-  if (features.size(1) >= kMinHiddenChannelsForConvolution && !is_tensor_core_geometry(g, input.scalar_type())) {
+  if (features.size(1) >= kMinHiddenChannelsForConvolution && is_allowed(Operator::kFused, Family::kConvolution) &&
+      !is_tensor_core_geometry(Operator::kFused, g, input.scalar_type())) {
     return convolve_and_apply(g, input, features, weight, bias, scale, shift, relu, stride, padding, dilation);
   }
   const auto vector = [](const std::optional<at::Tensor>& t) { return t ? t->contiguous() : at::Tensor(); };
   const FusedArguments arguments{features, weight, vector(bias), vector(scale), vector(shift), relu};
   if (!launch_tiled_fused(g, input, arguments, output)) {
     launch_general_fused(g, input, arguments, output);
+    record_family(Family::kGeneral);
   }
   return output;
 }

@@ -1,6 +1,7 @@
 // The conditions of the tiled and tensor-core kernels, and their launches.
 #pragma once
 
+#include "families.cuh"
 #include "general_fused.cuh"
 #include "tensor_cores.cuh"
 
@@ -43,9 +44,9 @@ inline bool is_tiled_geometry(const Geometry& g, at::ScalarType dtype) {
          (dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16);
 }
 
-inline bool is_tensor_core_geometry(const Geometry& g, at::ScalarType dtype) {
-  return uses_tensor_cores() && g.kernel_h == TensorCoreLayout::kK && g.stride_h == 1 &&
-         g.group_channels() == kTileChannels && dtype != at::kFloat;
+inline bool is_tensor_core_geometry(Operator op, const Geometry& g, at::ScalarType dtype) {
+  return uses_tensor_cores() && is_allowed(op, Family::kTensorCores) && g.kernel_h == TensorCoreLayout::kK &&
+         g.stride_h == 1 && g.group_channels() == kTileChannels && dtype != at::kFloat;
 }
 
 // Whether vectors can read the features and the rows of the weight of the 1x1 convolution.
@@ -123,6 +124,25 @@ bool with_grid(const Geometry& g, int64_t height, int64_t width, int tile_h, con
   return true;
 }
 
+// Calls with_tensor_cores(scalar) or without_tensor_cores(scalar, K, STRIDE), which return whether they launched a
+// kernel, and records the family that did.
+template <typename WithTensorCores, typename WithoutTensorCores>
+bool launch_tiled(Operator op, const Geometry& g, at::ScalarType dtype, bool supports_tensor_cores,
+                  const WithTensorCores& with_tensor_cores, const WithoutTensorCores& without_tensor_cores) {
+  bool launched = false;
+  Family family = Family::kTiled;
+  if (supports_tensor_cores && is_tensor_core_geometry(op, g, dtype)) {
+    family = Family::kTensorCores;
+    with_16_bits(dtype, [&](auto scalar) { launched = with_tensor_cores(scalar); });
+  } else if (is_allowed(op, family)) {
+    with_tiles(g, dtype, [&](auto... sizes) { launched = without_tensor_cores(sizes...); });
+  }
+  if (launched) {
+    record_family(family);
+  }
+  return launched;
+}
+
 // The following functions launch a kernel and return true, or return false if no kernel supports the arguments.
 
 inline bool launch_tiled_forward(const Geometry& g, const at::Tensor& input, const at::Tensor& kernel,
@@ -132,10 +152,9 @@ inline bool launch_tiled_forward(const Geometry& g, const at::Tensor& input, con
       !is_tiled_image(output)) {
     return false;
   }
-  bool launched = false;
   const auto with_tensor_cores = [&](auto scalar) {
     using scalar_t = decltype(scalar);
-    launched = with_grid(g, g.out_h, g.out_w, TensorCoreLayout::kHeight, [&](const TileGrid& grid, int blocks) {
+    return with_grid(g, g.out_h, g.out_w, TensorCoreLayout::kHeight, [&](const TileGrid& grid, int blocks) {
       INVOLUTION_LAUNCH((tensor_core_forward_kernel<scalar_t>), blocks, TensorCoreLayout::kThreads, grid,
                         tiled_image<const scalar_t>(input), tiled_kernels<const scalar_t>(kernel),
                         tiled_image<scalar_t>(output));
@@ -144,15 +163,13 @@ inline bool launch_tiled_forward(const Geometry& g, const at::Tensor& input, con
   const auto without_tensor_cores = [&](auto scalar, auto K, auto stride) {
     using scalar_t = decltype(scalar);
     using L = ForwardLayout<scalar_t, decltype(K)::value, decltype(stride)::value>;
-    launched = with_grid(g, g.out_h, g.out_w, L::kHeight, [&](const TileGrid& grid, int blocks) {
+    return with_grid(g, g.out_h, g.out_w, L::kHeight, [&](const TileGrid& grid, int blocks) {
       INVOLUTION_LAUNCH((tiled_forward_kernel<scalar_t, decltype(K)::value, decltype(stride)::value>), blocks,
                         L::kThreads, grid, tiled_image<const scalar_t>(input), tiled_kernels<const scalar_t>(kernel),
                         tiled_image<scalar_t>(output));
     });
   };
-  is_tensor_core_geometry(g, dtype) ? with_16_bits(dtype, with_tensor_cores)
-                                    : with_tiles(g, dtype, without_tensor_cores);
-  return launched;
+  return launch_tiled(Operator::kForward, g, dtype, true, with_tensor_cores, without_tensor_cores);
 }
 
 inline bool launch_tiled_input_grad(const Geometry& g, const at::Tensor& grad_output, const at::Tensor& kernel,
@@ -162,10 +179,9 @@ inline bool launch_tiled_input_grad(const Geometry& g, const at::Tensor& grad_ou
       !is_tiled_image(grad_input)) {
     return false;
   }
-  bool launched = false;
   const auto with_tensor_cores = [&](auto scalar) {
     using scalar_t = decltype(scalar);
-    launched = with_grid(g, g.height, g.width, TensorCoreLayout::kHeight, [&](const TileGrid& grid, int blocks) {
+    return with_grid(g, g.height, g.width, TensorCoreLayout::kHeight, [&](const TileGrid& grid, int blocks) {
       INVOLUTION_LAUNCH((tensor_core_input_grad_kernel<scalar_t>), blocks, TensorCoreLayout::kThreads, grid,
                         tiled_image<const scalar_t>(grad_output), tiled_kernels<const scalar_t>(kernel),
                         tiled_image<scalar_t>(grad_input));
@@ -180,15 +196,13 @@ inline bool launch_tiled_input_grad(const Geometry& g, const at::Tensor& grad_ou
   const auto without_tensor_cores = [&](auto scalar, auto K, auto stride) {
     using scalar_t = decltype(scalar);
     using L = InputGradLayout<scalar_t, decltype(K)::value, decltype(stride)::value>;
-    launched = with_grid(g, height, width, L::kHeight, [&](const TileGrid& grid, int blocks) {
+    return with_grid(g, height, width, L::kHeight, [&](const TileGrid& grid, int blocks) {
       INVOLUTION_LAUNCH((tiled_input_grad_kernel<scalar_t, decltype(K)::value, decltype(stride)::value>), blocks,
                         L::kThreads, grid, tiled_image<const scalar_t>(grad_output),
                         tiled_kernels<const scalar_t>(kernel), tiled_image<scalar_t>(grad_input));
     });
   };
-  is_tensor_core_geometry(g, dtype) ? with_16_bits(dtype, with_tensor_cores)
-                                    : with_tiles(g, dtype, without_tensor_cores);
-  return launched;
+  return launch_tiled(Operator::kInputGrad, g, dtype, true, with_tensor_cores, without_tensor_cores);
 }
 
 inline bool launch_tiled_kernel_grad(const Geometry& g, const at::Tensor& grad_output, const at::Tensor& input,
@@ -198,10 +212,9 @@ inline bool launch_tiled_kernel_grad(const Geometry& g, const at::Tensor& grad_o
       !are_tiled_kernels(grad_kernel)) {
     return false;
   }
-  bool launched = false;
   const auto with_tensor_cores = [&](auto scalar) {
     using scalar_t = decltype(scalar);
-    launched = with_grid(g, g.out_h, g.out_w, TensorCoreLayout::kHeight, [&](const TileGrid& grid, int blocks) {
+    return with_grid(g, g.out_h, g.out_w, TensorCoreLayout::kHeight, [&](const TileGrid& grid, int blocks) {
       INVOLUTION_LAUNCH((tensor_core_kernel_grad_kernel<scalar_t>), blocks, TensorCoreLayout::kThreads, grid,
                         tiled_image<const scalar_t>(grad_output), tiled_image<const scalar_t>(input),
                         tiled_kernels<scalar_t>(grad_kernel));
@@ -210,15 +223,13 @@ inline bool launch_tiled_kernel_grad(const Geometry& g, const at::Tensor& grad_o
   const auto without_tensor_cores = [&](auto scalar, auto K, auto stride) {
     using scalar_t = decltype(scalar);
     using L = KernelGradLayout<scalar_t, decltype(K)::value, decltype(stride)::value>;
-    launched = with_grid(g, g.out_h, g.out_w, L::kHeight, [&](const TileGrid& grid, int blocks) {
+    return with_grid(g, g.out_h, g.out_w, L::kHeight, [&](const TileGrid& grid, int blocks) {
       INVOLUTION_LAUNCH((tiled_kernel_grad_kernel<scalar_t, decltype(K)::value, decltype(stride)::value>), blocks,
                         L::kThreads, grid, tiled_image<const scalar_t>(grad_output),
                         tiled_image<const scalar_t>(input), tiled_kernels<scalar_t>(grad_kernel));
     });
   };
-  is_tensor_core_geometry(g, dtype) ? with_16_bits(dtype, with_tensor_cores)
-                                    : with_tiles(g, dtype, without_tensor_cores);
-  return launched;
+  return launch_tiled(Operator::kKernelGrad, g, dtype, true, with_tensor_cores, without_tensor_cores);
 }
 
 inline bool launch_tiled_fused(const Geometry& g, const at::Tensor& input, const FusedArguments& arguments,
@@ -229,10 +240,9 @@ inline bool launch_tiled_fused(const Geometry& g, const at::Tensor& input, const
     return false;
   }
   const Epilogue<float> epilogue_ = epilogue<float>(arguments.scale, arguments.shift, arguments.relu);
-  bool launched = false;
   const auto with_tensor_cores = [&](auto scalar) {
     using scalar_t = decltype(scalar);
-    launched = with_grid(g, g.out_h, g.out_w, TensorCoreLayout::kHeight, [&](const TileGrid& grid, int blocks) {
+    return with_grid(g, g.out_h, g.out_w, TensorCoreLayout::kHeight, [&](const TileGrid& grid, int blocks) {
       INVOLUTION_LAUNCH((tensor_core_fused_kernel<scalar_t>), blocks, TensorCoreLayout::kThreads, grid,
                         tiled_image<const scalar_t>(input), tiled_generation<scalar_t>(arguments), epilogue_,
                         tiled_image<scalar_t>(output));
@@ -241,7 +251,7 @@ inline bool launch_tiled_fused(const Geometry& g, const at::Tensor& input, const
   const auto without_tensor_cores = [&](auto scalar, auto K, auto stride) {
     using scalar_t = decltype(scalar);
     using L = ForwardLayout<scalar_t, decltype(K)::value, decltype(stride)::value>;
-    launched = with_grid(g, g.out_h, g.out_w, L::kHeight, [&](const TileGrid& grid, int blocks) {
+    return with_grid(g, g.out_h, g.out_w, L::kHeight, [&](const TileGrid& grid, int blocks) {
       INVOLUTION_LAUNCH((tiled_fused_kernel<scalar_t, decltype(K)::value, decltype(stride)::value>), blocks,
                         L::kThreads, grid, tiled_image<const scalar_t>(input), tiled_generation<scalar_t>(arguments),
                         epilogue_, tiled_image<scalar_t>(output));
@@ -249,9 +259,7 @@ inline bool launch_tiled_fused(const Geometry& g, const at::Tensor& input, const
   };
   // A product takes 16 hidden channels.
   const bool whole_products = arguments.features.size(1) % TensorCoreLayout::kHiddenChannels == 0;
-  is_tensor_core_geometry(g, dtype) && whole_products ? with_16_bits(dtype, with_tensor_cores)
-                                                      : with_tiles(g, dtype, without_tensor_cores);
-  return launched;
+  return launch_tiled(Operator::kFused, g, dtype, whole_products, with_tensor_cores, without_tensor_cores);
 }
 
 }  // namespace involution
