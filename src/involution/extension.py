@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _DEVICE_TYPES = ("cpu", "cuda")
 _lock = threading.Lock()
 _loaded: dict[str, Path] = {}
-_records: list[dict] = []  # of the library for CUDA that is loaded
+_records: list[dict] = []  # what the check of the kernels for CUDA found
 _failed: dict[str, str] = {}
 
 
@@ -175,7 +175,7 @@ def _forecast(device_type: str) -> str:
 
 def _verified() -> list[str]:
     """What the check of the CUDA kernels has found, or that it has not run yet."""
-    if "cuda" in _loaded:
+    if _records:
         return [line for record in _records for line in verification.summary(record)]
     if not torch.cuda.is_available() or _is_preloaded("cuda"):
         return []
@@ -224,16 +224,15 @@ def _load_checked(library: Path) -> str | None:
     Raises:
         RuntimeError: general kernels disagree, which nothing can replace, or the check cannot run.
     """
-    records = verification.records(library)
-    refused = verification.refused(records)
+    _records[:] = verification.records(library)
+    refused = verification.refused(_records)
     problems = "; ".join(map(verification.describe_refusal, refused))
-    problems += f". Please report this to the project, with the files {library.parent}/check*.json"
+    problems += ". Please report this to the project, with the text of involution.show_config()"
     if any(refusal["family"] == families.GENERAL for refusal in refused):
         raise RuntimeError(f"they do not compute what they should: {problems}")
     _load_library(library)
     for refusal in refused:
         families.allow(library, refusal["operator"], refusal["family"], False)
-    _records[:] = records
     return problems if refused else None
 
 

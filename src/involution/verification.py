@@ -158,13 +158,7 @@ def _key(library: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def check(
-    library: Path,
-    device: str,
-    namespace: str = ops.name,
-    first_timeout: float = FIRST_TIMEOUT,
-    timeout: float = TIMEOUT,
-) -> dict:
+def check(library: Path, device: str, namespace: str = ops.name) -> dict:
     """Runs the check in as many processes as it takes, and returns the record.
 
     Raises:
@@ -178,15 +172,18 @@ def check(
     while not header or first < len(header["checks"]):
         process = _Process(library, device, namespace, first, skipped)
         running = None
-        for message in process.messages(first_timeout, timeout):
-            if "checks" in message:
-                header = message
-            elif "unavailable" in message:
-                raise RuntimeError(_cannot_run(device, message["unavailable"]))
-            elif "start" in message:
-                running = message["start"]
-            else:
-                outcomes[message["end"]] = message
+        try:
+            for message in process.messages():
+                if "checks" in message:
+                    header = message
+                elif "unavailable" in message:
+                    raise RuntimeError(_cannot_run(device, message["unavailable"]))
+                elif "start" in message:
+                    running = message["start"]
+                else:
+                    outcomes[message["end"]] = message
+        except OSError as error:  # there is no such program, or no memory for a process
+            raise RuntimeError(_cannot_run(device, str(error))) from error
         if process.status == 0:
             break
         if running is None:
@@ -244,8 +241,8 @@ class _Process:
         self.timed_out = False
         self.output: deque[str] = deque(maxlen=20)  # the last lines that are not messages
 
-    def messages(self, first_timeout: float, timeout: float) -> Iterator[dict]:
-        """What the process prints, until it ends, or is silent for longer than this and is killed."""
+    def messages(self) -> Iterator[dict]:
+        """What the process prints, until it ends, or is silent for too long and is killed."""
         environment = {**os.environ, "INVOLUTION_TENSOR_CORES": "1"}
         with subprocess.Popen(
             self.command,
@@ -257,14 +254,16 @@ class _Process:
         ) as process:
             try:
                 ended = False
-                while line := self._line(process, timeout if ended else first_timeout):
+                while line := self._line(process, TIMEOUT if ended else FIRST_TIMEOUT):
                     if message := _parsed(line):
                         ended |= "end" in message
                         yield message
                     else:
                         self.output.append(line.strip())
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(TIMEOUT)
             finally:
-                process.kill()  # it has ended, unless this process is interrupted
+                process.kill()  # does nothing if it has ended
                 self.status = process.wait()
 
     def _line(self, process: subprocess.Popen, timeout: float) -> str:

@@ -6,6 +6,9 @@
 // next barrier of the block before another warp runs. Threads and warps run in ascending order in one block and in
 // descending order in the next, and shared memory is filled with NaN before every block. Therefore a missing barrier,
 // or a value that was not written, changes the results.
+//
+// The environment plants defects into kernels, to test the self-check: INVOLUTION_DEFECTS="kernel:defect kernel:defect
+// ...". "barrier": barriers of a block do nothing. "abort": the kernel ends the program. "hang": it never ends.
 #pragma once
 
 #undef _FORTIFY_SOURCE  // its longjmp refuses to enter another stack
@@ -15,6 +18,7 @@
 
 #include <setjmp.h>
 #include <ucontext.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -23,6 +27,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -67,6 +72,7 @@ static std::function<void()> body;
 static ucontext_t scheduler_context;
 static jmp_buf scheduler;
 static int current = 0;
+static bool has_block_barriers = true;
 
 inline void suspend(State state) {
   fibers[current]->state = state;
@@ -145,9 +151,24 @@ inline void run_block(int threads) {
 
 static const char* last_launch = "";
 
+// Whether the environment plants this defect into the kernel "(name<...>)".
+inline bool has_defect(const char* kernel, const char* defect) {
+  const char* planted = std::getenv("INVOLUTION_DEFECTS");
+  const std::string name(kernel + 1, std::strcspn(kernel + 1, "<)"));
+  return planted != nullptr &&
+         (" " + std::string(planted) + " ").find(" " + name + ":" + defect + " ") != std::string::npos;
+}
+
 template <typename F, typename... Arguments>
 void launch(const char* name, int blocks, int threads, F kernel, Arguments... arguments) {
   last_launch = name;
+  if (has_defect(name, "abort")) {
+    std::abort();
+  }
+  while (has_defect(name, "hang")) {
+    sleep(1);
+  }
+  has_block_barriers = !has_defect(name, "barrier");
   while (static_cast<int>(fibers.size()) < threads) {
     fibers.push_back(std::make_unique<Fiber>());
   }
@@ -177,7 +198,9 @@ float element(std::uint32_t word, int index) {
 }  // namespace shim
 
 inline void __syncthreads() {
-  shim::suspend(shim::State::kAtBlockBarrier);
+  if (shim::has_block_barriers) {
+    shim::suspend(shim::State::kAtBlockBarrier);
+  }
 }
 inline void __syncwarp() {
   shim::suspend(shim::State::kAtWarpBarrier);

@@ -21,6 +21,7 @@ COMPILED = {
     "cpu/kernel_grad.h": ["kernel_grad_kernel<float>"],
     "cpu/vectors.h": ["load_lanes<float, float>"],
     "schemas.h": ["define_operators"],
+    "cuda/families.cuh": ["is_allowed", "record_family"],
     "cuda/tensor_cores.cuh": [
         f"tensor_core_{name}_kernel<at::Half>" for name in ("forward", "input_grad", "kernel_grad", "fused")
     ],

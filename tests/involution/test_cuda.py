@@ -4,16 +4,18 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch.utils import cpp_extension
 
+import cuda_shim
 import involution
 from cases import DTYPES, Case, cases, check_fused, check_operators, plain_involution
+from involution import families
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -84,6 +86,21 @@ def check_tiled(ops, case: Case, hidden_channels: int, affine: bool, relu: bool)
     assert launches.kernels == {name: tiled_kernel(name, case, hidden_channels) for name in OPERATORS}
 
 
+def arguments_of(operator: str, case: Case, hidden_channels: int = 16) -> tuple:
+    input, kernel, grad = case.tensors()
+    taps = case.groups * case.kernel_size[0] * case.kernel_size[1]
+    features = torch.randn(case.batch, hidden_channels, *case.output_size, dtype=case.dtype)
+    features = features.contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(taps, hidden_channels, 1, 1, dtype=case.dtype)
+    arguments = {
+        "involution2d": (input, kernel),
+        "involution2d_input_grad": (grad, kernel, list(case.size)),
+        "involution2d_kernel_grad": (grad, input, case.groups, list(case.kernel_size)),
+        "involution2d_fused": (input, features, weight, None, None, None, True, list(case.kernel_size)),
+    }
+    return *arguments[operator], *case.window
+
+
 def run_with_tensor_cores(selection: str) -> None:
     """Runs tests of this file in a process with tensor cores enabled, because the variable is read once in a process."""
     command = [sys.executable, "-m", "pytest", __file__, "-k", selection, "-q"]
@@ -94,15 +111,13 @@ def run_with_tensor_cores(selection: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def cuda_on_cpu(root):
-    cpp_extension.load(
-        "involution_cuda_on_cpu",
-        [str(root / "tests/involution/cuda_on_cpu.cpp")],
-        extra_cflags=["-O1"],
-        extra_include_paths=[str(root / "src/involution/csrc")],
-        is_python_module=False,
-    )
-    return torch.ops.involution_cuda_on_cpu
+def library(root) -> Path:
+    return cuda_shim.load(root)
+
+
+@pytest.fixture(scope="module")
+def cuda_on_cpu(library):
+    return getattr(torch.ops, cuda_shim.NAMESPACE)
 
 
 def test_kernels_match_definition_on_the_host(cuda_on_cpu):
@@ -139,15 +154,23 @@ def test_every_tiled_kernel_on_the_host(cuda_on_cpu, dtype, k, stride, group_cha
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_many_hidden_channels_on_the_host(cuda_on_cpu, dtype, layout):
-    """A separate convolution generates their kernels unless tensor cores are enabled."""
+def test_many_hidden_channels_on_the_host(cuda_on_cpu, library, dtype, layout):
+    """A separate convolution generates their kernels unless tensor cores are enabled or it is forbidden."""
+    operator, form = "involution2d_fused", "convolution + involution"
     case = Case(2, 2, 16, (9, 8), (7, 7), (1, 1), (3, 3), (1, 1), dtype, layout, layout)
     for affine, relu in ((True, True), (False, True), (True, False)):
         check_fused(cuda_on_cpu, case, 64, affine, relu)
+    assert TENSOR_CORES or families.last(library) == form
+    families.allow(library, operator, form, False)
+    try:
+        check_fused(cuda_on_cpu, case, 64, True, True)
+    finally:
+        families.allow(library, operator, form)
+    assert families.last(library) != form
 
 
 def test_tensor_cores_match_definition_on_the_host(cuda_on_cpu):
-    run_with_tensor_cores("tiled and on_the_host")
+    run_with_tensor_cores("(tiled or forbidden) and on_the_host")
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -191,6 +214,36 @@ def test_tiled_kernels_multiply_the_padding_on_the_host(cuda_on_cpu):
     assert expected.isnan().any() and expected.isinf().any()
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_forbidden_families_are_replaced_on_the_host(cuda_on_cpu, library, operator):
+    """By the next one. The kernel that ran is that of the family that the library reports."""
+    case = Case(1, 2, 16, (9, 8), (7, 7), (1, 1), (3, 3), (1, 1), torch.bfloat16, "channels_last", "channels_last")
+    kernels = {"general": "", "tiled": "tiled_", "tensor_cores": "tensor_core_"}
+    name = {"involution2d": "forward", "involution2d_fused": "fused"}.get(
+        operator, operator.removeprefix("involution2d_")
+    )
+    order = ["tensor_cores"] * TENSOR_CORES + ["tiled", "general"]
+    try:
+        for family in order:
+            launches = Launches(cuda_on_cpu)
+            check_operators(launches, case)
+            check_fused(launches, case, 16, True, True)
+            assert launches.kernels[operator] == f"{kernels[family]}{name}_kernel"
+            getattr(cuda_on_cpu, operator)(*arguments_of(operator, case))
+            assert families.last(library) == family
+            if family != "general":
+                families.allow(library, operator, family, False)
+    finally:
+        for family in families.of(operator)[1:]:
+            families.allow(library, operator, family)
+
+
+def test_the_last_family_cannot_be_forbidden(library):
+    for operator, family in (("involution2d", "general"), ("involution2d", "convolution + involution")):
+        with pytest.raises(ValueError, match="expected one of"):
+            families.allow(library, operator, family, False)
+
+
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 def test_tiled_kernels_propagate_non_finite_values_on_the_host(cuda_on_cpu, value):
     """As in the definition; with tensor cores, also to the other pixels of a product, in the same channel."""
@@ -228,9 +281,8 @@ def test_tiled_and_general_fused_keep_nan_on_the_host(cuda_on_cpu, dtype):
 
 
 @pytest.mark.parametrize("of_block", [True, False])
-def test_shim_reports_a_barrier_that_threads_miss(cuda_on_cpu, of_block):
-    library = next(path for path in torch.ops.loaded_libraries if "involution_cuda_on_cpu" in path)
-    script = f"import torch; torch.ops.load_library({library!r}); "
+def test_shim_reports_a_barrier_that_threads_miss(library, of_block):
+    script = f"import torch; torch.ops.load_library({str(library)!r}); "
     script += f"torch.ops.involution_cuda_on_cpu.run_broken_barrier({of_block})"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert result.returncode != 0 and "a barrier was not reached by all threads" in result.stderr
@@ -259,10 +311,13 @@ def test_builds_for_sm_80_and_sm_90(tmp_path):
     """The library is compiled and linked, and registers all four operators when it is loaded, without a GPU as well."""
     script = """
 import torch, involution
-from involution import extension, libraries
-torch.ops.load_library(extension.build("cuda"))
+from involution import extension, families, libraries
+library = extension.build("cuda")
+torch.ops.load_library(library)
 for op in ("involution2d", "involution2d_input_grad", "involution2d_kernel_grad", "involution2d_fused"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"involution::{op}", "CUDA"), op
+families.use_only(library, "involution2d", "general")
+assert families.last(library) == ""
 print(libraries.find("cuda"))
 """
     environment = {**os.environ, "TORCH_CUDA_ARCH_LIST": "8.0;9.0"}

@@ -5,6 +5,8 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
+#include <iterator>
 #include <string_view>
 
 namespace involution {

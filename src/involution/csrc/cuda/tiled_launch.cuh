@@ -1,8 +1,8 @@
 // The conditions of the tiled and tensor-core kernels, and their launches.
 #pragma once
 
-#include "families.cuh"
 #include "general_fused.cuh"
+#include "families.cuh"
 #include "tensor_cores.cuh"
 
 #include <cstdlib>
