@@ -82,10 +82,13 @@ def _compile_for_torch(device_type: str, name: str, directory: Path, cflags: lis
 
     if cflags is None:
         cflags = [*compiler.flags(), f"-DINVOLUTION_NAMESPACE={ops.name}"]
+    csrc = libraries.CSRC
+    if device_type == "cuda" and torch.version.hip is not None:  # torch writes the translated sources next to these
+        csrc = shutil.copytree(csrc, directory / "csrc", dirs_exist_ok=True)
     with compiler.scripts_on_path(), compiler.quoted_library_path():
         cpp_extension.load(
             name,
-            sorted(str(path) for pattern in _SOURCES[device_type] for path in libraries.CSRC.glob(pattern)),
+            sorted(str(path) for pattern in _SOURCES[device_type] for path in csrc.glob(pattern)),
             extra_cflags=cflags,
             extra_cuda_cflags=["-O3", *(flag for flag in cflags if flag.startswith("-D"))],
             extra_ldflags=compiler.cuda_runtime_flags(directory) if device_type == "cuda" else None,

@@ -58,9 +58,7 @@ def digest(device_type: str) -> str | None:
     # GCC reports the name that it was called by, but g++ and c++ are one compiler.
     versions = [re.sub(r"^\S+ \(", "(", version) if (version := _version(command())) else version]
     if device_type == "cuda":
-        from torch.utils import cpp_extension
-
-        versions.append(_version([os.path.join(cpp_extension.CUDA_HOME or "", "bin", "nvcc")]))
+        versions.append(_version([device_compiler()]))
         if host_compiler := os.environ.get("CC"):  # torch passes it to nvcc
             versions.append(_version([host_compiler]))
     if None in versions:
@@ -68,12 +66,27 @@ def digest(device_type: str) -> str | None:
     return hashlib.sha256(repr(versions).encode()).hexdigest()[:DIGEST_LENGTH]
 
 
+def device_compiler() -> str:
+    """The path that nvcc, or hipcc for a ROCm build of torch, has to have."""
+    from torch.utils import cpp_extension
+
+    if torch.version.hip is not None:
+        return os.path.join(cpp_extension.ROCM_HOME or "", "bin", "hipcc")
+    return os.path.join(cpp_extension.CUDA_HOME or "", "bin", "nvcc")
+
+
 def architectures(device_type: str) -> list[str]:
-    """The GPU architectures to compile for, as "sm80"; an empty list for libraries without CUDA."""
+    """The GPU architectures to compile for, as "sm80" or "gfx90a"; an empty list for libraries without CUDA."""
     if device_type != "cuda":
         return []
-    if requested := os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        versions = re.split(r"[ ;]+", requested.strip(" ;"))
+    if torch.version.hip is not None:
+        requested = os.environ.get("PYTORCH_ROCM_ARCH", "").replace(";", " ").split()
+        names = {name.split(":")[0] for name in requested} or rocm_architectures()
+        if not names:
+            raise RuntimeError("there is no GPU to compile for. Set PYTORCH_ROCM_ARCH, for example to 'gfx90a'")
+        return sorted(names)
+    if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        versions = re.split(r"[ ;]+", listed.strip(" ;"))
         if invalid := [version for version in versions if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", version)]:
             raise RuntimeError(f"TORCH_CUDA_ARCH_LIST has {invalid[0]!r}, expected numbers such as '8.0;9.0+PTX'")
         return sorted({f"sm{version.replace('.', '').replace('+', '').lower()}" for version in versions})
@@ -84,6 +97,12 @@ def architectures(device_type: str) -> list[str]:
 
 def device_capabilities() -> list[tuple[int, int]]:
     return [torch.cuda.get_device_capability(n) for n in range(torch.cuda.device_count())]
+
+
+def rocm_architectures() -> set[str]:
+    """The architectures of this machine's GPUs, for a ROCm build of torch."""
+    names = [torch.cuda.get_device_properties(n).gcnArchName for n in range(torch.cuda.device_count())]
+    return {name.split(":")[0] for name in names}  # without features, as in "gfx90a:sramecc+:xnack-"
 
 
 def obstacle(device_type: str) -> str | None:
@@ -99,10 +118,14 @@ def obstacle(device_type: str) -> str | None:
     if device_type == "cuda":
         from torch.utils import cpp_extension
 
+        if torch.version.hip is not None:
+            if shutil.which(device_compiler()) is None:
+                return f"there is no hipcc. Install ROCm {torch.version.hip}, or set ROCM_HOME to it"
+            return None
         if torch.version.cuda is None:
             return "this build of torch has no CUDA. Install a CUDA build of torch"
         cuda_home = cpp_extension.CUDA_HOME
-        if cuda_home is None or shutil.which("nvcc", path=os.path.join(cuda_home, "bin")) is None:
+        if cuda_home is None or shutil.which(device_compiler()) is None:
             return (
                 "there is no nvcc. Install the CUDA toolkit of the major version that torch was built with "
                 f"({torch.version.cuda}), or set CUDA_HOME to it"

@@ -69,9 +69,12 @@ def find(device_type: str, compilers: str | None = None) -> Path | None:
     as in images and on the nodes of a cluster, libraries of all compilers are.
     """
     compilers = compilers or compiler.digest(device_type) or ANY_COMPILER
-    capabilities = compiler.device_capabilities() if device_type == "cuda" else []
+    on_rocm = device_type == "cuda" and torch.version.hip is not None
+    capabilities = compiler.device_capabilities() if device_type == "cuda" and not on_rocm else []
 
     def supports_devices(library: Path) -> bool:
+        if on_rocm:
+            return compiler.rocm_architectures() <= set(library.stem.split("_"))
         built = re.findall(r"_sm(\d+)(\d)[af]?(ptx)?", library.name)
         return all(any(_runs(*capability, *architecture) for architecture in built) for capability in capabilities)
 
@@ -121,7 +124,7 @@ def _key(device_type: str) -> str:
     if device_type in hosts.RUNTIMES:
         digest.update(f"{hosts.version(device_type)} {machine}".encode())
     else:
-        digest.update(f"{ops.name} {torch.__version__} {torch.version.cuda} {machine}".encode())
+        digest.update(f"{ops.name} {torch.__version__} {torch.version.cuda or torch.version.hip} {machine}".encode())
     if device_type != "cuda":
         digest.update(_cpu_instructions().encode())
     return digest.hexdigest()[:16]

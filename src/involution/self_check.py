@@ -9,7 +9,7 @@ import datetime
 import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,10 +105,10 @@ class Check:
         return _TOLERANCES[self.dtype] * (_FUSED_TOLERANCE if self.operator == "involution2d_fused" else 1)
 
 
-def checks(tensor_cores: bool) -> Iterator[Check]:
-    """All checks, with or without those of the tensor cores. Those of the general kernels, the last resort, come first."""
-    for family, operator in itertools.product(families.FAMILIES, families.OPERATORS):
-        if family not in families.of(operator) or (family == families.TENSOR_CORES and not tensor_cores):
+def checks(supported: Sequence[str]) -> Iterator[Check]:
+    """All checks of these families. Those of the general kernels, the last resort, come first."""
+    for family, operator in itertools.product(supported, families.OPERATORS):
+        if family not in families.of(operator):
             continue
         formats = list(_FORMATS) if family in (families.GENERAL, families.CONVOLUTION) else ["channels-last"]
         for dtype, memory_format, geometry in itertools.product(_DTYPES[family], formats, _GEOMETRIES[family]):
@@ -226,7 +226,7 @@ def main() -> int:
     torch.ops.load_library(options.library)
     operators = getattr(torch.ops, options.namespace)
     torch.empty(1, device=options.device)  # fails before the first check if this process cannot use the device
-    listed = list(checks(verification.has_tensor_cores(options.device)))
+    listed = list(checks(verification.supported_families(options.device)))
     _print(_header(options.device, listed))
     for n, check in enumerate(listed):
         if n < options.start or [check.operator, check.family] in options.skip:

@@ -56,9 +56,12 @@ def describe(device: str) -> tuple[str, list[int] | None]:
     return torch.cuda.get_device_name(device), list(torch.cuda.get_device_capability(device))
 
 
-def has_tensor_cores(device: str) -> bool:
-    """Whether the tensor-core kernels support a device."""
-    return device == "cpu" or (torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0))
+def supported_families(device: str) -> tuple[str, ...]:
+    """The families whose kernels a device runs."""
+    if torch.version.hip is not None:
+        return families.GENERAL, families.CONVOLUTION
+    tensor_cores = device == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0)
+    return tuple(family for family in families.FAMILIES if tensor_cores or family != families.TENSOR_CORES)
 
 
 def driver_version() -> str | None:

@@ -4,15 +4,34 @@
 //   tiled*.cuh         channels-last float, half and bfloat16; windows of 3 x 3 and 7 x 7, strides 1 and 2
 //   tensor_cores.cuh   the paper's case of these in 16 bits. Only with INVOLUTION_TENSOR_CORES=1 in the environment,
 //                      because it has not been measured on a GPU and propagates infinities differently (see there)
+//
+// For AMD, torch translates these files to HIP. Only the general kernels run there: the others are written for the
+// warps, registers and tensor cores of NVIDIA.
 #pragma once
 
+#ifndef USE_ROCM
 #include "tiled_launch.cuh"
+#endif
+#include "families.cuh"
 #include "general_fused.cuh"
 
 #include <ATen/ops/addcmul.h>
 #include <ATen/ops/conv2d.h>
 
 namespace involution {
+
+#ifdef USE_ROCM
+#define INVOLUTION_NOT_ON_ROCM(name) \
+  template <typename... Arguments>   \
+  bool name(const Arguments&...) {   \
+    return false;                    \
+  }
+INVOLUTION_NOT_ON_ROCM(launch_tiled_forward)
+INVOLUTION_NOT_ON_ROCM(launch_tiled_input_grad)
+INVOLUTION_NOT_ON_ROCM(launch_tiled_kernel_grad)
+INVOLUTION_NOT_ON_ROCM(launch_tiled_fused)
+INVOLUTION_NOT_ON_ROCM(is_tensor_core_geometry)
+#endif
 
 inline at::Tensor forward(const at::Tensor& input, const at::Tensor& kernel, at::IntArrayRef stride,
                           at::IntArrayRef padding, at::IntArrayRef dilation) {
