@@ -411,6 +411,29 @@ def test_which_gpus_run_a_library(built, capability, runs, tmp_path, monkeypatch
     assert libraries.find("cuda") == (tmp_path / library / f"{library}.so" if runs else None)
 
 
+@pytest.mark.parametrize("gpus, runs", [({"gfx90a"}, True), ({"gfx90a", "gfx942"}, True), ({"gfx90"}, False)])
+def test_which_amd_gpus_run_a_library(gpus, runs, tmp_path, monkeypatch):
+    """As with a ROCm build of torch. No library was built for, or ran on, an AMD GPU."""
+    monkeypatch.setattr(torch.version, "hip", "7.0.1")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("PYTORCH_ROCM_ARCH", "gfx942:xnack-;gfx90a")
+    monkeypatch.setenv("CXX", "missing-compiler")
+    library = libraries.name_of("cuda", "0123abcd")
+    assert library.endswith("_gfx90a_gfx942")
+    (tmp_path / library).mkdir()
+    (tmp_path / library / "complete").touch()
+    monkeypatch.setattr(libraries.compiler, "rocm_architectures", lambda: gpus)
+    assert libraries.find("cuda") == (tmp_path / library / f"{library}.so" if runs else None)
+
+
+def test_what_a_rocm_build_of_torch_needs(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "7.0.1")
+    monkeypatch.delenv("PYTORCH_ROCM_ARCH", raising=False)
+    with pytest.raises(RuntimeError, match="Set PYTORCH_ROCM_ARCH, for example to 'gfx90a'"):
+        libraries.compiler.architectures("cuda")
+    assert "Install ROCm 7.0.1, or set ROCM_HOME" in libraries.compiler.obstacle("cuda")
+
+
 def test_architectures_are_numbers(monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 Hopper")
     with pytest.raises(RuntimeError, match="TORCH_CUDA_ARCH_LIST has 'Hopper', expected numbers such as"):
