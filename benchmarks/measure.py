@@ -1,12 +1,8 @@
 """Options, conditions, reports and steps of the benchmarks."""
 
 import argparse
-import contextlib
 import datetime
 import importlib.metadata
-import os
-import platform
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,14 +12,11 @@ from rednet.training.utils.cpus import available_cpus
 from rednet.training.utils.files import write_csv, write_text
 from torch import nn
 
-
-# Makes glibc keep freed memory. By default it maps and unmaps every large tensor, and page faults, whose cost varies
-# with the load of the machine, take half of the time of a network on a CPU. It applies to all measurements.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+from involution import timing
 
 
 def arguments(description: str) -> argparse.Namespace:
-    """Parses the options. On Linux, restarts the script with `ALLOCATOR` to measure on the CPU."""
+    """Parses the options. To measure on the CPU, restarts the script so that freed memory is kept."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=min(torch.get_num_threads(), available_cpus()))
@@ -31,31 +24,21 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, help="size of the large batch; default: 16 on a CPU, 256 on a GPU")
     parser.add_argument("--output", type=Path, help="writes OUTPUT.csv and OUTPUT.md")
     parsed = parser.parse_args()
-    if parsed.device == "cpu" and sys.platform == "linux" and not ALLOCATOR.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
+    if parsed.device == "cpu":
+        timing.keep_freed_memory()
     parsed.batch_size = parsed.batch_size or (16 if parsed.device == "cpu" else 256)
     torch.set_num_threads(parsed.threads)
     torch.manual_seed(0)
     return parsed
 
 
-def device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    name = platform.processor()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line for line in lines if line.startswith("model name")).split(":")[1].strip()
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-
-
 def describe_conditions(options: argparse.Namespace, more_packages: Sequence[str] = ()) -> str:
     """Date, machine, versions and method."""
     packages = ("torch", "transformers", "rednet", *more_packages)
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    allocator = ", glibc keeps freed memory" if ALLOCATOR.items() <= os.environ.items() else ""
+    allocator = ", glibc keeps freed memory" if timing.keeps_freed_memory() else ""
     return (
-        f"{datetime.date.today()}, {device_name(options.device)}, {versions}; median of {options.repeats} repeats, "
+        f"{datetime.date.today()}, {timing.device_name(options.device)}, {versions}; median of {options.repeats} repeats, "
         f"the functions take turns{allocator}."
     )
 

@@ -1,18 +1,17 @@
 """Counts the parameters and operations of a model, and measures its memory."""
 
 import math
-import statistics
-import time
-from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from involution.timing import median_seconds
 
-Key = TypeVar("Key", bound=Hashable)
+
 FUSED = "involution2d_fused"  # the operator that generates and applies kernels in one pass
 
 
@@ -155,33 +154,6 @@ def peak_bytes(function: Callable, device: str) -> int:
         current += event.nbytes()
         peak = max(peak, current)
     return peak
-
-
-def median_seconds(functions: dict[Key, Callable], repeats: int, warmup: int = 1) -> dict[Key, float]:
-    """
-    Median duration of each function in seconds. The functions take turns, so that what slows the machine slows all of
-    them.
-
-    Args:
-        functions: called without arguments. Work that they start on an accelerator is part of their duration.
-        repeats: calls of each function that are measured.
-        warmup: calls of each function before them.
-    """
-    times: dict[Key, list[float]] = {key: [] for key in functions}
-    for turn in range(warmup + repeats):
-        for key, function in functions.items():
-            _synchronize()
-            start = time.perf_counter()
-            function()
-            _synchronize()
-            if turn >= warmup:
-                times[key].append(time.perf_counter() - start)
-    return {key: statistics.median(values) for key, values in times.items()}
-
-
-def _synchronize() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
 
 
 __all__ = ["count_activations", "count_macs", "count_parameters", "median_seconds", "peak_bytes"]

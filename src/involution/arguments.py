@@ -9,7 +9,7 @@ from . import autocast
 from .reference import accumulation_dtype
 
 
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _LIMIT = 2**31  # for strides, paddings and dilations, so that no product of them overflows
 
 Window = tuple[list[int], list[int], list[int]]  # stride, padding, dilation
@@ -54,7 +54,7 @@ def check_types(function: str, **tensors: Tensor | None) -> None:
 def check_pair(function: str, input: Tensor, kernel: Tensor, stride, padding, dilation) -> None:
     """Checks an input and a kernel of six dimensions."""
     _check_dtypes_and_devices(function, input=input, kernel=kernel)
-    size = _output_size(function, input, kernel.shape[1], kernel.shape[2:4], stride, padding, dilation)
+    size = output_size(function, input, kernel.shape[1], kernel.shape[2:4], stride, padding, dilation)
     if kernel.shape[0] != input.shape[0] or kernel.shape[4] != size[0] or kernel.shape[5] != size[1]:
         expected = (input.shape[0], *kernel.shape[1:4], *size)
         raise ValueError(
@@ -80,7 +80,7 @@ def check_generation(
         )
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
         raise ValueError(f"{function}: bias has shape {tuple(bias.shape)}, expected ({weight.shape[0]},)")
-    size = _output_size(function, input, weight.shape[0] // taps, kernel_size, stride, padding, dilation)
+    size = output_size(function, input, weight.shape[0] // taps, kernel_size, stride, padding, dilation)
     if features.shape[0] != input.shape[0] or features.shape[2] != size[0] or features.shape[3] != size[1]:
         raise ValueError(
             f"{function}: features has shape {tuple(features.shape)}, expected "
@@ -119,8 +119,8 @@ def check_channel_vectors(
 
 def _check_dtypes_and_devices(function: str, input: Tensor, **others: Tensor) -> None:
     for name, tensor in {"input": input, **others}.items():
-        if tensor.dtype not in _DTYPES:
-            raise TypeError(f"{function}: {name} has dtype {tensor.dtype}, expected one of {_DTYPES}")
+        if tensor.dtype not in DTYPES:
+            raise TypeError(f"{function}: {name} has dtype {tensor.dtype}, expected one of {DTYPES}")
     for name, tensor in others.items():
         if tensor.dtype != input.dtype and not autocast.is_enabled(input.device.type):
             raise TypeError(
@@ -135,7 +135,8 @@ def _check_device(function: str, name: str, tensor: Tensor, input: Tensor) -> No
         raise ValueError(f"{function}: {name} is on {tensor.device}, expected the device of input, {input.device}")
 
 
-def _output_size(function: str, input: Tensor, groups, kernel_size, stride, padding, dilation) -> list[int]:
+def output_size(function: str, input: Tensor, groups, kernel_size, stride, padding, dilation) -> list[int]:
+    """Returns [H', W'] of an input (B, C, H, W)."""
     if input.dim() != 4:
         raise ValueError(f"{function}: input has {input.dim()} dimensions, expected 4 (B, C, H, W)")
     if groups == 0 or input.shape[1] % groups != 0:
@@ -144,7 +145,7 @@ def _output_size(function: str, input: Tensor, groups, kernel_size, stride, padd
         )
     if kernel_size[0] == 0 or kernel_size[1] == 0:
         raise ValueError(f"{function}: kernel has size {kernel_size[0]} x {kernel_size[1]}, expected at least 1 x 1")
-    output_size = []
+    sizes = []
     for n, side in enumerate(("height", "width")):
         size, extent = input.shape[2 + n] + 2 * padding[n], dilation[n] * (kernel_size[n] - 1) + 1
         if size < extent:
@@ -152,5 +153,5 @@ def _output_size(function: str, input: Tensor, groups, kernel_size, stride, padd
                 f"{function}: input has {side} {size} with its padding, expected at least {extent}, the {side} of the "
                 "window"
             )
-        output_size.append((size - extent) // stride[n] + 1)
-    return output_size
+        sizes.append((size - extent) // stride[n] + 1)
+    return sizes

@@ -33,7 +33,8 @@ else:
 
 _HERE = Path(__file__).parent
 _PACKAGE = _HERE.parent
-_NOT_IN_A_KERNEL = {"_ops.py", "build.py"}  # each build has its own _ops.py
+# Each build has its own _ops.py. The others are commands, and what only these use.
+_NOT_IN_A_KERNEL = {"_ops.py", "build.py", "doctor.py", "profile.py", "timing.py"}
 _REPO_ID = "{{ repo_id }}"  # as kernel-builder writes it in the templates of cards
 
 _LAYERS = """

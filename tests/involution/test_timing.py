@@ -1,6 +1,6 @@
-"""The timer of rednet.profile."""
+"""The timer."""
 
-from rednet.profile import median_seconds
+from involution.timing import median_seconds
 
 
 def test_functions_take_turns():
