@@ -56,11 +56,11 @@ def cuda_runtime_flags(directory: Path) -> list[str]:
 def digest(device_type: str) -> str | None:
     """A short digest of the versions of all compilers that build a library, or None if one of them is missing."""
     # GCC reports the name that it was called by, but g++ and c++ are one compiler.
-    versions = [re.sub(r"^\S+ \(", "(", version) if (version := _version(command())) else version]
+    versions = [re.sub(r"^\S+ \(", "(", version) if (version := version_text(command())) else version]
     if device_type == "cuda":
-        versions.append(_version([device_compiler()]))
+        versions.append(version_text([device_compiler()]))
         if host_compiler := os.environ.get("CC"):  # torch passes it to nvcc
-            versions.append(_version([host_compiler]))
+            versions.append(version_text([host_compiler]))
     if None in versions:
         return None
     return hashlib.sha256(repr(versions).encode()).hexdigest()[:DIGEST_LENGTH]
@@ -165,7 +165,7 @@ def quoted_library_path() -> Iterator[None]:
         cpp_extension.TORCH_LIB_PATH = before
 
 
-def _version(command: list[str]) -> str | None:
+def version_text(command: list[str]) -> str | None:
     """What a compiler prints for `--version`, or None if there is no such program."""
     with scripts_on_path():
         program = shutil.which(command[0])

@@ -149,7 +149,7 @@ def show_config() -> str:
             state = "no device"
         else:
             try:
-                state = _forecast(device_type)
+                state = forecast(device_type)
             except RuntimeError as error:
                 state = f"plain PyTorch, because {error}"
         lines.append(f"  {device_type}: {state}")
@@ -159,7 +159,7 @@ def show_config() -> str:
     return "\n".join(lines)
 
 
-def _forecast(device_type: str) -> str:
+def forecast(device_type: str) -> str:
     """What the first use will do. Raises RuntimeError, with reason and cure, if it cannot load compiled kernels."""
     if library := _existing(device_type):
         return f"compiled{_origin(library)}, not loaded yet ({library})"

@@ -22,7 +22,7 @@ from ._ops import ops
 
 
 # Largest error allowed, relative to the largest value: rounding of the result, and of sums taken in float32.
-_TOLERANCES = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+TOLERANCES = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 # The fused operator may round its kernel to the dtype of the input.
 _FUSED_TOLERANCE = 3
 # An infinity or NaN of the image reaches this many more columns with tensor cores (csrc/cuda/tensor_cores.cuh).
@@ -81,12 +81,12 @@ _GEOMETRIES = {
     families.CONVOLUTION: [_tiled(16, 7, 1, 64)],
 }
 _DTYPES = {
-    families.GENERAL: list(_TOLERANCES),
+    families.GENERAL: list(TOLERANCES),
     families.TILED: [torch.float32, torch.bfloat16, torch.float16],
     families.TENSOR_CORES: [torch.bfloat16, torch.float16],
-    families.CONVOLUTION: list(_TOLERANCES),
+    families.CONVOLUTION: list(TOLERANCES),
 }
-_FORMATS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
+FORMATS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Check:
     operator: str
     family: str
     dtype: torch.dtype
-    memory_format: str  # a key of _FORMATS
+    memory_format: str  # a key of FORMATS
     geometry: Geometry
 
     def __str__(self) -> str:
@@ -102,7 +102,7 @@ class Check:
 
     @property
     def tolerance(self) -> float:
-        return _TOLERANCES[self.dtype] * (_FUSED_TOLERANCE if self.operator == "involution2d_fused" else 1)
+        return TOLERANCES[self.dtype] * (_FUSED_TOLERANCE if self.operator == "involution2d_fused" else 1)
 
 
 def checks(supported: Sequence[str]) -> Iterator[Check]:
@@ -110,7 +110,7 @@ def checks(supported: Sequence[str]) -> Iterator[Check]:
     for family, operator in itertools.product(supported, families.OPERATORS):
         if family not in families.of(operator):
             continue
-        formats = list(_FORMATS) if family in (families.GENERAL, families.CONVOLUTION) else ["channels-last"]
+        formats = list(FORMATS) if family in (families.GENERAL, families.CONVOLUTION) else ["channels-last"]
         for dtype, memory_format, geometry in itertools.product(_DTYPES[family], formats, _GEOMETRIES[family]):
             yield Check(operator, family, dtype, memory_format, geometry)
 
@@ -123,7 +123,7 @@ def run(operators, library: Path, check: Check, device: str) -> float:
     """
     for operator in families.OPERATORS:  # convolution + involution calls another one, which then has to be general
         families.use_only(library, operator, check.family if operator == check.operator else families.GENERAL)
-    arguments = _arguments(check)
+    arguments = make_arguments(check)
     on_device = [value.to(device) if isinstance(value, Tensor) else value for value in arguments]
     result = getattr(operators, check.operator)(*on_device)
     if device != "cpu":
@@ -135,13 +135,13 @@ def run(operators, library: Path, check: Check, device: str) -> float:
     if result.dtype != check.dtype or result.shape != expected.shape:
         raise ValueError(f"the result is {result.dtype} {list(result.shape)}, expected {list(expected.shape)}")
     spreads = check.family == families.TENSOR_CORES and check.operator != "involution2d_kernel_grad"
-    difference = _difference(result.cpu().double(), expected, _TENSOR_CORE_SPREAD if spreads else 0)
+    difference = largest_difference(result.cpu().double(), expected, _TENSOR_CORE_SPREAD if spreads else 0)
     if not difference <= check.tolerance:
         raise ValueError(f"relative difference {difference:.2g}, expected at most {check.tolerance:.2g}")
     return difference
 
 
-def _arguments(check: Check) -> list:
+def make_arguments(check: Check) -> list:
     """The arguments of the operator, on the CPU. A few values are NaN or infinite."""
     g, channels, taps = (
         check.geometry,
@@ -152,7 +152,7 @@ def _arguments(check: Check) -> list:
 
     def random(*shape: int) -> Tensor:
         tensor = torch.randn(shape, generator=generator).to(check.dtype)
-        return tensor.contiguous(memory_format=_FORMATS[check.memory_format]) if tensor.dim() == 4 else tensor
+        return tensor.contiguous(memory_format=FORMATS[check.memory_format]) if tensor.dim() == 4 else tensor
 
     image, grad = random(2, channels, *g.size), random(2, channels, *g.output_size)
     image[0, 1, g.size[0] // 2, g.size[1] // 2] = grad[0, 1, -1, -1] = torch.nan
@@ -173,7 +173,7 @@ def _arguments(check: Check) -> list:
     return [image, kernel, *g.window]
 
 
-def _difference(result: Tensor, expected: Tensor, spread: int) -> float:
+def largest_difference(result: Tensor, expected: Tensor, spread: int) -> float:
     """The largest difference, relative to the largest value, between finite values.
 
     Infinities and NaN have to be equal. Up to `spread` columns from those that are expected, any value is right.

@@ -1,0 +1,62 @@
+"""`python -m involution.doctor`, in its own processes."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from involution import doctor
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "involution.doctor", *arguments]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600)
+
+
+def test_a_machine_on_which_all_is_well(tmp_path):
+    """The same text is printed and written, and nothing in it names the home folder."""
+    result = run("--output", str(tmp_path / "report.md"), CUDA_VISIBLE_DEVICES="", HOME=str(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "report.md").read_text() == result.stdout
+    assert not list(tmp_path.glob("report.md.*"))
+    for fact in (
+        f"- Python: {platform.python_version()}",
+        f"- torch: {torch.__version__} ",
+        "- GPU: none that torch can use",
+        "- cpu: 32 of 32 results agree",
+        "- cpu: compiled",
+        "All is well: the compiled kernels run on cpu.",
+    ):
+        assert fact in result.stdout, result.stdout
+
+
+def test_a_compiler_that_fails(tmp_path):
+    """The problem comes with its cure, plain PyTorch agrees with the definition, and the home folder is a tilde."""
+    folder = tmp_path / "user" / "extensions"
+    environment = {"CXX": "/bin/false", "INVOLUTION_COMPILE": "1", "TORCH_EXTENSIONS_DIR": str(folder)}
+    result = run(**environment, HOME=str(tmp_path / "user"), CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 1, result.stdout + result.stderr
+    _, verdict = result.stdout.split("## Verdict")
+    assert "- cpu: plain PyTorch, because compilation failed" in verdict
+    assert "1 problem:" in verdict and "1. involution falls back to plain PyTorch on cpu" in verdict
+    assert "build.log). The next start tries again" in verdict
+    assert "- cpu: 32 of 32 results agree" in result.stdout
+    assert "~/extensions" in result.stdout and str(tmp_path / "user") not in result.stdout
+
+
+def test_no_compiler(tmp_path):
+    result = run(CXX="absent", INVOLUTION_COMPILE="1", TORCH_EXTENSIONS_DIR=str(tmp_path), CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 1
+    assert "- C++ compiler: absent is not there" in result.stdout
+    assert "Install g++, or set CXX to a compiler" in result.stdout.split("## Verdict")[1]
+
+
+def test_the_file_is_checked_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["doctor", "--output", str(tmp_path / "absent/report.md")])
+    with pytest.raises(SystemExit) as stop:
+        doctor.main()
+    output, errors = capsys.readouterr()
+    assert stop.value.code == 2 and "expected a file in a folder that exists" in errors and output == ""
