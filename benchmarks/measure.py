@@ -3,7 +3,7 @@
 import argparse
 import datetime
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,9 @@ from torch import nn
 from involution import timing
 
 
-def arguments(description: str) -> argparse.Namespace:
+def arguments(
+    description: str, add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+) -> argparse.Namespace:
     """Parses the options. To measure on the CPU, restarts the script so that freed memory is kept."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
@@ -23,6 +25,7 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--batch_size", type=int, help="size of the large batch; default: 16 on a CPU, 256 on a GPU")
     parser.add_argument("--output", type=Path, help="writes OUTPUT.csv and OUTPUT.md")
+    add_options(parser)
     parsed = parser.parse_args()
     if parsed.device == "cpu":
         timing.keep_freed_memory()
@@ -45,15 +48,32 @@ def describe_conditions(options: argparse.Namespace, more_packages: Sequence[str
 
 def report(title: str, rows: list[dict], options: argparse.Namespace, more_packages: Sequence[str] = ()) -> None:
     """Prints a table. With --output, writes it as Markdown and as CSV."""
-    columns, conditions = list(rows[0]), describe_conditions(options, more_packages)
-    lines = [columns, ["---"] * len(columns), *([str(row[column]) for column in columns] for row in rows)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    text = f"# {title}\n\n{conditions}\n\n{table}\n"
-    print(f"\n{text}")
+    conditions = describe_conditions(options, more_packages)
+    print(f"\n{document(title, rows, conditions)}")
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(options.output.with_suffix(".md"), text)
-        write_csv(options.output.with_suffix(".csv"), [{**row, "conditions": conditions} for row in rows])
+        write(title, rows, options, conditions)
+
+
+def write(title: str, rows: list[dict], options: argparse.Namespace, conditions: str) -> None:
+    """Writes OUTPUT.md and OUTPUT.csv."""
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(options.output.with_suffix(".md"), document(title, rows, conditions))
+    write_csv(options.output.with_suffix(".csv"), [{**row, "conditions": conditions} for row in rows])
+
+
+def document(title: str, rows: list[dict], conditions: str) -> str:
+    return f"# {title}\n\n{conditions}\n\n{table(rows)}\n"
+
+
+def table(rows: list[dict]) -> str:
+    """Rows with the same keys as Markdown."""
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns), *([str(row[column]) for column in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def comma_separated(text: str) -> list[str]:
+    return text.split(",")
 
 
 def infer(model: nn.Module, images: torch.Tensor):

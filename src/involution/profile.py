@@ -7,7 +7,6 @@ reads and writes, and the arithmetic limit, in which a large matrix product make
 """
 
 import argparse
-import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -175,7 +174,7 @@ def measure(geometry: Geometry, backward: bool, repeats: int) -> tuple[list[Row]
         functions: dict[int | str, Callable] = {COPY: copy, PRODUCT: product}
         for step in passes(geometry, backward):
             for row, function in _implementations(step, geometry.device):
-                row.problem = _try(function, geometry.device)
+                row.problem = timing.try_first_call(function, geometry.device)
                 if not row.problem:
                     functions[len(rows)] = function
                 rows.append(row)
@@ -236,21 +235,6 @@ def _families(step: Pass, used: str) -> dict[str, Callable]:
         if families.last(library) == family:  # otherwise it does not support these arguments
             result[family] = partial(call, family)
     return result
-
-
-def _try(function: Callable, device: str) -> str:
-    """Calls a function for the first time. Returns why it cannot be timed, or ""."""
-    try:
-        function()
-        return ""
-    except Exception as error:  # of an implementation; the others are still timed
-        text = str(error).strip() or repr(error)
-        memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text
-        problem = "out of memory" if memory else f"failed: {text.splitlines()[0]}"
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    return problem
 
 
 COLUMNS = ("pass", "implementation", "used", "ms", "memory floor ms", "/ floor", "limit ms", "/ limit")

@@ -1,6 +1,7 @@
 """Measures durations, and the limits of a device: the speed of a copy and of a matrix product."""
 
 import contextlib
+import gc
 import os
 import platform
 import statistics
@@ -65,6 +66,27 @@ def median_seconds(
             else:
                 times[key].append(measure(function))
     return {key: statistics.median(values) for key, values in times.items()}
+
+
+def try_first_call(function: Callable, device: str) -> str:
+    """Calls a function, which may compile it. Returns why it cannot be measured, or "" if it can."""
+    try:
+        function()
+        _synchronize()
+        return ""
+    except Exception as error:  # of one side of a comparison; the others are still measured
+        text = str(error).strip() or repr(error)
+        memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text
+        problem = "out of memory" if memory else f"failed: {text.splitlines()[0]}"
+    free_memory(device)  # after the error, which refers to the tensors of the call
+    return problem
+
+
+def free_memory(device: str) -> None:
+    """Gives memory that nothing uses back to the device."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _seconds(function: Callable) -> float:
