@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo app test docs-test wheel bench clean
+.PHONY: demo app test docs-test wheel bench gpu clean
 
 # Trains a small RedNet on Fashion-MNIST, saves it as a Hub folder, loads it again and classifies pictures.
 demo: $(VENV)/installed
@@ -42,6 +42,11 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/operator_speed.py --output outputs/bench/operator
 	$(BIN)/python benchmarks/network_speed.py --output outputs/bench/network
 	$(BIN)/python benchmarks/export_speed.py --device cpu --output outputs/bench/export
+
+# Proves the operator on an NVIDIA GPU and measures it and RedNet-50 there, in at most 40 minutes (make gpu QUICK=1: 10).
+# Writes a folder of records with one page into outputs/gpu. docs/gpu.md explains it.
+gpu: $(VENV)/installed
+	$(BIN)/python benchmarks/gpu.py $(if $(QUICK),--quick)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is required, this is " + sys.version)'

@@ -13,6 +13,7 @@ from rednet.training.utils.files import write_csv, write_text
 from torch import nn
 
 from involution import timing
+from tables import table
 
 
 def arguments(
@@ -65,18 +66,7 @@ def document(title: str, rows: list[dict], conditions: str) -> str:
     return f"# {title}\n\n{conditions}\n\n{table(rows)}\n"
 
 
-def table(rows: list[dict]) -> str:
-    """Rows with the same keys as Markdown."""
-    columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns), *([str(row[column]) for column in columns] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def comma_separated(text: str) -> list[str]:
-    return text.split(",")
-
-
-def infer(model: nn.Module, images: torch.Tensor):
+def infer(model: Callable, images: torch.Tensor):
     def run():
         with torch.no_grad():
             model(images)
@@ -84,12 +74,14 @@ def infer(model: nn.Module, images: torch.Tensor):
     return run
 
 
-def train(model: nn.Module, images: torch.Tensor):
+def train(model: nn.Module, images: torch.Tensor, network: Callable | None = None):
+    """A training step of a model. `network` is what is called in its place, such as a compiled form of it."""
+    network = network or model
     labels = torch.randint(0, 1000, (len(images),), device=images.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
     def run():
-        output = model(images)
+        output = network(images)
         F.cross_entropy(getattr(output, "logits", output), labels).backward()
         optimizer.step()
         optimizer.zero_grad()

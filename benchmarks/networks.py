@@ -1,10 +1,10 @@
 """The networks that the benchmarks compare: RedNet-50, two ResNet-50, and RedNet-50 with other involutions."""
 
 import copy
+import importlib.util
 import types
 from collections.abc import Callable
 
-import timm
 import torch
 import torch.nn.functional as F
 from rednet import RedNetConfig, RedNetForImageClassification
@@ -12,15 +12,30 @@ from rednet.modeling_rednet import RedNetInvolution
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from involution import taps
+
 
 OURS, PEERS, UNFOLD = "RedNet-50", ("ResNet-50 of transformers", "ResNet-50 of timm"), "RedNet-50 by unfold"
+LOOP = "RedNet-50 by a loop over taps"
+
+
+def installed_peers() -> tuple[str, ...]:
+    """The ResNets of installed packages. Only timm can be missing."""
+    return PEERS if importlib.util.find_spec("timm") else PEERS[:1]
+
+
+def peer(name: str) -> nn.Module:
+    if name == PEERS[0]:
+        return ResNetForImageClassification(ResNetConfig(num_labels=1000))
+    import timm
+
+    return timm.create_model("resnet50")
 
 
 def networks(device: str, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
     models = {
         OURS: RedNetForImageClassification(RedNetConfig(num_labels=1000)),
-        PEERS[0]: ResNetForImageClassification(ResNetConfig(num_labels=1000)),
-        PEERS[1]: timm.create_model("resnet50"),
+        **{name: peer(name) for name in PEERS},
     }
     models[UNFOLD] = with_involution(models[OURS], unfold_forward)
     return {name: m.to(device, dtype).to(memory_format=torch.channels_last) for name, m in models.items()}
@@ -47,6 +62,12 @@ def multiplication_forward(self: RedNetInvolution, hidden_state: Tensor) -> Tens
     # Reads each size as an element of a shape, as the exporter needs it.
     output = pixels.reshape(batch, self.groups, -1, height, width) * kernel[:, :, middle, middle].unsqueeze(2)
     return output.reshape(batch, hidden_state.shape[1], height, width)
+
+
+def loop_forward(self: RedNetInvolution, hidden_state: Tensor) -> Tensor:
+    """The forward pass of RedNetInvolution as a loop over taps, which Inductor fuses into one kernel."""
+    window = [self.stride] * 2, [self.kernel_size // 2] * 2, [1, 1]
+    return taps.traced_involution2d(hidden_state, self.generate_kernel(hidden_state), *window)
 
 
 def unfold_forward(self: RedNetInvolution, hidden_state: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from rednet.training.utils.files import write_json
 from tqdm import tqdm
 
 from involution import families, profile, timing
-from measure import arguments, comma_separated, describe_conditions, report, write
+from measure import arguments, describe_conditions, report, write
 from operator_speed import SHAPES
+from tables import comma_separated
 
 
 TITLE = "The implementations of involution, in the seventeen involutions of RedNet-50"

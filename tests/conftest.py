@@ -29,6 +29,13 @@ settings.load_profile("repeatable")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-snippets", action="store_true", help="run every snippet and command of the documentation")
+    parser.addoption("--gpu", action="store_true", help="run only the tests that need a GPU")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--gpu"):
+        reasons = {item: [mark.kwargs.get("reason", "") for mark in item.iter_markers("skipif")] for item in items}
+        items[:] = [item for item in items if any("GPU" in reason for reason in reasons[item])]
 
 
 @pytest.fixture(scope="session")
