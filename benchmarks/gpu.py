@@ -50,12 +50,14 @@ class Step:
 def steps(options: argparse.Namespace, output: Path) -> list[Step]:
     quick, cuda = options.quick, options.device == "cuda"
     python = [sys.executable]
-    test = [*python, "-m", "pytest", "tests/involution", "--gpu", "-q", "-rs", f"--junitxml={output}/tests.xml"]
+    tests = "tests/involution/test_cuda.py" if quick else "tests/involution"
+    test = [*python, "-m", "pytest", tests, "--gpu", "-q", "-rs", f"--junitxml={output}/tests.xml"]
     every = ["--device", options.device, "--repeats", str(options.repeats)]
+    memcheck, *checks = sanitizer_steps(python, 60 if quick else 200, [] if quick else ["--all"])
     result = [
         Step("doctor", [*python, "-m", "involution.doctor", "--output", f"{output}/doctor.md"], 300),
-        Step("tests", test, 100 if quick else 600),
-        *sanitizer_steps(python, 40 if quick else 200, [] if quick else ["--all"]),
+        Step("tests", test, 150 if quick else 600),
+        memcheck,
     ]
     choice = [*python, "benchmarks/operator_choice.py", *every, "--output", f"{output}/operator"]
     choice += ["--batch_size", options.batches[0], "--seconds", "80" if quick else "400"]
@@ -66,6 +68,7 @@ def steps(options: argparse.Namespace, output: Path) -> list[Step]:
         modes += ["--batches", ",".join(options.batches), "--seconds", "120" if quick else "500"]
         modes += ["--compile_first", "1"] if quick else ["--with_loop"]
         result.append(Step(phase, modes, 180 if quick else 800))
+    result += checks  # last: if the time is too short, they are what starting again adds
     if not cuda:
         for step in result:
             if step.name in TOOLS:

@@ -80,10 +80,9 @@ def environment() -> dict[str, str]:
 
 def tools() -> dict[str, str]:
     """The compilers, and where libraries are kept."""
-    from torch.utils import cpp_extension
-
     facts = {"C++ compiler": _program(compiler.command()), "ninja": _program(["ninja"])}
-    facts["nvcc"] = _program([os.path.join(cpp_extension.CUDA_HOME or "", "bin", "nvcc")], "release")
+    device_compiler = compiler.device_compiler()
+    facts[os.path.basename(device_compiler)] = _program([device_compiler], "release")
     try:
         facts["folder of libraries"] = _state_of(libraries.cache_directory())
     except RuntimeError as error:

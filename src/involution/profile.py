@@ -327,7 +327,10 @@ def main() -> None:
         timing.keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    rows, bandwidth, rate = measure(geometry, options.backward, options.repeats)
+    try:
+        rows, bandwidth, rate = measure(geometry, options.backward, options.repeats)
+    except torch.OutOfMemoryError as error:  # the tensors themselves do not fit
+        raise SystemExit(f"error: {geometry} does not fit into the memory of the device: {error}") from error
     units = "FMA units" if geometry.device == "cpu" or geometry.dtype.itemsize > 2 else "tensor cores"
     print(f"{geometry}\n{timing.device_name(geometry.device)}, torch {torch.__version__}")
     print(f"Memory floor: a copy of 256 MB reads and writes {bandwidth / 1e9:.1f} GB/s.")

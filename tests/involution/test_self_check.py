@@ -156,7 +156,7 @@ def test_differences_are_seen(spread):
     expected = torch.randn(2, 3, 9, 40, dtype=torch.float64)
     expected[0, 1, 4, 20] = torch.nan
     largest = expected[expected.isfinite()].abs().max().item()
-    assert self_check._difference(expected.clone(), expected, spread) == 0
+    assert self_check.largest_difference(expected.clone(), expected, spread) == 0
 
     def changed(index: tuple, value: float) -> torch.Tensor:
         result = expected.clone()
@@ -164,19 +164,19 @@ def test_differences_are_seen(spread):
         return result
 
     wrong = changed((1, 2, 8, 39), expected[1, 2, 8, 39] + 1)
-    assert self_check._difference(wrong, expected, spread) == pytest.approx(1 / largest)
+    assert self_check.largest_difference(wrong, expected, spread) == pytest.approx(1 / largest)
     for index in ((0, 1, 5, 20), (0, 2, 4, 20), (0, 1, 4, 31)):  # another row, channel, or too far
         for value in (torch.nan, torch.inf):
             with pytest.raises(ValueError, match="1 values are infinite or NaN"):
-                self_check._difference(changed(index, value), expected, spread)
+                self_check.largest_difference(changed(index, value), expected, spread)
     with pytest.raises(ValueError, match="1 values are infinite or NaN"):
-        self_check._difference(changed((0, 1, 4, 20), 0), expected, spread)
+        self_check.largest_difference(changed((0, 1, 4, 20), 0), expected, spread)
     near = changed((0, 1, 4, 30), torch.nan)
     if spread:
-        assert self_check._difference(near, expected, spread) == 0
+        assert self_check.largest_difference(near, expected, spread) == 0
     else:
         with pytest.raises(ValueError, match="1 values are infinite or NaN"):
-            self_check._difference(near, expected, spread)
+            self_check.largest_difference(near, expected, spread)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
