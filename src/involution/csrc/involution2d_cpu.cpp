@@ -159,9 +159,9 @@ Tensor involution2d_fused(const Tensor& input, const Tensor& features, const Ten
   }
   const OptionalView scale_(op, scale), shift_(op, shift);
   const involution::Epilogues epilogues{scale_.get(), shift_.get(), relu};
-  // Some processors multiply 16-bit matrices many times faster than float vectors. From this number of hidden channels
-  // on, the gain exceeds the cost of writing the kernel to memory (measured with AMX).
-  if (dtype == ScalarType::BFloat16 && features.size(1) >= 64) {
+  // Some processors multiply matrices of bfloat16 many times faster than float vectors. From this number of hidden
+  // channels on, the gain exceeds the cost of writing the kernel to memory (measured with AMX).
+  if (dtype == ScalarType::BFloat16 && features.size(1) >= 64 && involution::multiplies_bfloat16()) {
     const Tensor taps = conv2d(features, weight, bias);
     involution::Tensor kernel = read(op, taps);
     const int64_t *sizes = taps.sizes().data(), *strides = taps.strides().data();

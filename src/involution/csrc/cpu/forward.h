@@ -6,52 +6,88 @@
 namespace involution {
 namespace {
 
-// Scale, shift and ReLU of up to `kLanes` channels, applied to the sums. NaN remains NaN.
+// Scale, shift and ReLU of a vector of channels, applied to the sums. NaN remains NaN.
 template <typename acc_t>
 struct Epilogue {
   Channels<acc_t> scale, shift;
   bool affine, relu;
 
-  Channels<acc_t> operator()(Channels<acc_t> value) const {
+  // Applies to vector `n` of each pixel.
+  template <int T, int N>
+  INVOLUTION_INLINE void apply(Channels<acc_t> (&pixels)[T][N], int n) const {
     if (affine) {
-      value = value * scale + shift;
+      INVOLUTION_UNROLL for (int t = 0; t < T; ++t) {
+        pixels[t][n] = pixels[t][n] * scale + shift;
+      }
     }
     if (relu) {
-      value = value < Channels<acc_t>{} ? Channels<acc_t>{} : value;
+      INVOLUTION_UNROLL for (int t = 0; t < T; ++t) {
+        pixels[t][n] = pixels[t][n] < Channels<acc_t>{} ? Channels<acc_t>{} : pixels[t][n];
+      }
     }
-    return value;
   }
 };
 
-// Computes T output pixels. `x` points to the packed column of the first tap of the first pixel.
-template <int K, int S, int T, typename acc_t, typename TapsOfTile>
+// A row of output pixels, with a chunk of channels in each.
+template <typename acc_t>
+struct OutputRow {
+  acc_t* data;
+  int64_t step;
+};
+
+// Adds V taps of a kernel row for T pixels of N vectors. Each column is loaded once, for all pixels whose windows contain
+// it.
+template <int V, int S, int T, int N, typename acc_t, typename TapsOfTile>
+INVOLUTION_INLINE inline void add_taps(Channels<acc_t> (&acc)[T][N], const acc_t* x, const TapsOfTile& taps,
+                                       int64_t tap) {
+  INVOLUTION_UNROLL for (int q = 0; q < (T - 1) * S + V; ++q) {
+    Channels<acc_t> column[N];
+    INVOLUTION_UNROLL for (int n = 0; n < N; ++n) {
+      column[n] = load<Channels<acc_t>>(x + (q * N + n) * kLanes);
+    }
+    INVOLUTION_UNROLL for (int t = 0; t < T; ++t) {
+      if (q - t * S >= 0 && q - t * S < V) {
+        INVOLUTION_UNROLL for (int n = 0; n < N; ++n) {
+          add_product<acc_t>(acc[t][n], column[n], taps(t, tap + q - t * S));
+        }
+      }
+    }
+  }
+}
+
+// Computes T output pixels of N vectors. `x` points to the packed column of the first tap of the first pixel.
+template <int S, int T, int N, typename acc_t, typename TapsOfTile>
 INVOLUTION_NOINLINE void forward_tile(const Geometry& g, const acc_t* x, int64_t row_step, TapsOfTile taps,
-                                      const Epilogue<acc_t>& epilogue, acc_t* out, int64_t out_step) {
-  using V = Channels<acc_t>;
-  V acc[T] = {};
-  if constexpr (K > 0) {
-    for (int u = 0; u < K; ++u, x += row_step) {
-      // Each column is loaded once, for all pixels whose windows contain it.
-      INVOLUTION_UNROLL for (int q = 0; q < (T - 1) * S + K; ++q) {
-        const V column = load<V>(x + q * kLanes);
+                                      const Epilogue<acc_t>* epilogues, const OutputRow<acc_t>& out) {
+  // The stores at the end would wait for cache lines that nothing reads.
+  INVOLUTION_UNROLL for (int t = 0; t < T; ++t) {
+    __builtin_prefetch(out.data + t * out.step, 1);
+  }
+  Channels<acc_t> acc[T][N] = {};
+  for (int64_t u = 0; u < g.kernel_h; ++u, x += row_step) {
+    const int64_t tap = u * g.kernel_w;
+    if constexpr (S > 0) {
+      for_taps(g.kernel_w, [&](auto V, int64_t v) INVOLUTION_INLINE {
+        add_taps<decltype(V)::value, S>(acc, x + v * N * kLanes, taps, tap + v);
+      });
+    } else {
+      for (int64_t v = 0; v < g.kernel_w; ++v) {
         INVOLUTION_UNROLL for (int t = 0; t < T; ++t) {
-          if (q - t * S >= 0 && q - t * S < K) {
-            add_product<acc_t>(acc[t], column, taps(t, u * K + q - t * S));
+          const acc_t* column = x + (t * g.stride_w + v * g.dilation_w) * N * kLanes;
+          INVOLUTION_UNROLL for (int n = 0; n < N; ++n) {
+            add_product<acc_t>(acc[t][n], load<Channels<acc_t>>(column + n * kLanes), taps(t, tap + v));
           }
         }
       }
     }
-  } else {
-    for (int64_t u = 0, tap = 0; u < g.kernel_h; ++u, x += row_step) {
-      for (int64_t v = 0; v < g.kernel_w; ++v, ++tap) {
-        INVOLUTION_UNROLL for (int t = 0; t < T; ++t) {
-          add_product<acc_t>(acc[t], load<V>(x + (t * g.stride_w + v * g.dilation_w) * kLanes), taps(t, tap));
-        }
-      }
-    }
+  }
+  INVOLUTION_UNROLL for (int n = 0; n < N; ++n) {
+    epilogues[n].apply(acc, n);
   }
   INVOLUTION_UNROLL for (int t = 0; t < T; ++t) {
-    store(out + t * out_step, epilogue(acc[t]));
+    INVOLUTION_UNROLL for (int n = 0; n < N; ++n) {
+      store(out.data + t * out.step + n * kLanes, acc[t][n]);
+    }
   }
 }
 
@@ -100,13 +136,15 @@ class ChannelEpilogues {
         scale_(epilogues.scale, affine_ ? g.channels : 0),
         shift_(epilogues.shift, affine_ ? g.channels : 0) {}
 
-  Epilogue<acc_t> of(const Chunk& chunk) const {
-    Epilogue<acc_t> result{{}, {}, affine_, relu_};
-    for (int64_t c = 0; affine_ && c < chunk.count; ++c) {
-      result.scale[c] = scale_.get()[chunk.first + c];
-      result.shift[c] = shift_.get()[chunk.first + c];
+  // Writes the epilogue of each vector of a chunk.
+  void of(const Chunk& chunk, Epilogue<acc_t>* vectors) const {
+    for (int64_t n = 0; n < chunk.vectors(); ++n) {
+      vectors[n] = Epilogue<acc_t>{{}, {}, affine_, relu_};
     }
-    return result;
+    for (int64_t c = 0; affine_ && c < chunk.count; ++c) {
+      vectors[c / kLanes].scale[c % kLanes] = scale_.get()[chunk.first + c];
+      vectors[c / kLanes].shift[c % kLanes] = shift_.get()[chunk.first + c];
+    }
   }
 
  private:
@@ -132,41 +170,36 @@ struct Blocks {
   }
 };
 
-// Writes the blocks of an output: in place if `kLanes` channels are adjacent in memory, otherwise into a buffer that `finish`
-// unpacks.
+// Writes the blocks of an output: in place if the channels of a chunk are adjacent in memory, otherwise into a buffer that
+// `finish` unpacks.
 template <typename scalar_t, typename acc_t>
 class BlockWriter {
  public:
-  struct Row {
-    acc_t* data;
-    int64_t step;
-  };
-
-  explicit BlockWriter(const Tensor& t) : image_(t), buffer_(kBlock * kLanes) {}
+  explicit BlockWriter(const Tensor& t) : image_(t), buffer_(kBlock * kChunk) {}
 
   void start(int64_t b, const Chunk& chunk, const Block& block) {
-    in_place_ = std::is_same_v<scalar_t, acc_t> && image_.stride_c == 1 && chunk.count == kLanes;
+    in_place_ = std::is_same_v<scalar_t, acc_t> && image_.stride_c == 1 && chunk.count == chunk.size();
     first_ = image_.row(b, chunk.first, block.i_begin) + block.j_begin * image_.stride_w;
   }
-  Row row(const Block& block, int64_t row) {
+  OutputRow<acc_t> row(const Chunk& chunk, const Block& block, int64_t row) {
     if constexpr (std::is_same_v<scalar_t, acc_t>) {
       if (in_place_) {
         return {first_ + row * image_.stride_h, image_.stride_w};
       }
     }
-    return {buffer_.get() + row * block.width * kLanes, kLanes};
+    return {buffer_.get() + row * block.width * chunk.size(), chunk.size()};
   }
   void finish(const Chunk& chunk, const Block& block) {
     if (in_place_) {
       return;
     }
     if (image_.has_planes()) {
-      unpack_pixels(first_, image_.stride_c, 1, buffer_.get(), block.pixels(), chunk.count);
+      unpack_pixels(first_, image_.stride_c, 1, buffer_.get(), block.pixels(), chunk);
       return;
     }
     for (int64_t row = 0; row < block.i_end - block.i_begin; ++row) {
       unpack_pixels(first_ + row * image_.stride_h, image_.stride_c, image_.stride_w,
-                    buffer_.get() + row * block.width * kLanes, block.width, chunk.count);
+                    buffer_.get() + row * block.width * chunk.size(), block.width, chunk);
     }
   }
 
@@ -177,20 +210,39 @@ class BlockWriter {
   scalar_t* first_ = nullptr;
 };
 
-// Computes a block of one chunk of channels. `packed` holds the input rows of a strip that starts at the output row
-// `first`; `kernels` and `writer` were started for the block.
-template <int K, int S, typename acc_t, typename Reader, typename Writer>
-void compute_block(const Geometry& g, const Block& block, const acc_t* packed, int64_t row_step, int64_t first,
-                   Reader& kernels, const Epilogue<acc_t>& epilogue, Writer& writer) {
-  for (int64_t i = block.i_begin; i < block.i_end; ++i) {
-    const int64_t row = i - block.i_begin;
-    const acc_t* window = packed + (i - first) * g.stride_h * row_step + block.j_begin * g.stride_w * kLanes;
-    const auto out = writer.row(block, row);
-    for_tiles(block.width, [&](auto T, int64_t j) {
-      forward_tile<K, S, decltype(T)::value>(g, window + j * g.stride_w * kLanes, row_step, kernels.tile(row, j, T),
-                                             epilogue, out.data + j * out.step, out.step);
-    });
-  }
+// The packed input rows of a chunk, for a strip that starts at the output row `first`.
+template <typename acc_t>
+struct PackedStrip {
+  const acc_t* data;
+  int64_t row_step, first;
+};
+
+// Computes a block of a chunk of N vectors. `kernels` and `writer` were started for the block. Tiles follow each other
+// downwards, because the windows of neighboring rows share most of their pixels, which then are in the L1 cache.
+template <int S, int N, typename acc_t, typename Reader, typename Writer>
+void compute_tiles(const Geometry& g, const Chunk& chunk, const Block& block, const PackedStrip<acc_t>& x,
+                   Reader& kernels, const Epilogue<acc_t>* epilogues, Writer& writer) {
+  const acc_t* first = x.data + (block.i_begin - x.first) * g.stride_h * x.row_step;
+  for_tiles<N>(block.width, [&](auto T, int64_t j) {
+    const acc_t* window = first + (block.j_begin + j) * g.stride_w * N * kLanes;
+    for (int64_t row = 0; row < block.i_end - block.i_begin; ++row, window += g.stride_h * x.row_step) {
+      const OutputRow<acc_t> out = writer.row(chunk, block, row);
+      forward_tile<S, decltype(T)::value, N>(g, window, x.row_step, kernels.tile(row, j, T), epilogues,
+                                             {out.data + j * out.step, out.step});
+    }
+  });
+}
+
+template <int S, typename acc_t, typename Reader, typename Writer>
+void compute_block(const Geometry& g, int64_t b, const Chunk& chunk, const Block& block, const PackedStrip<acc_t>& x,
+                   Reader& kernels, const ChannelEpilogues<acc_t>& epilogues, Writer& writer) {
+  Epilogue<acc_t> of_vectors[kChunkVectors];
+  epilogues.of(chunk, of_vectors);
+  writer.start(b, chunk, block);
+  with_static_count<kChunkVectors>(chunk.vectors(), [&](auto N) {
+    compute_tiles<S, decltype(N)::value>(g, chunk, block, x, kernels, of_vectors, writer);
+  });
+  writer.finish(chunk, block);
 }
 
 template <typename scalar_t, typename acc_t, typename Reader>
@@ -198,36 +250,25 @@ void forward_with(const Geometry& g, const Tensor& input, const Tensor& kernel,
                   const ChannelEpilogues<acc_t>& epilogues, const Tensor& output, const Parallel& parallel) {
   const Image<const scalar_t> x(input);
   const PackedRows rows{packed_columns(g), g.padding_w};
-  const int64_t row_step = rows.columns * kLanes, chunks = chunks_per_group(g);
-  // The chunks of a group that are computed together, so that a kernel is read once for them.
-  const int64_t together = min(chunks, kGroupChannels / kLanes), parts = ceil_div(chunks, together);
+  const int64_t chunks = g.groups * chunks_per_group(g), row_size = rows.columns * chunk_at(g, 0).size();
   const Blocks blocks(g);
-  const Strips strips(g, together * row_step * sizeof(acc_t), 1);
-  const int64_t strip_size = strips.packed_rows(g) * row_step;
-  with_static_window(g, [&](auto K, auto S) {
-    parallel_for(parallel, g.batch * strips.count * g.groups * parts, [&](int64_t begin, int64_t end) {
-      Buffer<acc_t> packed(together * strip_size);
+  const Strips strips(g, row_size * sizeof(acc_t), 1);
+  with_static_stride<acc_t>(g, [&](auto S) {
+    parallel_for(parallel, g.batch * strips.count * chunks, [&](int64_t begin, int64_t end) {
+      Buffer<acc_t> packed(strips.packed_rows(g) * row_size);
       Reader kernels(kernel);
       BlockWriter<scalar_t, acc_t> writer(output);
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t group = task / parts % g.groups, strip = task / parts / g.groups % strips.count;
-        const int64_t b = task / parts / g.groups / strips.count, part = task % parts;
+        const Chunk chunk = chunk_at(g, task % chunks);
+        const int64_t strip = task / chunks % strips.count, b = task / chunks / strips.count;
         const int64_t first = strip * strips.rows, last = min(first + strips.rows, g.out_h);
-        const int64_t first_chunk = group * chunks + part * together, count = min(together, chunks - part * together);
-        for (int64_t c = 0; c < count; ++c) {
-          pack_rows(x, packed.get() + c * strip_size, rows, b, chunk_at(g, first_chunk + c),
-                    first * g.stride_h - g.padding_h, g.dilation_h, (last - first - 1) * g.stride_h + g.kernel_h);
-        }
+        pack_rows(x, packed.get(), rows, b, chunk, first * g.stride_h - g.padding_h, g.dilation_h,
+                  (last - first - 1) * g.stride_h + g.kernel_h);
+        const PackedStrip<acc_t> strip_of_chunk{packed.get(), rows.columns * chunk.size(), first};
         for (int64_t n = 0; n < blocks.count(last - first); ++n) {
           const Block block = blocks.at(g, n, first, last);
-          kernels.start(b, group, block);
-          for (int64_t c = 0; c < count; ++c) {
-            const Chunk chunk = chunk_at(g, first_chunk + c);
-            writer.start(b, chunk, block);
-            compute_block<decltype(K)::value, decltype(S)::value>(g, block, packed.get() + c * strip_size, row_step,
-                                                                  first, kernels, epilogues.of(chunk), writer);
-            writer.finish(chunk, block);
-          }
+          kernels.start(b, chunk.group, block);
+          compute_block<decltype(S)::value>(g, b, chunk, block, strip_of_chunk, kernels, epilogues, writer);
         }
       }
     });

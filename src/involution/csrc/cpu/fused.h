@@ -18,10 +18,13 @@ INVOLUTION_NOINLINE void generate_tile(const acc_t* weight, const acc_t* bias, c
     }
   }
   for (int64_t r = 0; r < hidden; ++r) {
+    V feature[N];
     INVOLUTION_UNROLL for (int n = 0; n < N; ++n) {
-      const V feature = load<V>(features + r * kSlice + n * kLanes);
-      INVOLUTION_UNROLL for (int m = 0; m < M; ++m) {
-        acc[m][n] += feature * weight[m * hidden + r];
+      feature[n] = load<V>(features + r * kSlice + n * kLanes);
+    }
+    INVOLUTION_UNROLL for (int m = 0; m < M; ++m) {
+      INVOLUTION_UNROLL for (int n = 0; n < N; ++n) {
+        add_product<acc_t>(acc[m][n], feature[n], weight[m * hidden + r]);
       }
     }
   }
@@ -44,22 +47,28 @@ struct Generator {
         weight(&generation.weight, g.groups * taps * hidden),
         bias(generation.bias, g.groups * taps) {}
 
-  // Computes all taps of one group for a block of pixels. 7 taps at a time divide the 49 of the paper.
+  // Computes all taps of one group for a block of pixels, in tiles of nearly equal numbers of taps: the 49 of the paper are
+  // 4 tiles of 6 and 5 of 5.
   void operator()(int64_t group, const acc_t* features, int64_t pixels, acc_t* out) const {
     const acc_t *w = weight.get() + group * taps * hidden, *b = bias.get() + group * taps;
-    for (int64_t p = 0; p < pixels; p += kSlice, features += kSlice * hidden) {
-      const bool full = pixels - p > kSlice - kLanes;
-      int64_t tap = 0;
-      for (; tap + 7 <= taps; tap += 7) {
-        const auto tile = full ? generate_tile<7, kSliceVectors, acc_t> : generate_tile<7, 1, acc_t>;
-        tile(w + tap * hidden, b + tap, features, hidden, out + tap * kTapStride + p);
-      }
-      for (; tap < taps; ++tap) {
-        const auto tile = full ? generate_tile<1, kSliceVectors, acc_t> : generate_tile<1, 1, acc_t>;
-        tile(w + tap * hidden, b + tap, features, hidden, out + tap * kTapStride + p);
+    const int64_t tiles = ceil_div(taps, kMostTaps);
+    for (int64_t n = 0; n < tiles; ++n) {
+      const int64_t tap = taps * n / tiles, end = taps * (n + 1) / tiles;
+      // The weights of the next tile, while those of this one are used for all pixels.
+      prefetch(w + end * hidden, (end - tap) * hidden);
+      for (int64_t p = 0; p < pixels; p += kSlice) {
+        with_static_count<kMostTaps>(end - tap, [&](auto M) {
+          with_static_count<kSliceVectors>(ceil_div(pixels - p, kLanes), [&](auto N) {
+            generate_tile<decltype(M)::value, decltype(N)::value>(w + tap * hidden, b + tap, features + p * hidden,
+                                                                  hidden, out + tap * kTapStride + p);
+          });
+        });
       }
     }
   }
+
+ private:
+  static constexpr int kMostTaps = 6;  // The accumulators of 6 taps and two vectors of pixels fit into registers.
 };
 
 // The generated kernels of a block, [tap][kTapStride].
@@ -111,17 +120,17 @@ void fused_kernel(const Geometry& g, const Tensor& input, const Generation& gene
   const Generator<scalar_t, acc_t> generate(g, generation);
   const ChannelEpilogues<acc_t> epilogues(g, epilogues_);
   const PackedRows rows{packed_columns(g), g.padding_w};
-  const int64_t row_step = rows.columns * kLanes, chunks = chunks_per_group(g);
+  const int64_t chunks = chunks_per_group(g), row_size = rows.columns * chunk_at(g, 0).size();
   const Blocks blocks(g);
-  const Strips strips(g, row_step * sizeof(acc_t) * chunks, blocks.rows);
-  const int64_t strip_size = strips.packed_rows(g) * row_step;
+  const Strips strips(g, row_size * sizeof(acc_t) * chunks, blocks.rows);
+  const int64_t strip_size = strips.packed_rows(g) * row_size;
   // The groups are divided among tasks if there are too few images and strips for all threads.
   int64_t parts = 1;
   while (parts < g.groups && g.batch * strips.count * parts < 2 * parallel.threads) {
     parts *= 2;
   }
   parts = min(parts, g.groups);
-  with_static_window(g, [&](auto K, auto S) {
+  with_static_stride<acc_t>(g, [&](auto S) {
     parallel_for(parallel, g.batch * strips.count * parts, [&](int64_t begin, int64_t end) {
       Buffer<acc_t> packed(chunks * strip_size), hidden(blocks.count(strips.rows) * generate.hidden * kBlock),
           taps(generate.taps * kTapStride);
@@ -141,10 +150,8 @@ void fused_kernel(const Geometry& g, const Tensor& input, const Generation& gene
             GeneratedKernels<acc_t> kernels{taps.get(), block.width};
             for (int64_t c = 0; c < chunks; ++c) {
               const Chunk chunk = chunk_at(g, group * chunks + c);
-              writer.start(b, chunk, block);
-              compute_block<decltype(K)::value, decltype(S)::value>(g, block, packed.get() + c * strip_size, row_step,
-                                                                    first, kernels, epilogues.of(chunk), writer);
-              writer.finish(chunk, block);
+              const PackedStrip<acc_t> strip{packed.get() + c * strip_size, rows.columns * chunk.size(), first};
+              compute_block<decltype(S)::value>(g, b, chunk, block, strip, kernels, epilogues, writer);
             }
           }
         }

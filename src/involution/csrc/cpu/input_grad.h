@@ -6,37 +6,74 @@
 namespace involution {
 namespace {
 
-// Scatters T output gradients, multiplied by one kernel row, into the packed input row that this kernel row applied
-// to.
-template <int K, int S, int T, typename acc_t, typename TapsOfTile>
+// Adds the products of T output gradients and V taps of a kernel row to the packed columns that these taps applied to.
+// Each column is loaded and stored once.
+template <int V, int S, int T, int N, typename acc_t, typename TapsOfTile>
+INVOLUTION_INLINE inline void scatter_taps(acc_t* row, const acc_t* grad, const TapsOfTile& taps, int64_t tap) {
+  constexpr int columns = (T - 1) * S + V;
+  Channels<acc_t> acc[columns][N];
+  INVOLUTION_UNROLL for (int q = 0; q < columns; ++q) {
+    INVOLUTION_UNROLL for (int n = 0; n < N; ++n) {
+      acc[q][n] = load<Channels<acc_t>>(row + (q * N + n) * kLanes);
+    }
+  }
+  INVOLUTION_UNROLL for (int t = 0; t < T; ++t) {
+    Channels<acc_t> value[N];
+    INVOLUTION_UNROLL for (int n = 0; n < N; ++n) {
+      value[n] = load<Channels<acc_t>>(grad + (t * N + n) * kLanes);
+    }
+    INVOLUTION_UNROLL for (int v = 0; v < V; ++v) {
+      INVOLUTION_UNROLL for (int n = 0; n < N; ++n) {
+        add_product<acc_t>(acc[t * S + v][n], value[n], taps(t, tap + v));
+      }
+    }
+  }
+  INVOLUTION_UNROLL for (int q = 0; q < columns; ++q) {
+    INVOLUTION_UNROLL for (int n = 0; n < N; ++n) {
+      store(row + (q * N + n) * kLanes, acc[q][n]);
+    }
+  }
+}
+
+// Scatters T output gradients of N vectors, multiplied by the kernel row `u`, into the packed input row that this kernel
+// row applied to.
+template <int S, int T, int N, typename acc_t, typename TapsOfTile>
 INVOLUTION_NOINLINE void input_grad_tile(const Geometry& g, const acc_t* grad, TapsOfTile taps, int64_t u,
                                          acc_t* row) {
-  using V = Channels<acc_t>;
-  if constexpr (K > 0) {
-    constexpr int columns = (T - 1) * S + K;
-    V acc[columns];
-    INVOLUTION_UNROLL for (int q = 0; q < columns; ++q) {
-      acc[q] = load<V>(row + q * kLanes);
-    }
-    INVOLUTION_UNROLL for (int t = 0; t < T; ++t) {
-      const V value = load<V>(grad + t * kLanes);
-      INVOLUTION_UNROLL for (int v = 0; v < K; ++v) {
-        add_product<acc_t>(acc[t * S + v], value, taps(t, u * K + v));
-      }
-    }
-    INVOLUTION_UNROLL for (int q = 0; q < columns; ++q) {
-      store(row + q * kLanes, acc[q]);
-    }
+  const int64_t tap = u * g.kernel_w;
+  if constexpr (S > 0) {
+    for_taps(g.kernel_w, [&](auto V, int64_t v) INVOLUTION_INLINE {
+      scatter_taps<decltype(V)::value, S, T, N>(row + v * N * kLanes, grad, taps, tap + v);
+    });
   } else {
     for (int t = 0; t < T; ++t) {
-      const V value = load<V>(grad + t * kLanes);
       for (int64_t v = 0; v < g.kernel_w; ++v) {
-        acc_t* to = row + (t * g.stride_w + v * g.dilation_w) * kLanes;
-        V sum = load<V>(to);
-        add_product<acc_t>(sum, value, taps(t, u * g.kernel_w + v));
-        store(to, sum);
+        scatter_taps<1, 1, 1, N>(row + (t * g.stride_w + v * g.dilation_w) * N * kLanes, grad + t * N * kLanes,
+                                 taps.from(t), tap + v);
       }
     }
+  }
+}
+
+// Scatters the gradients of one output row into the packed rows [first, last) of the input.
+template <int S, int N, typename acc_t, typename Reader>
+void input_grad_row(const Geometry& g, int64_t b, int64_t group, int64_t i, const acc_t* grad, Reader& kernels,
+                    acc_t* packed, int64_t row_step, int64_t first, int64_t last) {
+  constexpr int64_t size = N * kLanes;
+  for (int64_t j_begin = 0; j_begin < g.out_w; j_begin += kBlock) {
+    const Block block{i, i + 1, j_begin, min(kBlock, g.out_w - j_begin)};
+    kernels.start(b, group, block);
+    for_tiles<N>(block.width, [&](auto T, int64_t j) {
+      const auto taps = kernels.tile(0, j, T);
+      for (int64_t u = 0; u < g.kernel_h; ++u) {
+        const int64_t y = i * g.stride_h + u * g.dilation_h - g.padding_h;
+        if (y >= first && y < last) {
+          input_grad_tile<S, decltype(T)::value, N>(
+              g, grad + (j_begin + j) * size, taps, u,
+              packed + (y - first) * row_step + (j_begin + j) * g.stride_w * size);
+        }
+      }
+    });
   }
 }
 
@@ -45,43 +82,32 @@ void input_grad_with(const Geometry& g, const Tensor& grad_output, const Tensor&
                      const Parallel& parallel) {
   const Image<const scalar_t> dy(grad_output);
   const Image<scalar_t> dx(grad_input);
-  const int64_t columns = max(packed_columns(g), g.padding_w + g.width), row_step = columns * kLanes;
+  const int64_t columns = max(packed_columns(g), g.padding_w + g.width), largest = chunk_at(g, 0).size();
   const int64_t chunks = g.groups * chunks_per_group(g);
   // Strips of input rows: each task writes its own rows, and reads all output rows whose windows reach them.
-  const int64_t strip_rows = max(min(kStripBytes / (row_step * int64_t(sizeof(acc_t))), g.height), 1);
+  const int64_t strip_rows = max(min(kStripBytes / int64_t(columns * kLanes * sizeof(acc_t)), g.height), 1);
   const int64_t strips = ceil_div(g.height, strip_rows);
-  with_static_window(g, [&](auto K, auto S) {
+  with_static_stride<acc_t>(g, [&](auto S) {
     parallel_for(parallel, g.batch * strips * chunks, [&](int64_t begin, int64_t end) {
-      Buffer<acc_t> packed(strip_rows * row_step), grad(g.out_w * kLanes);
+      Buffer<acc_t> packed(strip_rows * columns * largest), grad(g.out_w * largest);
       Reader kernels(kernel);
       for (int64_t task = begin; task < end; ++task) {
         const Chunk chunk = chunk_at(g, task % chunks);
         const int64_t b = task / chunks / strips, first = task / chunks % strips * strip_rows;
-        const int64_t last = min(first + strip_rows, g.height);
+        const int64_t last = min(first + strip_rows, g.height), row_step = columns * chunk.size();
         zero(packed.get(), (last - first) * row_step);
         const int64_t i_begin = max(ceil_div(first + g.padding_h - (g.kernel_h - 1) * g.dilation_h, g.stride_h), 0);
         const int64_t i_end = min((last - 1 + g.padding_h) / g.stride_h + 1, g.out_h);
         for (int64_t i = i_begin; i < i_end; ++i) {
           pack_rows(dy, grad.get(), {g.out_w, 0}, b, chunk, i, 1, 1);
-          for (int64_t j_begin = 0; j_begin < g.out_w; j_begin += kBlock) {
-            const Block block{i, i + 1, j_begin, min(kBlock, g.out_w - j_begin)};
-            kernels.start(b, chunk.group, block);
-            for_tiles(block.width, [&](auto T, int64_t j) {
-              const auto taps = kernels.tile(0, j, T);
-              for (int64_t u = 0; u < g.kernel_h; ++u) {
-                const int64_t y = i * g.stride_h + u * g.dilation_h - g.padding_h;
-                if (y >= first && y < last) {
-                  input_grad_tile<decltype(K)::value, decltype(S)::value, decltype(T)::value>(
-                      g, grad.get() + (j_begin + j) * kLanes, taps, u,
-                      packed.get() + (y - first) * row_step + (j_begin + j) * g.stride_w * kLanes);
-                }
-              }
-            });
-          }
+          with_static_count<kChunkVectors>(chunk.vectors(), [&](auto N) {
+            input_grad_row<decltype(S)::value, decltype(N)::value>(g, b, chunk.group, i, grad.get(), kernels,
+                                                                   packed.get(), row_step, first, last);
+          });
         }
         for (int64_t y = first; y < last; ++y) {
           unpack_pixels(dx.row(b, chunk.first, y), dx.stride_c, dx.stride_w,
-                        packed.get() + (y - first) * row_step + g.padding_w * kLanes, g.width, chunk.count);
+                        packed.get() + (y - first) * row_step + g.padding_w * chunk.size(), g.width, chunk);
         }
       }
     });

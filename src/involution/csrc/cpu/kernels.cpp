@@ -38,3 +38,15 @@ const Kernels* kernels() {
 }  // namespace involution
 
 #endif
+
+namespace involution {
+
+bool multiplies_bfloat16() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16") || __builtin_cpu_supports("amx-bf16");
+#else
+  return false;
+#endif
+}
+
+}  // namespace involution

@@ -16,6 +16,9 @@ struct TapsByPixel {
   acc_t operator()(int64_t pixel, int64_t tap) const {
     return data[pixel * pixel_stride + tap];
   }
+  TapsByPixel from(int64_t pixel) const {
+    return {data + pixel * pixel_stride, pixel_stride};
+  }
 };
 // [tap][pixel]
 template <typename acc_t>
@@ -25,6 +28,9 @@ struct PixelsByTap {
 
   acc_t operator()(int64_t pixel, int64_t tap) const {
     return data[tap * tap_stride + pixel];
+  }
+  PixelsByTap from(int64_t pixel) const {
+    return {data + pixel, tap_stride};
   }
 };
 
@@ -88,6 +94,11 @@ class PixelKernels {
     const scalar_t* from = first_ + row * kernel_.stride_h + j * kernel_.stride_w;
     if constexpr (std::is_same_v<scalar_t, acc_t>) {
       if (in_place_) {
+        if (kernel_.stride_w >= kPrefetched) {
+          for (int64_t t = pixels; t < 2 * pixels; ++t) {
+            prefetch(from + t * kernel_.stride_w, kernel_.taps);
+          }
+        }
         return {from, kernel_.stride_w};
       }
     }
@@ -105,6 +116,9 @@ class PixelKernels {
   }
 
  private:
+  // From this distance of the kernels of neighboring pixels on, the next tile is prefetched.
+  static constexpr int64_t kPrefetched = 256;
+
   const KernelTensor<scalar_t> kernel_;
   const bool in_place_;
   Buffer<acc_t> copy_;

@@ -22,6 +22,8 @@
 #endif
 // For long functions that several window sizes share: inlined into each, they would multiply the time of compilation.
 #define INVOLUTION_NOINLINE __attribute__((noinline))
+// For parts of the inner loops, whose accumulators must stay in registers.
+#define INVOLUTION_INLINE __attribute__((always_inline))
 
 namespace involution {
 namespace {
@@ -149,6 +151,16 @@ inline void add_product(Channels<acc_t>& acc, const Channels<acc_t>& a, acc_t b)
 template <typename acc_t>
 inline void zero(acc_t* to, int64_t count) {
   std::memset(to, 0, count * sizeof(acc_t));
+}
+
+// Asks for the cache lines of `count` values, which need not exist. For memory that the prefetcher of the processor does not
+// expect: it follows neither short runs nor long strides.
+template <typename T>
+inline void prefetch(const T* from, int64_t count) {
+  const uintptr_t first = reinterpret_cast<uintptr_t>(from), last = first + count * sizeof(T);
+  for (uintptr_t line = first / 64 * 64; line < last; line += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(line));
+  }
 }
 
 // One step of the transposition of kLanes x kLanes values: exchanges the off-diagonal quarters of blocks of size
