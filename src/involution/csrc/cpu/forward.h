@@ -253,7 +253,7 @@ void forward_with(const Geometry& g, const Tensor& input, const Tensor& kernel,
   const int64_t chunks = g.groups * chunks_per_group(g), row_size = rows.columns * chunk_at(g, 0).size();
   const Blocks blocks(g);
   const Strips strips(g, row_size * sizeof(acc_t), 1);
-  with_static_stride<acc_t>(g, [&](auto S) {
+  with_static_stride<acc_t, 1>(g, [&](auto S) {
     parallel_for(parallel, g.batch * strips.count * chunks, [&](int64_t begin, int64_t end) {
       Buffer<acc_t> packed(strips.packed_rows(g) * row_size);
       Reader kernels(kernel);

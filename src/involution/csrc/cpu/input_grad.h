@@ -87,7 +87,7 @@ void input_grad_with(const Geometry& g, const Tensor& grad_output, const Tensor&
   // Strips of input rows: each task writes its own rows, and reads all output rows whose windows reach them.
   const int64_t strip_rows = max(min(kStripBytes / int64_t(columns * kLanes * sizeof(acc_t)), g.height), 1);
   const int64_t strips = ceil_div(g.height, strip_rows);
-  with_static_stride<acc_t>(g, [&](auto S) {
+  with_static_stride<acc_t, 2>(g, [&](auto S) {
     parallel_for(parallel, g.batch * strips * chunks, [&](int64_t begin, int64_t end) {
       Buffer<acc_t> packed(strip_rows * columns * largest), grad(g.out_w * largest);
       Reader kernels(kernel);

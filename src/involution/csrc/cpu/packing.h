@@ -287,17 +287,19 @@ void with_static_window(const Geometry& g, const F& f) {
   }
 }
 
-// Calls f(S) with the horizontal stride as a compile-time constant if the inner loops are specialized for it, otherwise
-// f(0).
-template <typename acc_t, typename F>
+// Calls f(S) with the horizontal stride as a compile-time constant if it is at most `most` and windows are not dilated,
+// otherwise f(0).
+template <typename acc_t, int most, typename F>
 void with_static_stride(const Geometry& g, const F& f) {
   using std::integral_constant;
   if constexpr (std::is_same_v<acc_t, float>) {  // Double serves tests: it does not need the code.
     if (g.dilation_w == 1 && g.stride_w == 1) {
       return f(integral_constant<int, 1>{});
     }
-    if (g.dilation_w == 1 && g.stride_w == 2) {
-      return f(integral_constant<int, 2>{});
+    if constexpr (most == 2) {
+      if (g.dilation_w == 1 && g.stride_w == 2) {
+        return f(integral_constant<int, 2>{});
+      }
     }
   }
   f(integral_constant<int, 0>{});
@@ -324,8 +326,8 @@ INVOLUTION_INLINE inline void for_taps(int64_t width, const F& f) {
   }
 }
 
-// Calls f(tile width, first pixel) for each tile of a row of `width` pixels and N vectors of channels. For one vector: tiles
-// of 14, then of 7, 4, 2 and 1. For two: tiles of 5 or less, of nearly equal width.
+// Calls f(tile width, first pixel) for each tile of a row of `width` pixels and N vectors of channels. For two vectors:
+// tiles of 5 or less, of nearly equal width. For one: tiles of 7, 4, 2 and 1, and of 14 where it is the usual number.
 template <int N, typename F>
 inline void for_tiles(int64_t width, const F& f) {
   if constexpr (N > 1) {
@@ -346,12 +348,13 @@ inline void for_tiles(int64_t width, const F& f) {
   } else {
     using std::integral_constant;
     int64_t j = 0;
-    for (; j + 2 * kTile <= width; j += 2 * kTile) {
-      f(integral_constant<int, 2 * kTile>{}, j);
+    if constexpr (kChunkVectors == 1) {
+      for (; j + 2 * kTile <= width; j += 2 * kTile) {
+        f(integral_constant<int, 2 * kTile>{}, j);
+      }
     }
-    if (j + kTile <= width) {
+    for (; j + kTile <= width; j += kTile) {
       f(integral_constant<int, kTile>{}, j);
-      j += kTile;
     }
     if (j + 4 <= width) {
       f(integral_constant<int, 4>{}, j);
