@@ -89,7 +89,9 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
 @st.composite
 def cases(draw, dtypes=tuple(DTYPES)) -> Case:
     """Geometries from the paper's own to the outlandish, whose window fits into the padded input."""
-    kernel_size = draw(st.one_of(st.sampled_from([(7, 7), (3, 3)]), st.tuples(st.integers(1, 5), st.integers(1, 9))))
+    kernel_size = draw(
+        st.one_of(st.sampled_from([(7, 7), (3, 3), (5, 5), (9, 9)]), st.tuples(st.integers(1, 5), st.integers(1, 9)))
+    )
     stride = draw(st.one_of(st.sampled_from([(1, 1), (2, 2)]), st.tuples(st.integers(1, 3), st.integers(1, 3))))
     dilation = draw(st.one_of(st.just((1, 1)), st.tuples(st.integers(1, 3), st.integers(1, 3))))
     padding = draw(st.tuples(st.integers(0, 6), st.integers(0, 6)))
@@ -99,7 +101,7 @@ def cases(draw, dtypes=tuple(DTYPES)) -> Case:
     return Case(
         batch=draw(st.integers(1, 2)),
         groups=draw(st.integers(1, 3)),
-        group_channels=draw(st.sampled_from([16, 1, 3, 8, 17, 32])),
+        group_channels=draw(st.sampled_from([16, 1, 3, 4, 8, 17, 24, 32])),
         size=size,
         kernel_size=kernel_size,
         stride=stride,
