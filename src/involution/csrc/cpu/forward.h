@@ -35,6 +35,10 @@ struct OutputRow {
   int64_t step;
 };
 
+// The largest stride with code of its own. Two vectors of a chunk share the loads of the kernel: with a stride of 2, sharing
+// those of the columns as well gains nothing.
+constexpr int kForwardStrides = kChunkVectors == 1 ? 2 : 1;
+
 // Adds V taps of a kernel row for T pixels of N vectors. Each column is loaded once, for all pixels whose windows contain
 // it.
 template <int V, int S, int T, int N, typename acc_t, typename TapsOfTile>
@@ -253,7 +257,7 @@ void forward_with(const Geometry& g, const Tensor& input, const Tensor& kernel,
   const int64_t chunks = g.groups * chunks_per_group(g), row_size = rows.columns * chunk_at(g, 0).size();
   const Blocks blocks(g);
   const Strips strips(g, row_size * sizeof(acc_t), 1);
-  with_static_stride<acc_t, 1>(g, [&](auto S) {
+  with_static_stride<acc_t, kForwardStrides>(g, [&](auto S) {
     parallel_for(parallel, g.batch * strips.count * chunks, [&](int64_t begin, int64_t end) {
       Buffer<acc_t> packed(strips.packed_rows(g) * row_size);
       Reader kernels(kernel);

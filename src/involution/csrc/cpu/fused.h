@@ -130,7 +130,7 @@ void fused_kernel(const Geometry& g, const Tensor& input, const Generation& gene
     parts *= 2;
   }
   parts = min(parts, g.groups);
-  with_static_stride<acc_t, 1>(g, [&](auto S) {
+  with_static_stride<acc_t, kForwardStrides>(g, [&](auto S) {
     parallel_for(parallel, g.batch * strips.count * parts, [&](int64_t begin, int64_t end) {
       Buffer<acc_t> packed(chunks * strip_size), hidden(blocks.count(strips.rows) * generate.hidden * kBlock),
           taps(generate.taps * kTapStride);
