@@ -1,4 +1,8 @@
 // The gradient of the kernel on the CPU.
+//
+// A tap of the gradient is a sum over the channels of a group, at one output pixel. Lanes are neighboring output
+// pixels, which suits every window and every number of channels. Loads limit the speed, so that each vector of the
+// input is multiplied for two output rows.
 #pragma once
 
 #include "packing.h"
@@ -6,120 +10,328 @@
 namespace involution {
 namespace {
 
-// Planar packing: for each channel, a row in which the taps of a window are adjacent for every dilation, because
-// columns are sorted by their phase. Each phase is followed by unused elements, so that whole vectors of taps can be
-// loaded.
-struct PlanarRow {
-  int64_t columns, phase_length, length;
+// The taps of a kernel row that are computed together. The sums of two output rows fit into the 16 registers of AVX2.
+constexpr int kTapChunk = 7;
 
-  explicit PlanarRow(const Geometry& g)
+// Packed rows of all channels of a group, [row][channel][phase][column]. The columns of an image row are sorted by
+// their remainder of the horizontal stride, their phase, so that the columns of neighboring output pixels are adjacent.
+struct PhaseRows {
+  int64_t columns, phase_step, channel_step, row_step;
+
+  explicit PhaseRows(const Geometry& g)
       : columns(packed_columns(g)),
-        phase_length((columns + g.dilation_w - 1) / g.dilation_w + kTapLanes),
-        length(phase_length * g.dilation_w) {}
+        phase_step(ceil_div(columns, g.stride_w) + kLanes),  // Whole vectors of pixels are loaded.
+        channel_step(phase_step * g.stride_w),
+        row_step(channel_step * g.group_channels()) {}
   int64_t at(const Geometry& g, int64_t column) const {
-    return column % g.dilation_w * phase_length + column / g.dilation_w;
+    return column % g.stride_w * phase_step + column / g.stride_w;
   }
 };
 
-// Packs an image row of all channels of a group into [channel][plane_step]. If `from` is null, all values are zeros.
+// Packs up to `kLanes` pixels of `kLanes` adjacent channels into [channel][to_step]. The lanes after them become zeros.
 template <typename scalar_t, typename acc_t>
-void pack_planar_row(const Geometry& g, const PlanarRow& layout, acc_t* to, int64_t plane_step, const scalar_t* from,
-                     int64_t stride_c, int64_t stride_w) {
-  const int64_t channels = g.group_channels();
-  for (int64_t c = 0; c < channels; ++c) {
-    zero(to + c * plane_step, layout.length);
+INVOLUTION_NOINLINE void pack_transposed(acc_t* to, int64_t to_step, const scalar_t* from, int64_t stride_w,
+                                         int64_t pixels) {
+  Channels<acc_t> rows[kLanes];
+  INVOLUTION_UNROLL for (int t = 0; t < kLanes; ++t) {
+    rows[t] = t < pixels ? load_lanes<acc_t>(from + t * stride_w) : Channels<acc_t>{};
   }
-  const int64_t end = from ? min(g.padding_w + g.width, layout.columns) : 0;
-  if (g.dilation_w == 1) {
-    for (int64_t x = g.padding_w; x < end; x += kLanes) {
-      for (int64_t c = 0; c < channels; c += kLanes) {
-        planes_from_pixels(to + c * plane_step + x, plane_step, from + (x - g.padding_w) * stride_w + c * stride_c,
-                           stride_c, stride_w, min(kLanes, end - x), min(kLanes, channels - c));
-      }
+  transpose<acc_t>(rows);
+  INVOLUTION_UNROLL for (int c = 0; c < kLanes; ++c) {
+    store(to + c * to_step, rows[c]);
+  }
+}
+
+// Packs pixels of a row into [channel][to_step], followed by up to `kLanes` - 1 zeros or unchanged values.
+template <typename scalar_t, typename acc_t>
+INVOLUTION_NOINLINE void pack_channels(acc_t* to, int64_t to_step, const scalar_t* from, int64_t stride_c,
+                                       int64_t stride_w, int64_t pixels, int64_t channels) {
+  const int64_t vectors = stride_c == 1 ? channels / kLanes * kLanes : 0;
+  for (int64_t p = 0; p < pixels && vectors > 0; p += kLanes) {
+    // All channels of a pixel are in few cache lines, which are far from those of the next pixel.
+    for (int64_t n = 0; n < kLanes; ++n) {
+      __builtin_prefetch(from + (p + 2 * kLanes + n) * stride_w);
     }
-    return;
+    const int64_t first = max(min(p, pixels - kLanes), 0);  // The last vector may overlap the one before.
+    for (int64_t c = 0; c < vectors; c += kLanes) {
+      pack_transposed(to + c * to_step + first, to_step, from + first * stride_w + c, stride_w, pixels - first);
+    }
   }
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t x = g.padding_w; x < end; ++x) {
-      to[c * plane_step + layout.at(g, x)] = static_cast<acc_t>(from[c * stride_c + (x - g.padding_w) * stride_w]);
+  for (int64_t c = vectors; c < channels; ++c) {
+    if (stride_w == 2) {
+      copy_half(to + c * to_step, from + c * stride_c, pixels);
+    } else {
+      copy(to + c * to_step, 1, from + c * stride_c, stride_w, pixels);
     }
   }
 }
 
-// Computes the kernel gradient of one pixel, [tap]: for each kernel row a vector of taps, summed over the channels of
-// the group.
-template <int K, typename acc_t>
-INVOLUTION_NOINLINE void kernel_grad_pixel(const Geometry& g, const acc_t* x, int64_t row_step, int64_t plane_step,
-                                           const acc_t* grad, acc_t* out) {
-  using V = Taps<acc_t>;
-  const int64_t channels = g.group_channels();
-  if constexpr (K > 0 && K <= kTapLanes) {
-    V acc[K] = {};
-    for (int64_t c = 0; c < channels; ++c, x += plane_step) {
-      INVOLUTION_UNROLL for (int u = 0; u < K; ++u) {
-        acc[u] += load<V>(x + u * row_step) * grad[c];
-      }
-    }
-    // Whole vectors are stored: the next row overwrites the lanes after the K taps, and the last row's lanes are
-    // unused.
-    INVOLUTION_UNROLL for (int u = 0; u < K; ++u) {
-      store(out + u * K, acc[u]);
-    }
-  } else {
-    for (int64_t u = 0; u < g.kernel_h; ++u) {
-      for (int64_t v = 0; v < g.kernel_w; v += kTapLanes) {
-        V acc = {};
-        for (int64_t c = 0; c < channels; ++c) {
-          acc += load<V>(x + c * plane_step + u * row_step + v) * grad[c];
-        }
-        for (int64_t w = v; w < min(v + kTapLanes, g.kernel_w); ++w) {
-          out[u * g.kernel_w + w] = acc[w - v];
-        }
-      }
+// Packs an image row of all channels of a group. If `from` is null, all values are zeros.
+template <typename scalar_t, typename acc_t>
+void pack_phases(const Geometry& g, const PhaseRows& rows, acc_t* to, const scalar_t* from, int64_t stride_c,
+                 int64_t stride_w) {
+  zero(to, rows.row_step);
+  const int64_t end = from ? min(g.padding_w + g.width, rows.columns) : 0;
+  for (int64_t phase = 0; phase < g.stride_w; ++phase) {
+    // The first column of this phase that is not padding.
+    const int64_t first = phase + max(ceil_div(g.padding_w - phase, g.stride_w), 0) * g.stride_w;
+    if (first < end) {
+      pack_channels(to + rows.at(g, first), rows.channel_step, from + (first - g.padding_w) * stride_w, stride_c,
+                    stride_w * g.stride_w, ceil_div(end - first, g.stride_w), g.group_channels());
     }
   }
 }
+
+// What the taps of `kLanes` neighboring pixels are computed from: packed rows of the input, and the output gradient,
+// [row][channel][pixel].
+template <typename acc_t>
+struct KernelGradPixels {
+  const acc_t *x, *grad;
+  int64_t channels, channel_step, grad_step, grad_row_step;
+};
+
+// Computes M taps of a kernel row for R output rows, [tap][kLanes]. `columns` are the offsets of the taps in `x`.
+template <int M, int R, typename acc_t>
+INVOLUTION_NOINLINE void kernel_grad_tile(const KernelGradPixels<acc_t>& from, const int64_t* columns,
+                                          acc_t* const* out) {
+  using V = Channels<acc_t>;
+  V acc[R][M] = {};
+  int64_t column[M];
+  INVOLUTION_UNROLL for (int m = 0; m < M; ++m) {
+    column[m] = columns[m];
+  }
+  const acc_t *x = from.x, *grad = from.grad;
+  for (int64_t c = 0; c < from.channels; ++c, x += from.channel_step, grad += from.grad_step) {
+    V value[R];
+    INVOLUTION_UNROLL for (int r = 0; r < R; ++r) {
+      value[r] = load<V>(grad + r * from.grad_row_step);
+    }
+    INVOLUTION_UNROLL for (int m = 0; m < M; ++m) {
+      const V pixels = load<V>(x + column[m]);
+      INVOLUTION_UNROLL for (int r = 0; r < R; ++r) {
+        add_products<acc_t>(acc[r][m], pixels, value[r]);
+      }
+    }
+  }
+  INVOLUTION_UNROLL for (int r = 0; r < R; ++r) {
+    INVOLUTION_UNROLL for (int m = 0; m < M; ++m) {
+      store(out[r] + m * kLanes, acc[r][m]);
+    }
+  }
+}
+
+// Calls `kernel_grad_tile` with a number of taps from 1 to `kTapChunk`.
+template <int R, int M = kTapChunk, typename acc_t>
+inline void kernel_grad_tiles(int64_t taps, const KernelGradPixels<acc_t>& from, const int64_t* columns,
+                              acc_t* const* out) {
+  if constexpr (M > 1) {
+    if (taps < M) {
+      return kernel_grad_tiles<R, M - 1>(taps, from, columns, out);
+    }
+  }
+  kernel_grad_tile<M, R>(from, columns, out);
+}
+
+// Writes the taps of up to `kLanes` neighboring pixels. They are given in order, a few at a time: `next`, ..., `flush`.
+template <typename scalar_t>
+class TapWriter {
+ public:
+  using acc_t = opmath_t<scalar_t>;
+
+  // In both layouts of `empty_kernel`, the stride between all neighboring taps is the same.
+  TapWriter(const Geometry& g, const Tensor& t)
+      : taps_(g.taps()), tap_stride_(t.strides[g.kernel_w > 1 ? 3 : 2]), pixel_stride_(t.strides[5]) {}
+
+  void start(scalar_t* to, int64_t pixels) {
+    to_ = to;
+    pixels_ = pixels;
+    tap_ = count_ = 0;
+    // Without prefetching, most of the time is spent on waiting for the cache lines that are written.
+    if (tap_stride_ == 1) {
+      for (int64_t p = 0; p < pixels; ++p) {
+        for (int64_t tap = 0; tap < taps_; tap += 64 / int64_t(sizeof(scalar_t))) {
+          __builtin_prefetch(to + p * pixel_stride_ + tap, 1);
+        }
+      }
+    } else {
+      for (int64_t tap = 0; tap < taps_; ++tap) {
+        __builtin_prefetch(to + tap * tap_stride_ + 64 / int64_t(sizeof(scalar_t)), 1);
+      }
+    }
+  }
+  // Where the next taps have to be stored, [tap][kLanes].
+  acc_t* next(int64_t taps) {
+    if (count_ + taps > kLanes) {
+      flush();
+    }
+    count_ += taps;
+    return tile_ + (kLanes + count_ - taps) * kLanes;
+  }
+  void flush() {
+    if (tap_stride_ != 1) {
+      write_planes();
+    } else if (tap_ + kLanes <= taps_) {
+      // The next taps overwrite the lanes after these.
+      write_pixels(tile_ + kLanes * kLanes, tap_);
+    } else if (taps_ >= kLanes) {
+      write_pixels(tile_ + count_ * kLanes, taps_ - kLanes);
+    } else {
+      for (int64_t p = 0; p < pixels_; ++p) {
+        copy(to_ + p * pixel_stride_, 1, tile_ + kLanes * kLanes + p, kLanes, count_);
+      }
+    }
+    tap_ += count_;
+    // The last taps of a pixel are written together with some before them, as a whole vector.
+    for (int64_t m = 0; m < count_ && tap_ + kLanes > taps_; ++m) {
+      store(tile_ + (kLanes - count_ + m) * kLanes, load<Channels<acc_t>>(tile_ + (kLanes + m) * kLanes));
+    }
+    count_ = 0;
+  }
+
+ private:
+  // Writes `kLanes` taps of each pixel, from the tap `first` on.
+  INVOLUTION_NOINLINE void write_pixels(const acc_t* tile, int64_t first) {
+    Channels<acc_t> rows[kLanes];
+    INVOLUTION_UNROLL for (int m = 0; m < kLanes; ++m) {
+      rows[m] = load<Channels<acc_t>>(tile + m * kLanes);
+    }
+    transpose<acc_t>(rows);
+    scalar_t* to = to_ + first;
+    INVOLUTION_UNROLL for (int p = 0; p < kLanes; ++p) {
+      if (p < pixels_) {
+        store_lanes(to + p * pixel_stride_, rows[p]);
+      }
+    }
+  }
+  void write_planes() {
+    for (int64_t m = 0; m < count_; ++m) {
+      scalar_t* to = to_ + (tap_ + m) * tap_stride_;
+      const acc_t* from = tile_ + (kLanes + m) * kLanes;
+      if (pixel_stride_ != 1) {
+        copy(to, pixel_stride_, from, 1, pixels_);
+      } else if (pixels_ == kLanes) {
+        store_lanes(to, load<Channels<acc_t>>(from));
+      } else {
+        store_first(to, load<Channels<acc_t>>(from), pixels_);
+      }
+    }
+  }
+
+  const int64_t taps_, tap_stride_, pixel_stride_;
+  scalar_t* to_ = nullptr;
+  int64_t pixels_ = 0, tap_ = 0, count_ = 0;
+  alignas(64) acc_t tile_[2 * kLanes * kLanes] = {};  // the taps before, and those to be written
+};
+
+// Computes the kernel gradient of one group, in strips of output rows.
+template <typename scalar_t>
+class KernelGradStrip {
+ public:
+  using acc_t = opmath_t<scalar_t>;
+
+  KernelGradStrip(const Geometry& g, const PhaseRows& layout, int64_t packed_rows, const Tensor& grad_output,
+                  const Tensor& input, const Tensor& grad_kernel)
+      : g_(g),
+        layout_(layout),
+        dy_(grad_output),
+        x_(input),
+        dk_(static_cast<scalar_t*>(grad_kernel.data)),
+        dk_strides_(grad_kernel.strides),
+        grad_step_(ceil_div(g.out_w, kLanes) * kLanes),
+        grad_row_step_(g.group_channels() * grad_step_),
+        parts_(ceil_div(g.kernel_w, kTapChunk)),
+        packed_(packed_rows * layout.row_step),
+        grad_(2 * grad_row_step_),
+        columns_(g.kernel_w),
+        part_begin_(parts_ + 1),
+        writers_{{g, grad_kernel}, {g, grad_kernel}} {
+    zero(grad_.get(), 2 * grad_row_step_);
+    for (int64_t v = 0; v < g.kernel_w; ++v) {
+      columns_.get()[v] = layout.at(g, v * g.dilation_w);
+    }
+    for (int64_t n = 0; n <= parts_; ++n) {
+      part_begin_.get()[n] = n * g.kernel_w / parts_;
+    }
+  }
+
+  // Computes the output rows [first, last).
+  void operator()(int64_t b, int64_t group, int64_t first, int64_t last) {
+    const int64_t channel = group * g_.group_channels(), rows = (last - first - 1) * g_.stride_h + g_.kernel_h;
+    for (int64_t q = 0; q < rows; ++q) {
+      pack_phases(g_, layout_, packed_.get() + q * layout_.row_step,
+                  x_.row(b, channel, first * g_.stride_h - g_.padding_h + q * g_.dilation_h), x_.stride_c,
+                  x_.stride_w);
+    }
+    for (int64_t i = first, count; i < last; i += count) {
+      count = min(last - i, 2);
+      for (int64_t r = 0; r < count; ++r) {
+        pack_channels(grad_.get() + r * grad_row_step_, grad_step_, dy_.row(b, channel, i + r), dy_.stride_c,
+                      dy_.stride_w, g_.out_w, g_.group_channels());
+      }
+      const acc_t* window = packed_.get() + (i - first) * g_.stride_h * layout_.row_step;
+      for (int64_t p = 0; p < g_.out_w; p += kLanes) {
+        const int64_t j = max(min(p, g_.out_w - kLanes), 0);  // The last vector may overlap the one before.
+        for (int64_t r = 0; r < count; ++r) {
+          writers_[r].start(
+              dk_ + b * dk_strides_[0] + group * dk_strides_[1] + (i + r) * dk_strides_[4] + j * dk_strides_[5],
+              min(kLanes, g_.out_w));
+        }
+        compute_pixels(window + j, grad_.get() + j, count);
+      }
+    }
+  }
+
+ private:
+  // Computes `kLanes` pixels in each of `count` <= 2 output rows.
+  void compute_pixels(const acc_t* window, const acc_t* grad, int64_t count) {
+    for (int64_t q = 0; q < g_.kernel_h + (count - 1) * g_.stride_h; ++q) {
+      // Packed row q is in the windows of the first output row, of the second, of both, or between them.
+      const bool in_first = q < g_.kernel_h, in_second = count > 1 && q >= g_.stride_h;
+      const KernelGradPixels<acc_t> from{window + q * layout_.row_step,
+                                         grad + (in_first ? 0 : grad_row_step_),
+                                         g_.group_channels(),
+                                         layout_.channel_step,
+                                         grad_step_,
+                                         grad_row_step_};
+      for (int64_t n = 0; n < parts_ && (in_first || in_second); ++n) {
+        const int64_t v = part_begin_.get()[n], taps = part_begin_.get()[n + 1] - v;
+        acc_t* out[2] = {writers_[in_first ? 0 : 1].next(taps), nullptr};
+        if (in_first && in_second) {
+          out[1] = writers_[1].next(taps);
+          kernel_grad_tiles<2>(taps, from, columns_.get() + v, out);
+        } else {
+          kernel_grad_tiles<1>(taps, from, columns_.get() + v, out);
+        }
+      }
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      writers_[r].flush();
+    }
+  }
+
+  const Geometry& g_;
+  const PhaseRows& layout_;
+  const Image<const scalar_t> dy_, x_;
+  scalar_t* const dk_;
+  const int64_t* const dk_strides_;
+  const int64_t grad_step_, grad_row_step_, parts_;
+  Buffer<acc_t> packed_, grad_;
+  // The offsets of the taps of a kernel row in packed rows, and its parts of up to `kTapChunk` taps.
+  Buffer<int64_t> columns_, part_begin_;
+  TapWriter<scalar_t> writers_[2];  // for each output row
+};
 
 template <typename scalar_t>
 void kernel_grad_kernel(const Geometry& g, const Tensor& grad_output, const Tensor& input, const Tensor& grad_kernel,
                         const Parallel& parallel) {
-  using acc_t = opmath_t<scalar_t>;
-  const Image<const scalar_t> dy(grad_output), x(input);
-  scalar_t* dk = static_cast<scalar_t*>(grad_kernel.data);
-  const int64_t* dk_stride = grad_kernel.strides;
-  const int64_t channels = g.group_channels();
-  const PlanarRow layout(g);
-  const Strips strips(g, channels * layout.length * sizeof(acc_t), 1);
-  const int64_t plane_step = strips.packed_rows(g) * layout.length;
-  with_static_window(g, [&](auto K, auto) {
-    parallel_for(parallel, g.batch * strips.count * g.groups, [&](int64_t begin, int64_t end) {
-      Buffer<acc_t> packed(channels * plane_step + kTapLanes), grad(g.out_w * channels), taps(g.taps() + kTapLanes);
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t group = task % g.groups, b = task / g.groups / strips.count;
-        const int64_t first = task / g.groups % strips.count * strips.rows, last = min(first + strips.rows, g.out_h);
-        const int64_t rows = (last - first - 1) * g.stride_h + g.kernel_h;
-        for (int64_t q = 0; q < rows; ++q) {
-          pack_planar_row(g, layout, packed.get() + q * layout.length, plane_step,
-                          x.row(b, group * channels, first * g.stride_h - g.padding_h + q * g.dilation_h), x.stride_c,
-                          x.stride_w);
-        }
-        for (int64_t i = first; i < last; ++i) {
-          const scalar_t* dy_row = dy.row(b, group * channels, i);
-          for (int64_t j = 0; j < g.out_w; ++j) {
-            copy(grad.get() + j * channels, 1, dy_row + j * dy.stride_w, dy.stride_c, channels);
-          }
-          const acc_t* window = packed.get() + (i - first) * g.stride_h * layout.length;
-          scalar_t* dk_row = dk + b * dk_stride[0] + group * dk_stride[1] + i * dk_stride[4];
-          for (int64_t j = 0; j < g.out_w; ++j) {
-            kernel_grad_pixel<decltype(K)::value>(g, window + layout.at(g, j * g.stride_w), layout.length, plane_step,
-                                                  grad.get() + j * channels, taps.get());
-            // In both layouts of `empty_kernel`, the stride between all neighboring taps is the same.
-            scalar_t* to = dk_row + j * dk_stride[5];
-            copy(to, dk_stride[3], taps.get(), 1, g.taps());
-          }
-        }
-      }
-    });
+  const PhaseRows layout(g);
+  const Strips strips(g, layout.row_step * sizeof(opmath_t<scalar_t>), 1);
+  parallel_for(parallel, g.batch * strips.count * g.groups, [&](int64_t begin, int64_t end) {
+    KernelGradStrip<scalar_t> compute(g, layout, strips.packed_rows(g), grad_output, input, grad_kernel);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / g.groups / strips.count, first = task / g.groups % strips.count * strips.rows;
+      compute(b, task % g.groups, first, min(first + strips.rows, g.out_h));
+    }
   });
 }
 

@@ -105,9 +105,30 @@ inline void store_lanes(scalar_t* p, const Channels<opmath_t<scalar_t>>& value) 
   } else if constexpr (std::is_same_v<scalar_t, float16>) {
     store(p, _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT));
 #endif
+  } else if constexpr (std::is_same_v<scalar_t, bfloat16>) {
+    using Bits = typename Vector<uint32_t, kLanes>::type;
+    const Bits exact = (Bits)value, rounded = (exact + 0x7fff + (exact >> 16 & 1)) >> 16;
+    store(p, __builtin_convertvector(value != value ? Bits{} + 0x7fc0 : rounded,
+                                     typename Vector<uint16_t, kLanes>::type));
   } else {
     for (int n = 0; n < kLanes; ++n) {
       p[n] = scalar_t(value[n]);
+    }
+  }
+}
+
+// Stores the first `count` < `kLanes` values.
+template <typename scalar_t>
+inline void store_first(scalar_t* p, const Channels<opmath_t<scalar_t>>& value, int64_t count) {
+  scalar_t values[kLanes];
+  store_lanes(values, value);
+  const scalar_t* from = values;
+  // Copies of constant sizes are single instructions.
+  INVOLUTION_UNROLL for (int64_t size = kLanes / 2; size > 0; size /= 2) {
+    if (count & size) {
+      std::memcpy(p, from, size * sizeof(scalar_t));
+      p += size;
+      from += size;
     }
   }
 }
@@ -130,6 +151,14 @@ inline void copy(To* to, int64_t to_step, const From* from, int64_t from_step, i
   }
 }
 
+// Copies every second one of adjacent values, as another type: a constant step is vectorized.
+template <typename To, typename From>
+inline void copy_half(To* to, const From* from, int64_t count) {
+  for (int64_t n = 0; n < count; ++n) {
+    to[n] = static_cast<To>(from[2 * n]);
+  }
+}
+
 // acc += a * b with one rounding. Left to the compiler, one layout of a kernel would be rounded differently from another:
 // GCC avoids chains of fused multiply-adds when it tunes for some processors.
 template <typename acc_t>
@@ -142,6 +171,23 @@ inline void add_product(Channels<acc_t>& acc, const Channels<acc_t>& a, acc_t b)
 #elif defined(__FMA__)
   if constexpr (std::is_same_v<acc_t, float>) {
     acc = (Channels<acc_t>)_mm256_fmadd_ps((__m256)a, _mm256_set1_ps(b), (__m256)acc);
+    return;
+  }
+#endif
+  acc += a * b;
+}
+
+// The same for two vectors.
+template <typename acc_t>
+inline void add_products(Channels<acc_t>& acc, const Channels<acc_t>& a, const Channels<acc_t>& b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<acc_t, float>) {
+    acc = (Channels<acc_t>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)acc);
+    return;
+  }
+#elif defined(__FMA__)
+  if constexpr (std::is_same_v<acc_t, float>) {
+    acc = (Channels<acc_t>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)acc);
     return;
   }
 #endif
