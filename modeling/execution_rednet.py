@@ -58,7 +58,7 @@ def conv_norm_act(layer: nn.Module, hidden_state: Tensor) -> Tensor:
     """
     Returns `activation(normalization(convolution(hidden_state)))`, (B, C, H, W) to (B, C', H', W').
 
-    In eager inference, ReLU overwrites the result of the normalization.
+    In eager mode, ReLU overwrites the result of the normalization.
     """
     hidden_state = conv_norm(layer.convolution, layer.normalization, hidden_state)
     if (
@@ -95,8 +95,8 @@ def add_and_activate(
     """
     Returns `activation(hidden_state + residual)`, all (B, C, H, W), where `hidden_state` is the result of `block.layer`.
 
-    In eager inference, the sum overwrites `hidden_state` if the last layer is unchanged and of exactly
-    `last_layer_class`, and ReLU overwrites the sum.
+    In eager mode, the sum overwrites `hidden_state` if the last layer is unchanged and of exactly `last_layer_class`,
+    and ReLU overwrites the sum.
     """
     if not may_overwrite(hidden_state):
         return block.activation(hidden_state + residual)
@@ -220,10 +220,12 @@ def is_fresh(convolution: nn.Module, norm: nn.Module) -> bool:
 
 
 def may_overwrite(hidden_state: Tensor) -> bool:
-    """Whether the caller may overwrite a result that only it holds: in inference, in eager mode."""
+    """
+    Whether the caller may overwrite a result that only it holds: in eager mode. In training this holds for the results
+    of convolutions, normalizations and sums, which their backward passes do not need.
+    """
     return (
-        not torch.is_grad_enabled()
-        and _is_eager(hidden_state)
+        _runs_at_once(hidden_state)
         # A mode may keep the result of every operator.
         and torch._C._len_torch_dispatch_stack() == torch._C._len_torch_function_stack() == 0
     )
@@ -231,12 +233,12 @@ def may_overwrite(hidden_state: Tensor) -> bool:
 
 def _is_eager(input: Tensor) -> bool:
     """Whether operators on `input` run at once, on ordinary tensors, in the dtype of their arguments."""
-    return (
-        not torch.compiler.is_compiling()
-        and not _is_transformed()
-        and type(input) in (Tensor, nn.Parameter)
-        and not torch.is_autocast_enabled(input.device.type)
-    )
+    return _runs_at_once(input) and not torch.is_autocast_enabled(input.device.type)
+
+
+def _runs_at_once(input: Tensor) -> bool:
+    """Whether operators on `input` run at once, on ordinary tensors; under autocast perhaps in another dtype."""
+    return not torch.compiler.is_compiling() and not _is_transformed() and type(input) in (Tensor, nn.Parameter)
 
 
 def _is_transformed() -> bool:
@@ -446,14 +448,23 @@ def can_normalize_involution(involution: nn.Module, norm: nn.Module, hidden_stat
         involution2d_batch_norm is not None
         and torch.is_grad_enabled()
         and hidden_state.device.type in ("cpu", "cuda")
-        and _is_eager(hidden_state)
+        and _runs_at_once(hidden_state)
         and is_pointwise(span)
         and is_plain(norm, nn.BatchNorm2d)
         and norm.training
         and norm.track_running_stats
         and norm.momentum is not None
         and all(t is not None for t in (*norm._parameters.values(), *norm._buffers.values()))
-        and hidden_state.dtype == span.weight.dtype == norm.weight.dtype
+        and span.weight.dtype == norm.weight.dtype
+        and hidden_state.dtype in _dtypes_beside(span.weight)
         # BatchNorm refuses to normalize a single value.
         and len(hidden_state) * math.ceil(height / involution.stride) * math.ceil(width / involution.stride) > 1
     )
+
+
+def _dtypes_beside(weight: Tensor) -> tuple[torch.dtype, ...]:
+    """The dtypes of inputs that a layer with this weight supports, outside and under autocast."""
+    device = weight.device.type
+    if weight.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return weight.dtype, torch.get_autocast_dtype(device)
+    return (weight.dtype,)

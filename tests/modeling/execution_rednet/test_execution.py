@@ -130,6 +130,31 @@ def test_training_layer_has_the_gradients_of_its_parts(stride):
         torch.testing.assert_close(value, expected, msg=name)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_training_layer_under_autocast(dtype):
+    """As near to float64 as the layer step by step, within a factor: output, statistics and gradients."""
+    torch.manual_seed(0)
+    layer = RedNetInvolutionLayer(RedNetConfig(group_channels=8, reduction_ratio=4), 32, 7, stride=2).train()
+    images = torch.randn(4, 32, 13, 12)
+
+    def step(layer, enabled, step_by_step=False):
+        layer, input = copy.deepcopy(layer), images.clone().to(next(layer.parameters()).dtype).requires_grad_()
+        if step_by_step:
+            layer.normalization.register_forward_hook(lambda *_: None)
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            output = layer(input)
+        node = type(output.grad_fn.next_functions[0][0]).__name__
+        assert (node == "_NormalizedInvolutionBackward") != step_by_step
+        (output.to(input.dtype) * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+        return [output, input.grad, *(p.grad for p in layer.parameters()), *layer.buffers()]
+
+    results = step(layer, True), step(layer, True, step_by_step=True), step(copy.deepcopy(layer).double(), False)
+    for ours, theirs, exact in zip(*results):
+        assert ours.dtype == theirs.dtype
+        ours, theirs, exact = ours.double(), theirs.double(), exact.double()
+        assert (ours - exact).norm() <= 2 * (theirs - exact).norm() + torch.finfo(dtype).eps * exact.norm()
+
+
 def test_weights_that_are_brought_when_a_layer_is_called():
     """Accelerate's offloading keeps weights elsewhere until the module that owns them is called."""
     from accelerate import cpu_offload

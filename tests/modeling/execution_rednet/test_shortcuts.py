@@ -125,21 +125,23 @@ def test_precisions(dtype):
     assert (ours - exact).norm() <= 4 * (theirs - exact).norm() + torch.finfo(dtype).eps * exact.norm()
 
 
-def test_a_feature_that_a_hook_keeps_is_not_overwritten():
-    network, kept = model().eval(), []
+@pytest.mark.parametrize("training", [False, True])
+def test_a_feature_that_a_hook_keeps_is_not_overwritten(training):
+    network, kept = model().train(training), []
     block = network.rednet.encoder.stages[0].layers[0]
     for module in (block.layer[0].normalization, block.layer[2]):
         module.register_forward_hook(lambda module, arguments, output: kept.append((output, output.clone())))
-    with torch.no_grad():
+    with torch.set_grad_enabled(training):
         network(images())
     for feature, copied in kept:
         assert torch.equal(feature, copied)
         assert feature.min() < 0, "not rectified yet"
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("kind", [TorchDispatchMode, TorchFunctionMode])
-def test_a_result_that_a_mode_keeps_is_not_overwritten(kind):
-    network, kept = model().eval(), []
+def test_a_result_that_a_mode_keeps_is_not_overwritten(kind, training):
+    network, kept = model().train(training), []
 
     class Recorder(kind):
         def __torch_dispatch__(self, function, types, arguments=(), kwargs=None):
@@ -150,7 +152,7 @@ def test_a_result_that_a_mode_keeps_is_not_overwritten(kind):
 
         __torch_function__ = __torch_dispatch__
 
-    with torch.no_grad(), Recorder():
+    with torch.set_grad_enabled(training), Recorder():
         network(images())
     assert len(kept) > len(find(network, nn.Conv2d))
     assert all(torch.equal(result, copied) for result, copied in kept)
