@@ -46,6 +46,10 @@ SHORTCUTS = {
         "inference",
         [(execution_rednet, "may_overwrite", never)],
     ),
+    "ReLU and residual written over their input, in training": (
+        "training",
+        [(execution_rednet, "may_overwrite", never)],
+    ),
     "kernel and input of BatchNorm computed again in the backward pass": (
         "training",
         [(execution_rednet, "can_normalize_involution", never)],

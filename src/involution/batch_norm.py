@@ -111,13 +111,14 @@ class _NormalizedInvolution(torch.autograd.Function):
         grad, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
             grad, output, gamma, None, None, mean, inverse_std, True, ctx.eps, [True, needs_gamma, needs_beta]
         )
+        groups = kernel.shape[1]
+        del output
         grad_input = grad_features = grad_weight = grad_bias = None
         if needs_input:
             grad_input = bilinear("involution2d_input_grad", grad, kernel, input.shape[2:], *ctx.window)
+        del kernel  # Its gradient is as large.
         if any(needs_generation):
-            grad_kernel = bilinear(
-                "involution2d_kernel_grad", grad, input, kernel.shape[1], ctx.kernel_size, *ctx.window
-            )
+            grad_kernel = bilinear("involution2d_kernel_grad", grad, input, groups, ctx.kernel_size, *ctx.window)
             grad_features, grad_weight, grad_bias = generated_kernel_gradients(
                 grad_kernel, features, weight, bias, needs_generation
             )

@@ -167,6 +167,7 @@ def _fused_gradients(needs, grad, input, features, weight, bias, scale, shift, r
         grad = (grad * scale[:, None, None]).to(grad.dtype)
     if needs_input:
         grad_input = bilinear("involution2d_input_grad", grad, kernel, input.shape[2:], *window)
+    del kernel  # Its gradient is as large.
     if needs_features or needs_weight or needs_bias:
         groups = weight.shape[0] // math.prod(kernel_size)
         grad_kernel = bilinear("involution2d_kernel_grad", grad, input, groups, kernel_size, *window)

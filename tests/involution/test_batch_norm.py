@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from rednet.profile import peak_bytes
 from torch import Tensor
 from torch.func import grad, jvp
 
@@ -77,6 +78,15 @@ def test_saves_neither_kernel_nor_input_of_the_batch_norm():
         output = apply(leaves, statistics, 7)
     assert {t.data_ptr() for t in saved if t.numel() > 4} == {t.data_ptr() for t in leaves[:4]}
     assert output.data_ptr() not in {t.data_ptr() for t in saved}
+
+
+def test_backward_holds_either_the_kernel_or_its_gradient():
+    shapes = (2, 16, 24, 24), (2, 4, 24, 24), (49, 4, 1, 1), (49,), (16,), (16,)
+    leaves = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    output = apply(leaves, [torch.zeros(16), torch.ones(16)], 7)
+    peak = peak_bytes(lambda: torch.autograd.grad(output.sum(), leaves, retain_graph=True), "cpu")
+    kernel_bytes = 2 * 49 * 24 * 24 * 4
+    assert kernel_bytes < peak < 2 * kernel_bytes
 
 
 def test_empty_batch():
