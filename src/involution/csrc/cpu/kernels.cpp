@@ -6,6 +6,10 @@
 
 #include "kernels.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #if defined(CPU_KERNEL) && defined(__x86_64__)
 
 namespace involution {
@@ -43,7 +47,11 @@ namespace involution {
 
 bool multiplies_bfloat16() {
 #if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512bf16") || __builtin_cpu_supports("amx-bf16");
+  // Not __builtin_cpu_supports, which does not know these names before GCC 11. Both need the registers of AVX-512.
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  const bool amx = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 22 & 1);
+  const bool avx512 = __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1);
+  return __builtin_cpu_supports("avx512f") && (amx || avx512);
 #else
   return false;
 #endif
