@@ -83,9 +83,9 @@ def try_first_call(function: Callable, device: str) -> str:
 
 
 def free_memory(device: str) -> None:
-    """Gives memory that nothing uses back to the device."""
-    gc.collect()
+    """Gives memory that nothing uses back to a CUDA device."""
     if device == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 
