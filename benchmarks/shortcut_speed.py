@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from rednet import RedNetConfig, RedNetForImageClassification, execution_rednet
+from rednet import RedNetConfig, RedNetForImageClassification, execution_rednet, modeling_rednet
 from rednet.profile import median_seconds, peak_bytes
 from tqdm import tqdm
 
@@ -49,6 +49,10 @@ SHORTCUTS = {
     "ReLU and residual written over their input, in training": (
         "training",
         [(execution_rednet, "may_overwrite", never)],
+    ),
+    "max pooling before ReLU": (
+        "training",
+        [(modeling_rednet, "pooled_stem", lambda layers, pooler, images, last_layer_class: pooler(layers(images)))],
     ),
     "kernel and input of BatchNorm computed again in the backward pass": (
         "training",

@@ -70,6 +70,56 @@ def conv_norm_act(layer: nn.Module, hidden_state: Tensor) -> Tensor:
     return layer.activation(hidden_state)
 
 
+def pooled_stem(
+    layers: nn.Module, pooler: nn.Module, pixel_values: Tensor, last_layer_class: type[nn.Module]
+) -> Tensor:
+    """
+    Returns `pooler(layers(pixel_values))`, (B, C, H, W) to (B, C', H', W').
+
+    In eager training, max pooling comes before ReLU, which changes no value, if the last layer is unchanged and of
+    exactly `last_layer_class`. Then the largest activation of the network is not kept for the backward pass.
+    """
+    last = layers[-1]
+    if not (
+        torch.is_grad_enabled()
+        and _runs_at_once(pixel_values)
+        and is_plain(layers, nn.Sequential)
+        and is_plain(last, last_layer_class)
+        and is_plain(last.activation, nn.ReLU)
+        and is_plain(pooler, nn.MaxPool2d)
+        and not pooler.return_indices
+    ):
+        return pooler(layers(pixel_values))
+    hidden_state = pixel_values
+    for layer in list(layers)[:-1]:
+        hidden_state = layer(hidden_state)
+    hidden_state = conv_norm(last.convolution, last.normalization, hidden_state)
+    window = pooler.kernel_size, pooler.stride, pooler.padding, pooler.dilation, pooler.ceil_mode
+    return _MaxPoolReLU.apply(hidden_state, *window)
+
+
+class _MaxPoolReLU(torch.autograd.Function):
+    """Max pooling and ReLU. PyTorch's max pooling keeps its input, of which the backward pass needs only the shape."""
+
+    @staticmethod
+    def forward(ctx, input, *window):
+        output, indices = torch.ops.aten.max_pool2d_with_indices(input, *window)
+        output = output.relu()
+        ctx.save_for_backward(output, indices)
+        channels_last = input.is_contiguous(memory_format=torch.channels_last)
+        ctx.format = torch.channels_last if channels_last else torch.contiguous_format
+        ctx.shape, ctx.window = input.shape, window
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        output, indices = ctx.saved_tensors
+        grad = torch.ops.aten.threshold_backward(grad, output, 0)
+        shaped = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.format)
+        grad = torch.ops.aten.max_pool2d_with_indices_backward(grad, shaped, *ctx.window, indices)
+        return grad, *[None] * len(ctx.window)
+
+
 def involution_norm_act(layer: nn.Module, hidden_state: Tensor, involution_class: type[nn.Module]) -> Tensor:
     """
     Returns `activation(normalization(involution(hidden_state)))`, (B, C, H, W) to (B, C, H', W').

@@ -35,6 +35,7 @@ from .execution_rednet import (
     fused_involution,
     involution_norm_act,
     is_pointwise,
+    pooled_stem,
 )
 from .operator_rednet import involution2d
 
@@ -169,7 +170,7 @@ class RedNetEmbeddings(nn.Module):
                 f"pixel_values have {pixel_values.shape[1]} channels, expected {self.num_channels} (num_channels in the "
                 "configuration)"
             )
-        return self.pooler(self.layers(pixel_values))
+        return pooled_stem(self.layers, self.pooler, pixel_values, last_layer_class=RedNetConvLayer)
 
 
 class RedNetShortCut(nn.Module):

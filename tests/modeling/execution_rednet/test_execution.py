@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from rednet import RedNetConfig, RedNetForImageClassification
-from rednet.modeling_rednet import RedNetInvolutionLayer
+from rednet.modeling_rednet import RedNetEmbeddings, RedNetInvolutionLayer
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, ResNetConfig, ResNetForImageClassification
 
@@ -128,6 +128,23 @@ def test_training_layer_has_the_gradients_of_its_parts(stride):
     torch.testing.assert_close(parts(input), layer(input))
     for (name, expected), value in zip(parts.named_buffers(), layer.buffers()):
         torch.testing.assert_close(value, expected, msg=name)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_stem_pools_before_relu_in_training(memory_format):
+    torch.manual_seed(0)
+    stem = RedNetEmbeddings(RedNetConfig(embedding_size=32)).double().train().to(memory_format=memory_format)
+    step_by_step = copy.deepcopy(stem)
+    step_by_step.pooler.register_forward_hook(lambda *_: None)
+    results = []
+    for module in (stem, step_by_step):
+        input = random_images(2, 3, 21, 18, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+        output = module(input)
+        assert (type(output.grad_fn).__name__ == "_MaxPoolReLUBackward") == (module is stem)
+        first = torch.autograd.grad((output * output.detach().cos()).sum(), input, create_graph=True)[0]
+        second = torch.autograd.grad(first.square().sum(), [input, *module.parameters()])
+        results.append((output, first, second, list(module.buffers())))
+    torch.testing.assert_close(results[0], results[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
