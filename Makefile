@@ -21,7 +21,7 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	find docs src tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' | \
 		xargs $(BIN)/clang-format --dry-run --Werror
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 25
 
 # Runs every snippet and command of README.md and docs, with small models and data: about 6 minutes on two cores.
 docs-test: $(VENV)/installed
