@@ -154,8 +154,15 @@ print(runtimes.onnxruntime_library())
 
 def link(objects: Path, folder: Path, choice: str) -> Path:
     """Links the library again, with another choice of the kernels."""
-    source = "namespace involution { struct Kernels; const Kernels* kernels_for_avx2(); const Kernels* kernels(); }\n"
-    (folder / "choice.cpp").write_text(f"{source}const involution::Kernels* involution::kernels() {{ {choice} }}\n")
+    source = f"""
+namespace involution {{
+struct Kernels;
+const Kernels* kernels_for_avx2();
+const Kernels* kernels() {{ {choice} }}
+bool multiplies_bfloat16() {{ return false; }}
+}}
+"""
+    (folder / "choice.cpp").write_text(source)
     files = [objects / f"{name}.o" for name in ("kernels_avx2", "involution2d_cpu", "old_symbols")]
     libtorch = f"-L{Path(torch.__file__).parent / 'lib'}"
     command = ["c++", "-shared", "-fPIC", folder / "choice.cpp", *files, libtorch, "-ltorch_cpu"]
