@@ -129,32 +129,41 @@ struct PackedRows {
   }
 };
 
+// The pixels between those that are packed and those that are prefetched.
+constexpr int64_t kAhead = 64;
+
 // Packs `pixels` >= `kLanes` pixels that are adjacent in each of up to `kLanes` planes into [pixel][size].
 template <typename scalar_t, typename acc_t>
 INVOLUTION_NOINLINE void pack_planes(acc_t* to, int64_t size, const PackedRows& rows, const scalar_t* from,
                                      int64_t stride_c, int64_t width, int64_t pixels, int64_t channels) {
   const int64_t used = rows.used(width);
+  int64_t x = 0;
+  acc_t* row = to + rows.left * size;
   for (int64_t p = 0; p < pixels; p += kLanes) {
-    const int64_t first = min(p, pixels - kLanes);  // The last vector may overlap the one before.
+    if (p > pixels - kLanes) {  // The last vector overlaps the one before.
+      p = pixels - kLanes;
+      x = p % width;
+      row = to + (p / width * rows.columns + rows.left) * size;
+    }
     Channels<acc_t> values[kLanes] = {};
     if (channels == kLanes) {
       INVOLUTION_UNROLL for (int c = 0; c < kLanes; ++c) {
-        values[c] = load_lanes<acc_t>(from + c * stride_c + first);
+        __builtin_prefetch(from + c * stride_c + p + kAhead);  // one line of many planes each
+        values[c] = load_lanes<acc_t>(from + c * stride_c + p);
       }
     } else {
       for (int c = 0; c < channels; ++c) {
-        values[c] = load_lanes<acc_t>(from + c * stride_c + first);
+        values[c] = load_lanes<acc_t>(from + c * stride_c + p);
       }
     }
     transpose<acc_t>(values);
-    int64_t y = first / width, x = first % width;
     INVOLUTION_UNROLL for (int t = 0; t < kLanes; ++t) {
       if (x < used) {
-        store(to + (y * rows.columns + rows.left + x) * size, values[t]);
+        store(row + x * size, values[t]);
       }
       if (++x == width) {
         x = 0;
-        ++y;
+        row += rows.columns * size;
       }
     }
   }

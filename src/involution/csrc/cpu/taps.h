@@ -140,6 +140,10 @@ class PlanarKernels {
   void start(int64_t b, int64_t group, const Block& block) {
     const scalar_t* from = kernel_.at(b, group, block.i_begin, block.j_begin);
     width_ = block.width;
+    // There are more taps than streams that the prefetcher of the processor follows.
+    for (int64_t tap = 0; tap < kernel_.taps; ++tap) {
+      prefetch(from + tap * kernel_.stride_v, block.pixels());
+    }
     if constexpr (kInPlace) {
       pixels_ = {from, kernel_.stride_v};
     } else {
