@@ -14,14 +14,19 @@ _LIMIT = 2**31  # for strides, paddings and dilations, so that no product of the
 
 Window = tuple[list[int], list[int], list[int]]  # stride, padding, dilation
 
+# By the number of dimensions that an involution slides over.
+_SIDES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+_INPUT = {1: "(B, C, L)", 2: "(B, C, H, W)", 3: "(B, C, D, H, W)"}
+_KERNEL = {1: "(B, G, K, L')", 2: "(B, G, Kh, Kw, H', W')", 3: "(B, G, Kd, Kh, Kw, D', H', W')"}
+FEATURES = "(B, R, H', W')"
 
-def pair(function: str, name: str, value: int | Sequence[int], minimum: int) -> list[int]:
-    """Returns an int or a pair of ints as a pair."""
-    values = [value, value] if isinstance(value, int) else list(value) if isinstance(value, Sequence) else None
-    if values is None or len(values) != 2 or not all(isinstance(v, int) and minimum <= v < _LIMIT for v in values):
-        raise ValueError(
-            f"{function}: {name} is {value!r}, expected an int >= {minimum} and < 2**31, or a pair of them"
-        )
+
+def numbers(function: str, name: str, value: int | Sequence[int], minimum: int, dimensions: int = 2) -> list[int]:
+    """Returns an int, or a sequence of one int for each dimension, as a list."""
+    values = [value] * dimensions if isinstance(value, int) else list(value) if isinstance(value, Sequence) else []
+    if len(values) != dimensions or not all(isinstance(v, int) and minimum <= v < _LIMIT for v in values):
+        many = {1: "a sequence of one", 2: "a pair of them", 3: "a sequence of three"}[dimensions]
+        raise ValueError(f"{function}: {name} is {value!r}, expected an int >= {minimum} and < 2**31, or {many}")
     return values
 
 
@@ -32,16 +37,18 @@ def window(
     padding: int | Sequence[int] | None,
     dilation: int | Sequence[int],
 ) -> Window:
-    """Returns stride, padding and dilation as pairs; the padding None becomes "same" padding."""
-    stride, dilation = pair(function, "stride", stride, 1), pair(function, "dilation", dilation, 1)
+    """Returns stride, padding and dilation as lists; the padding None becomes "same" padding."""
+    dimensions = len(kernel_size)
+    stride = numbers(function, "stride", stride, 1, dimensions)
+    dilation = numbers(function, "dilation", dilation, 1, dimensions)
     if padding is not None:
-        return stride, pair(function, "padding", padding, 0), dilation
-    if kernel_size[0] % 2 == 0 or kernel_size[1] % 2 == 0:
+        return stride, numbers(function, "padding", padding, 0, dimensions), dilation
+    if any(size % 2 == 0 for size in kernel_size):
         raise ValueError(
             f"{function}: padding is None, which requires odd kernel sizes, but the kernel size is "
-            f"{kernel_size[0]} x {kernel_size[1]}. Give an explicit padding"
+            f"{_product(kernel_size)}. Give an explicit padding"
         )
-    return stride, [dilation[n] * (kernel_size[n] // 2) for n in range(2)], dilation
+    return stride, [dilation[n] * (kernel_size[n] // 2) for n in range(dimensions)], dilation
 
 
 def check_types(function: str, **tensors: Tensor | None) -> None:
@@ -51,14 +58,42 @@ def check_types(function: str, **tensors: Tensor | None) -> None:
             raise TypeError(f"{function}: {name} is {type(tensor).__name__}, expected a torch.Tensor")
 
 
-def check_pair(function: str, input: Tensor, kernel: Tensor, stride, padding, dilation) -> None:
-    """Checks an input and a kernel of six dimensions."""
-    _check_dtypes_and_devices(function, input=input, kernel=kernel)
-    size = output_size(function, input, kernel.shape[1], kernel.shape[2:4], stride, padding, dilation)
-    if kernel.shape[0] != input.shape[0] or kernel.shape[4] != size[0] or kernel.shape[5] != size[1]:
-        expected = (input.shape[0], *kernel.shape[1:4], *size)
+def is_batched(function: str, input: Tensor, dimensions: int, name: str, other: Tensor, shape: str) -> bool:
+    """Whether an input, (B, C, ...) or (C, ...), and another tensor have a batch.
+
+    `shape` is that of the other tensor with a batch, such as "(B, R, H', W')".
+    """
+    batched, number = dimensions + 2, shape.count(",") + 1
+    if (input.dim(), other.dim()) not in ((batched, number), (batched - 1, number - 1)):
+        without = [_without_batch(text) for text in (_INPUT[dimensions], shape)]
         raise ValueError(
-            f"{function}: kernel has shape {tuple(kernel.shape)}, expected {expected} (B, G, Kh, Kw, H', W') for "
+            f"{function}: input has {input.dim()} dimensions and {name} has {other.dim()} dimensions, expected "
+            f"{batched} {_INPUT[dimensions]} and {number} {shape}, or without batch {batched - 1} {without[0]} and "
+            f"{number - 1} {without[1]}"
+        )
+    return input.dim() == batched
+
+
+def is_pair_batched(function: str, input: Tensor, kernel: Tensor, dimensions: int) -> bool:
+    """Whether an input and a kernel have a batch. Raises ValueError if only one of them has."""
+    return is_batched(function, input, dimensions, "kernel", kernel, _KERNEL[dimensions])
+
+
+def check_pair(function: str, input: Tensor, kernel: Tensor, stride, padding, dilation) -> None:
+    """Checks an input and a kernel, both with or both without a batch."""
+    _check_dtypes_and_devices(function, input=input, kernel=kernel)
+    dimensions = len(stride)
+    *batch, groups = kernel.shape[: -2 * dimensions]
+    kernel_size = kernel.shape[-2 * dimensions : -dimensions]
+    size = output_size(function, input, groups, kernel_size, stride, padding, dilation)
+    # Element by element, because the sizes may be symbolic.
+    given = (*batch, *kernel.shape[-dimensions:])
+    needed = (*input.shape[: -1 - dimensions], *size)
+    if any(one != other for one, other in zip(given, needed)):
+        expected = (*input.shape[: -1 - dimensions], groups, *kernel_size, *size)
+        shape = _KERNEL[dimensions] if batch else _without_batch(_KERNEL[dimensions])
+        raise ValueError(
+            f"{function}: kernel has shape {tuple(kernel.shape)}, expected {expected} {shape} for "
             f"input {tuple(input.shape)}, stride {stride}, padding {padding}, dilation {dilation}"
         )
 
@@ -66,26 +101,29 @@ def check_pair(function: str, input: Tensor, kernel: Tensor, stride, padding, di
 def check_generation(
     function: str, input: Tensor, features: Tensor, weight: Tensor, bias, kernel_size, stride, padding, dilation
 ) -> list[int]:
-    """Checks an input and the tensors that a kernel is generated from. Returns the size of the output, [H', W']."""
+    """Checks an input and the tensors that a kernel is generated from. Returns the size of the output, [H', W'].
+
+    Input and features both have a batch, or neither of them does.
+    """
     _check_dtypes_and_devices(
         function, input=input, features=features, weight=weight, **({} if bias is None else {"bias": bias})
     )
     taps = kernel_size[0] * kernel_size[1]
-    if features.dim() != 4:
-        raise ValueError(f"{function}: features has {features.dim()} dimensions, expected 4 (B, R, H', W')")
-    if weight.dim() != 4 or weight.shape[0] % taps != 0 or tuple(weight.shape[1:]) != (features.shape[1], 1, 1):
+    batch, hidden = input.shape[:-3], features.shape[-3]
+    if weight.dim() != 4 or weight.shape[0] % taps != 0 or tuple(weight.shape[1:]) != (hidden, 1, 1):
         raise ValueError(
-            f"{function}: weight has shape {tuple(weight.shape)}, expected (G * {taps}, {features.shape[1]}, 1, 1) "
+            f"{function}: weight has shape {tuple(weight.shape)}, expected (G * {taps}, {hidden}, 1, 1) "
             f"for kernel_size {kernel_size} and features {tuple(features.shape)}"
         )
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
         raise ValueError(f"{function}: bias has shape {tuple(bias.shape)}, expected ({weight.shape[0]},)")
     size = output_size(function, input, weight.shape[0] // taps, kernel_size, stride, padding, dilation)
-    if features.shape[0] != input.shape[0] or features.shape[2] != size[0] or features.shape[3] != size[1]:
+    expected = (*batch, hidden, *size)
+    if any(one != other for one, other in zip(features.shape, expected)):
+        shape = FEATURES if batch else _without_batch(FEATURES)
         raise ValueError(
-            f"{function}: features has shape {tuple(features.shape)}, expected "
-            f"{(input.shape[0], features.shape[1], *size)} (B, R, H', W') for input {tuple(input.shape)}, stride "
-            f"{stride}, padding {padding}, dilation {dilation}"
+            f"{function}: features has shape {tuple(features.shape)}, expected {expected} {shape} for input "
+            f"{tuple(input.shape)}, stride {stride}, padding {padding}, dilation {dilation}"
         )
     return size
 
@@ -107,8 +145,8 @@ def check_channel_vectors(
     for name, vector in vectors.items():
         if vector is None:
             continue
-        if tuple(vector.shape) != (input.shape[1],):
-            raise ValueError(f"{function}: {name} has shape {tuple(vector.shape)}, expected ({input.shape[1]},)")
+        if tuple(vector.shape) != (input.shape[-3],):
+            raise ValueError(f"{function}: {name} has shape {tuple(vector.shape)}, expected ({input.shape[-3]},)")
         if vector.dtype not in dtypes:
             raise TypeError(
                 f"{function}: {name} has dtype {vector.dtype}, expected {' or '.join(map(str, dtypes))} for an input "
@@ -136,18 +174,20 @@ def _check_device(function: str, name: str, tensor: Tensor, input: Tensor) -> No
 
 
 def output_size(function: str, input: Tensor, groups, kernel_size, stride, padding, dilation) -> list[int]:
-    """Returns [H', W'] of an input (B, C, H, W)."""
-    if input.dim() != 4:
-        raise ValueError(f"{function}: input has {input.dim()} dimensions, expected 4 (B, C, H, W)")
-    if groups == 0 or input.shape[1] % groups != 0:
+    """Returns the size of the output, such as [H', W'], for an input such as (B, C, H, W) or (C, H, W)."""
+    dimensions = len(kernel_size)
+    channels = input.shape[-1 - dimensions]
+    if groups == 0 or channels % groups != 0:
         raise ValueError(
-            f"{function}: input has {input.shape[1]} channels, expected a multiple of the number of groups, {groups}"
+            f"{function}: input has {channels} channels, expected a multiple of the number of groups, {groups}"
         )
-    if kernel_size[0] == 0 or kernel_size[1] == 0:
-        raise ValueError(f"{function}: kernel has size {kernel_size[0]} x {kernel_size[1]}, expected at least 1 x 1")
+    if 0 in kernel_size:
+        least = _product([1] * dimensions)
+        raise ValueError(f"{function}: kernel has size {_product(kernel_size)}, expected at least {least}")
     sizes = []
-    for n, side in enumerate(("height", "width")):
-        size, extent = input.shape[2 + n] + 2 * padding[n], dilation[n] * (kernel_size[n] - 1) + 1
+    for n, side in enumerate(_SIDES[dimensions]):
+        size = input.shape[n - dimensions] + 2 * padding[n]
+        extent = dilation[n] * (kernel_size[n] - 1) + 1
         if size < extent:
             raise ValueError(
                 f"{function}: input has {side} {size} with its padding, expected at least {extent}, the {side} of the "
@@ -155,3 +195,11 @@ def output_size(function: str, input: Tensor, groups, kernel_size, stride, paddi
             )
         sizes.append((size - extent) // stride[n] + 1)
     return sizes
+
+
+def _product(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _without_batch(shape: str) -> str:
+    return shape.replace("B, ", "")

@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import autocast, decomposition, extension, reference, registration, sharding, taps  # noqa: F401, registers the operators
+from . import autocast, decomposition, extension, reference, registration, sharding, taps, volumes  # noqa: F401, registers the operators
 from ._ops import ops
-from .transforms import bilinear, is_transformed
+from .transforms import bilinear, is_functionalized, is_transformed
 
 
 def involution2d(input: Tensor, kernel: Tensor, *window) -> Tensor:
@@ -22,6 +22,25 @@ def involution2d(input: Tensor, kernel: Tensor, *window) -> Tensor:
     if type(input) is not Tensor:
         sharding.prepare(input)
     return ops.involution2d.default(input, kernel, *window)
+
+
+def involution1d(input: Tensor, kernel: Tensor, stride, padding, dilation) -> Tensor:
+    """The 2-D involution of images of height 1, which are views."""
+    images, kernel = input.unsqueeze(2), kernel.unsqueeze(2).unsqueeze(4)
+    return involution2d(images, kernel, [1, *stride], [0, *padding], [1, *dilation]).squeeze(2)
+
+
+def involution3d(input: Tensor, kernel: Tensor, *window) -> Tensor:
+    function = partial(bilinear, "involution3d")
+    if _sees_operators():
+        form = partial(bilinear, "involution2d") if is_transformed() else involution2d
+        function = partial(volumes.involution3d, involution2d=form)
+    return _call_cast(function, input.device.type, (input, kernel), *window)
+
+
+def _sees_operators() -> bool:
+    """Whether a compiler or a tracer needs a composition of operators, and no autograd function."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_functionalized()
 
 
 def involution2d_fused(input: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None, *arguments) -> Tensor:

@@ -1,10 +1,35 @@
-"""The functions `involution2d` and `involution2d_fused`."""
+"""The functions `involution1d`, `involution2d`, `involution3d` and `involution2d_fused`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from . import arguments, dispatch
+
+
+def involution1d(
+    input: Tensor,
+    kernel: Tensor,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | None = None,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """`involution2d` in one dimension: each position of a sequence has its own kernel.
+
+    Args:
+        input: (B, C, L), in any memory format, or (C, L).
+        kernel: (B, G, K, L') with C divisible by G, or (G, K, L').
+        stride, padding, dilation: ints. `None` is "same" padding, see `involution2d`.
+
+    Returns:
+        (B, C, L') or (C, L') with `L' = (L + 2 * padding - dilation * (K - 1) - 1) // stride + 1`.
+
+    It is computed as a 2-D involution of images of height 1, without a copy, and supports what that supports.
+
+    Raises:
+        TypeError, ValueError: see `involution2d`.
+    """
+    return _apply("involution1d", 1, dispatch.involution1d, input, kernel, stride, padding, dilation)
 
 
 def involution2d(
@@ -20,16 +45,17 @@ def involution2d(
     with zeros outside of the input.
 
     Args:
-        input: (B, C, H, W), in any memory format.
-        kernel: (B, G, Kh, Kw, H', W') with C divisible by G, with any strides. Its shape determines the kernel size
-            and the number of groups. Its dtype is that of the input; under autocast the two may differ.
+        input: (B, C, H, W), in any memory format, or (C, H, W).
+        kernel: (B, G, Kh, Kw, H', W') with C divisible by G, with any strides, or (G, Kh, Kw, H', W') for an input
+            without batch. Its shape determines the kernel size and the number of groups. Its dtype is that of the
+            input; under autocast the two may differ.
         stride: an int or a pair (vertical, horizontal).
         padding: an int or a pair. `None` is "same" padding, `dilation * (K - 1) / 2`, and requires odd kernel sizes.
         dilation: an int or a pair.
 
     Returns:
-        (B, C, H', W') with `H' = (H + 2 * padding - dilation * (Kh - 1) - 1) // stride + 1`, in the dtype and memory
-        format of the input. Sums are accumulated in float32 (float64 for float64).
+        (B, C, H', W') or (C, H', W') with `H' = (H + 2 * padding - dilation * (Kh - 1) - 1) // stride + 1`, in the
+        dtype and memory format of the input. Sums are accumulated in float32 (float64 for float64).
 
     Reverse-mode and forward-mode derivatives of any order and the transforms of `torch.func` are supported; `vmap`
     treats the mapped dimension as part of the batch.
@@ -39,12 +65,48 @@ def involution2d(
         ValueError: shapes, devices, stride, padding or dilation are invalid. The message names the argument, the given
             value and the expected one.
     """
-    arguments.check_types("involution2d", input=input, kernel=kernel)
-    if kernel.dim() != 6:
-        raise ValueError(f"involution2d: kernel has {kernel.dim()} dimensions, expected 6 (B, G, Kh, Kw, H', W')")
-    window = arguments.window("involution2d", kernel.shape[2:4], stride, padding, dilation)
-    arguments.check_pair("involution2d", input, kernel, *window)
-    return dispatch.involution2d(input, kernel, *window)
+    return _apply("involution2d", 2, dispatch.involution2d, input, kernel, stride, padding, dilation)
+
+
+def involution3d(
+    input: Tensor,
+    kernel: Tensor,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | None = None,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """`involution2d` in three dimensions: each voxel of a volume has its own kernel.
+
+    Args:
+        input: (B, C, D, H, W), in any memory format, or (C, D, H, W).
+        kernel: (B, G, Kd, Kh, Kw, D', H', W') with C divisible by G, or (G, Kd, Kh, Kw, D', H', W').
+        stride, padding, dilation: ints, or sequences of three (depth, vertical, horizontal). `None` is "same" padding,
+            see `involution2d`.
+
+    Returns:
+        (B, C, D', H', W') or (C, D', H', W') in the dtype and memory format of the input, with sizes as of
+        `involution2d`.
+
+    It is computed as the sum of `Kd` 2-D involutions of all frames, and supports what these support.
+
+    Raises:
+        TypeError, ValueError: see `involution2d`.
+    """
+    return _apply("involution3d", 3, dispatch.involution3d, input, kernel, stride, padding, dilation)
+
+
+def _apply(
+    function: str, dimensions: int, involution: Callable, input: Tensor, kernel: Tensor, stride, padding, dilation
+) -> Tensor:
+    """Checks the arguments of `function` and calls `involution` with a batch."""
+    arguments.check_types(function, input=input, kernel=kernel)
+    batched = arguments.is_pair_batched(function, input, kernel, dimensions)
+    kernel_size = kernel.shape[-2 * dimensions : -dimensions]
+    window = arguments.window(function, kernel_size, stride, padding, dilation)
+    arguments.check_pair(function, input, kernel, *window)
+    if batched:
+        return involution(input, kernel, *window)
+    return involution(input.unsqueeze(0), kernel.unsqueeze(0), *window).squeeze(0)
 
 
 def involution2d_fused(
@@ -76,8 +138,8 @@ def involution2d_fused(
     `torch.func`, the kernel is written to memory.
 
     Args:
-        input: (B, C, H, W), in any memory format.
-        features: (B, R, H', W').
+        input: (B, C, H, W), in any memory format, or (C, H, W).
+        features: (B, R, H', W'), or (R, H', W') for an input without batch.
         weight: (G * Kh * Kw, R, 1, 1) with C divisible by G, the weight of a `torch.nn.Conv2d`. Its first dimension
             and the kernel size determine the number of groups G.
         bias: (G * Kh * Kw).
@@ -89,15 +151,19 @@ def involution2d_fused(
         relu: whether to apply ReLU to the result.
 
     Returns:
-        (B, C, H', W'), see `involution2d`.
+        (B, C, H', W') or (C, H', W'), see `involution2d`.
 
     Raises:
         TypeError, ValueError: see `involution2d`.
     """
     name = "involution2d_fused"
     arguments.check_types(name, input=input, features=features, weight=weight, bias=bias, scale=scale, shift=shift)
-    kernel_size = arguments.pair(name, "kernel_size", kernel_size, 1)
+    kernel_size = arguments.numbers(name, "kernel_size", kernel_size, 1)
+    batched = arguments.is_batched(name, input, 2, "features", features, arguments.FEATURES)
     window = arguments.window(name, kernel_size, stride, padding, dilation)
     arguments.check_generation(name, input, features, weight, bias, kernel_size, *window)
     arguments.check_scale_and_shift(name, input, scale, shift)
-    return dispatch.involution2d_fused(input, features, weight, bias, scale, shift, relu, kernel_size, *window)
+    rest = weight, bias, scale, shift, relu, kernel_size, *window
+    if batched:
+        return dispatch.involution2d_fused(input, features, *rest)
+    return dispatch.involution2d_fused(input.unsqueeze(0), features.unsqueeze(0), *rest).squeeze(0)

@@ -31,6 +31,24 @@ def involution2d(input: Tensor, kernel: Tensor, stride, padding, dilation) -> Te
     return (kernel.unsqueeze(2) * columns).sum((3, 4)).flatten(1, 2).to(input.dtype)
 
 
+def involution(input: Tensor, kernel: Tensor, stride, padding, dilation) -> Tensor:
+    """The definition in one, two or three dimensions: (B, C, *sizes) and (B, G, *kernel, *outputs) -> (B, C, *outputs).
+
+    Each dimension in turn is padded and divided into windows. The involution is the sum of kernel * windows.
+    """
+    groups, dimensions = kernel.shape[1], len(stride)
+    windows = input.to(accumulation_dtype(input.dtype)).unflatten(1, (groups, -1))
+    for n in range(dimensions):
+        extent = dilation[n] * (kernel.shape[2 + n] - 1) + 1
+        last = dimensions - n - 1
+        windows = F.pad(windows, (0, 0) * (n + last) + (padding[n], padding[n]))
+        windows = windows.unfold(3 + n, extent, stride[n])[..., :: dilation[n]]
+    # (B, G, C/G, *outputs, *kernel)
+    taps = kernel.movedim(list(range(2, 2 + dimensions)), list(range(-dimensions, 0)))
+    output = (taps.unsqueeze(2) * windows).sum(list(range(-dimensions, 0)))
+    return output.flatten(1, 2).to(input.dtype)
+
+
 def involution2d_input_grad(grad_output: Tensor, kernel: Tensor, input_size, stride, padding, dilation) -> Tensor:
     """The gradient of the input: (B, C, H, W) with `input_size` = (H, W)."""
     grad = grad_output.to(accumulation_dtype(grad_output.dtype)).unflatten(1, (kernel.shape[1], -1))

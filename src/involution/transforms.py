@@ -4,7 +4,8 @@ Involution is bilinear in input and kernel, and so are its two gradients: the de
 is another of the three, to any order.
 
 For operators that are registered from Python, PyTorch has neither forward-mode derivatives nor rules for `torch.func`.
-In these cases `bilinear` calls an autograd function that has both.
+In these cases `bilinear` calls an autograd function that has both. Those in three dimensions are not registered: outside
+of compilers, they are always called by this autograd function.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,21 +16,27 @@ from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 
-from . import autocast, taps
+from . import autocast, taps, volumes
 from ._ops import ops
 
 
 def is_transformed() -> bool:
     """Whether a transform of `torch.func`, or forward mode, is active that the registered operators do not support."""
     if torch._C._are_functorch_transforms_active():
-        # `torch.func.functionalize` supports operators, but no autograd functions.
-        return retrieve_current_functorch_interpreter().key() != TransformType.Functionalize
+        return not is_functionalized()
     return forward_ad._current_level >= 0
+
+
+def is_functionalized() -> bool:
+    """Whether `torch.func.functionalize` is active, which supports operators, but no autograd functions."""
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    return retrieve_current_functorch_interpreter().key() == TransformType.Functionalize
 
 
 def bilinear(name: str, first: Tensor, second: Tensor, *arguments) -> Tensor:
     """Calls the bilinear operator `name`, under a transform in a form that the transform supports."""
-    if not is_transformed():
+    if not is_transformed() and name not in volumes.OPERATORS:
         return getattr(ops, name).default(first, second, *arguments)
     if torch.compiler.is_compiling():
         # Dynamo either rejects autograd functions with a jvp or drops the tangent.
@@ -44,7 +51,8 @@ class _Bilinear(torch.autograd.Function):
 
     @staticmethod
     def forward(name, first, second, *numbers):
-        return getattr(ops, name).default(first, second, *_arguments(numbers))
+        operator = volumes.OPERATORS.get(name) or getattr(ops, name).default
+        return operator(first, second, *_arguments(name, numbers))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -56,7 +64,7 @@ class _Bilinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         with autocast.disabled(grad.device.type):
-            arguments = _arguments(ctx.numbers)
+            arguments = _arguments(ctx.name, ctx.numbers)
             grads = GRADIENTS[ctx.name](ctx.needs_input_grad[1:], grad, *ctx.saved_tensors, *arguments)
         return None, *grads, *[None] * len(ctx.numbers)
 
@@ -77,45 +85,53 @@ class _Bilinear(torch.autograd.Function):
         return output.unflatten(0, (info.batch_size, output.shape[0] // info.batch_size)), 0
 
 
-def _arguments(numbers: Sequence[int]) -> list:
-    """The reverse of unpacking in `bilinear`: the number of groups, if the operator has one, followed by pairs."""
-    odd = len(numbers) % 2
-    return [*numbers[:odd], *(list(numbers[n : n + 2]) for n in range(odd, len(numbers), 2))]
+def _arguments(name: str, numbers: Sequence[int]) -> list:
+    """The reverse of unpacking in `bilinear`: the number of groups, if the operator has one, followed by lists."""
+    dimensions = 3 if name in volumes.OPERATORS else 2
+    single = len(numbers) % dimensions
+    lists = (list(numbers[n : n + dimensions]) for n in range(single, len(numbers), dimensions))
+    return [*numbers[:single], *lists]
 
 
-def _involution2d_gradients(needs, grad, input, kernel, *window):
-    grad_input = grad_kernel = None
-    if needs[0]:
-        grad_input = bilinear("involution2d_input_grad", grad, kernel, input.shape[2:], *window)
-    if needs[1]:
-        groups, kernel_size = kernel.shape[1], kernel.shape[2:4]
-        grad_kernel = bilinear("involution2d_kernel_grad", grad, input, groups, kernel_size, *window)
-    return grad_input, grad_kernel
+def _gradients(dimensions: int) -> dict[str, Callable]:
+    """For each operator, a function that returns the gradients of its two tensors.
+
+    Its arguments are which of the two are needed, the gradient of the result, and the arguments of the operator.
+    """
+    involution = f"involution{dimensions}d"
+    input_grad, kernel_grad = f"{involution}_input_grad", f"{involution}_kernel_grad"
+
+    def involution_gradients(needs, grad, input, kernel, *window):
+        grad_input = grad_kernel = None
+        if needs[0]:
+            grad_input = bilinear(input_grad, grad, kernel, input.shape[2:], *window)
+        if needs[1]:
+            groups, kernel_size = kernel.shape[1], kernel.shape[2 : 2 + dimensions]
+            grad_kernel = bilinear(kernel_grad, grad, input, groups, kernel_size, *window)
+        return grad_input, grad_kernel
+
+    def input_grad_gradients(needs, grad, grad_output, kernel, input_size, *window):
+        grad_grad_output = grad_kernel = None
+        if needs[0]:
+            grad_grad_output = bilinear(involution, grad, kernel, *window)
+        if needs[1]:
+            groups, kernel_size = kernel.shape[1], kernel.shape[2 : 2 + dimensions]
+            grad_kernel = bilinear(kernel_grad, grad_output, grad, groups, kernel_size, *window)
+        return grad_grad_output, grad_kernel
+
+    def kernel_grad_gradients(needs, grad, grad_output, input, groups, kernel_size, *window):
+        grad_grad_output = grad_input = None
+        if needs[0]:
+            grad_grad_output = bilinear(involution, input, grad, *window)
+        if needs[1]:
+            grad_input = bilinear(input_grad, grad_output, grad, input.shape[2:], *window)
+        return grad_grad_output, grad_input
+
+    return {
+        involution: involution_gradients,
+        input_grad: input_grad_gradients,
+        kernel_grad: kernel_grad_gradients,
+    }
 
 
-def _input_grad_gradients(needs, grad, grad_output, kernel, input_size, *window):
-    grad_grad_output = grad_kernel = None
-    if needs[0]:
-        grad_grad_output = bilinear("involution2d", grad, kernel, *window)
-    if needs[1]:
-        groups, kernel_size = kernel.shape[1], kernel.shape[2:4]
-        grad_kernel = bilinear("involution2d_kernel_grad", grad_output, grad, groups, kernel_size, *window)
-    return grad_grad_output, grad_kernel
-
-
-def _kernel_grad_gradients(needs, grad, grad_output, input, groups, kernel_size, *window):
-    grad_grad_output = grad_input = None
-    if needs[0]:
-        grad_grad_output = bilinear("involution2d", input, grad, *window)
-    if needs[1]:
-        grad_input = bilinear("involution2d_input_grad", grad_output, grad, input.shape[2:], *window)
-    return grad_grad_output, grad_input
-
-
-# For each operator, a function of (which of the two gradients are needed, gradient of the result, *arguments of the
-# operator) that returns the gradients of its two tensors.
-GRADIENTS: dict[str, Callable] = {
-    "involution2d": _involution2d_gradients,
-    "involution2d_input_grad": _input_grad_gradients,
-    "involution2d_kernel_grad": _kernel_grad_gradients,
-}
+GRADIENTS = _gradients(2) | _gradients(3)
