@@ -48,7 +48,7 @@ def test_definition_voxel_by_voxel():
         for tap in itertools.product(*map(range, kernel.shape[2:5])):
             source = [i * s + t * d - p for i, s, t, d, p in zip(position, stride, tap, dilation, padding)]
             if all(0 <= n < size for n, size in zip(source, input.shape[2:])):
-                expected[b, c, *position] += kernel[b, c // 2, *tap, *position] * input[b, c, *source]
+                expected[(b, c, *position)] += kernel[(b, c // 2, *tap, *position)] * input[(b, c, *source)]
     torch.testing.assert_close(output, expected)
 
 
@@ -148,7 +148,8 @@ def test_transforms(transform):
 
 @pytest.mark.parametrize("transform", [None, "jvp"])
 def test_compiles_as_one_graph(transform):
-    input, kernel, window = windowed_pair(3)
+    window = (2, 1, 1), (1, 0, 1), (1, 1, 1)
+    input, kernel = random_pair((3, 2, 4), (2, 1, 2), *window)
 
     def function(input, kernel):
         if transform:
