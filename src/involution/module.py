@@ -14,6 +14,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from .arguments import check_types, numbers
 from .ops import involution1d, involution2d, involution2d_fused, involution3d
 from .reference import accumulation_dtype
+from .taps import is_channels_last
 
 
 # While a model is traced, its parameters are fake tensors.
@@ -156,12 +157,17 @@ class _Involution(nn.Module):
 
     def _normalized(self, kernel: Tensor) -> Tensor:
         """(B, G * taps, ...) -> (B, G, *kernel_size, ...), normalized over the taps."""
+        # In channels-last, the taps of a pixel are next to each other, and are the last dimension for PyTorch's loops.
+        dim, channels_last = 2, is_channels_last(kernel)
         kernel = kernel.unflatten(1, (self.groups, -1))
-        values = kernel.to(accumulation_dtype(kernel.dtype))
-        if self.kernel_normalization == "softmax":
-            kernel = values.softmax(2).to(kernel.dtype)
-        elif self.kernel_normalization == "l2":
-            kernel = F.normalize(values, dim=2).to(kernel.dtype)
+        if self.kernel_normalization is not None:
+            values = kernel.to(accumulation_dtype(kernel.dtype))
+            if channels_last:
+                dim, values = -1, values.movedim((1, 2), (-2, -1))
+            values = values.softmax(dim) if self.kernel_normalization == "softmax" else F.normalize(values, dim=dim)
+            if channels_last:
+                values = values.movedim((-2, -1), (1, 2))
+            kernel = values.to(kernel.dtype)
         return kernel.unflatten(2, self.kernel_size)
 
     def _name(self) -> str:

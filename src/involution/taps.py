@@ -93,7 +93,7 @@ traced_involution2d = _Traced.apply
 
 def is_channels_last(image: Tensor) -> bool:
     """The same rule as `is_channels_last` in geometry.h, where the reason is given."""
-    return image.stride(1) < image.stride(3)
+    return image.stride(1) < image.stride(-1)
 
 
 def empty_image(like: Tensor, height, width, dtype: torch.dtype | None = None) -> Tensor:

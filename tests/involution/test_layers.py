@@ -71,9 +71,12 @@ OPTIONS = [
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("guided", [False, True])
-def test_matches_definition(dimensions, options, guided):
-    layer, input = make_layer(dimensions, 3, **options), image(dimensions)
-    arguments = (input, image(dimensions)) if guided else (input,)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_matches_definition(dimensions, options, guided, channels_last):
+    layer, input, guide = make_layer(dimensions, 3, **options), image(dimensions), image(dimensions)
+    if channels_last:
+        input, guide = (t.movedim(1, -1).contiguous().movedim(-1, 1) for t in (input, guide))
+    arguments = (input, guide) if guided else (input,)
     tensors = [t.requires_grad_() for t in arguments] + list(layer.parameters())
     output, expected = layer(*arguments), definition(layer, *arguments)
     torch.testing.assert_close(output, expected)
