@@ -156,19 +156,16 @@ class _Involution(nn.Module):
         return self._fused_involution is not None and self.kernel_normalization is None and _is_plain(self.span)
 
     def _normalized(self, kernel: Tensor) -> Tensor:
-        """(B, G * taps, ...) -> (B, G, *kernel_size, ...), normalized over the taps."""
-        # In channels-last, the taps of a pixel are next to each other, and are the last dimension for PyTorch's loops.
-        dim, channels_last = 2, is_channels_last(kernel)
-        kernel = kernel.unflatten(1, (self.groups, -1))
+        """(B, G * taps, ...) -> (B, G, *kernel_size, ...), normalized over the taps if the layer does so."""
+        taps = kernel.unflatten(1, (self.groups, -1))
         if self.kernel_normalization is not None:
-            values = kernel.to(accumulation_dtype(kernel.dtype))
-            if channels_last:
-                dim, values = -1, values.movedim((1, 2), (-2, -1))
+            values = taps.to(accumulation_dtype(kernel.dtype))
+            # In channels-last, the taps of a pixel are next to each other: the last dimension of PyTorch's loops.
+            channels_last = is_channels_last(kernel)
+            values, dim = (values.movedim((1, 2), (-2, -1)), -1) if channels_last else (values, 2)
             values = values.softmax(dim) if self.kernel_normalization == "softmax" else F.normalize(values, dim=dim)
-            if channels_last:
-                values = values.movedim((-2, -1), (1, 2))
-            kernel = values.to(kernel.dtype)
-        return kernel.unflatten(2, self.kernel_size)
+            taps = (values.movedim((-2, -1), (1, 2)) if channels_last else values).to(kernel.dtype)
+        return taps.unflatten(2, self.kernel_size)
 
     def _name(self) -> str:
         return f"Involution{self._dimensions}d"

@@ -12,7 +12,14 @@ from torch.func import functionalize, hessian, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from cases import DTYPES, TOLERANCE, laid_out, plain_involution
-from involution import involution1d, involution2d, involution2d_fused, involution3d, reference
+from involution import (
+    involution1d,
+    involution2d,
+    involution2d_batch_norm,
+    involution2d_fused,
+    involution3d,
+    reference,
+)
 
 
 FUNCTIONS = {1: involution1d, 2: involution2d, 3: involution3d}
@@ -274,3 +281,5 @@ def test_errors_name_argument_and_values(function, input, kernel, arguments, wor
 def test_fused_names_a_missing_batch():
     with pytest.raises(ValueError, match="input has 4 dimensions and features has 3 dimensions"):
         involution2d_fused(shaped(1, 4, 5, 6), shaped(3, 5, 6), shaped(18, 3, 1, 1), kernel_size=3)
+    with pytest.raises(ValueError, match=r"input has shape \(4, 5, 6\), expected a batch \(B, C, H, W\)"):
+        involution2d_batch_norm(shaped(4, 5, 6), shaped(3, 5, 6), shaped(18, 3, 1, 1), None, None, None, kernel_size=3)

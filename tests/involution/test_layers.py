@@ -158,6 +158,16 @@ def test_without_a_batch(dimensions):
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
+@pytest.mark.parametrize("normalization", [None, "softmax"])
+def test_empty_batches(dimensions, normalization):
+    layer = make_layer(dimensions, 3, 2, bias=True, kernel_normalization=normalization)
+    output = layer(image(dimensions, batch=0))
+    assert output.shape == (0, *layer(image(dimensions)).shape[1:])
+    output.sum().backward()
+    assert layer.span.weight.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
 def test_bias_and_memory_format_under_autocast(dimensions):
     layer = make_layer(dimensions, 3, bias=True, kernel_normalization="softmax", dtype=torch.float32)
     input = image(dimensions, dtype=torch.float32).movedim(1, -1).contiguous().movedim(-1, 1)
