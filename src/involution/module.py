@@ -21,24 +21,22 @@ from .taps import is_channels_last
 _PLAIN_TENSORS = (Tensor, nn.Parameter, FakeTensor, FunctionalTensor)
 
 
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether calling `module` does more than its class does: it or all modules have hooks, or its `forward` changed."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return "forward" in vars(module) or any(hooks) or _has_any_global_hook()
+
+
 def _is_plain(convolution: nn.Module) -> bool:
     """Whether calling `convolution` computes a 1x1 convolution with its weight and bias, and does nothing else.
 
     If a user changes anything (hooks of this or of all modules, adapters, parametrizations, attributes, parameters of
     a tensor subclass), the module has to be called.
     """
-    hooks = (
-        convolution._forward_hooks,
-        convolution._forward_pre_hooks,
-        convolution._backward_hooks,
-        convolution._backward_pre_hooks,
-    )
     return (
         (type(convolution) is nn.Conv1d or type(convolution) is nn.Conv2d)
-        and "forward" not in vars(convolution)
         and "_conv_forward" not in vars(convolution)
-        and not any(hooks)
-        and not _has_any_global_hook()
+        and not _has_hooks(convolution)
         and {*convolution.kernel_size, *convolution.stride, *convolution.dilation} == {1}
         and set(convolution.padding) == {0}
         and convolution.padding_mode == "zeros"
@@ -213,6 +211,10 @@ class _Involution(nn.Module):
         return text
 
 
+# What mmcv's ConvModule makes the parameters of the authors' layer begin with, and what they begin with here.
+_AUTHORS_NAMES = {"conv1.conv.": "reduce.0.", "conv1.bn.": "reduce.1.", "conv2.conv.": "span."}
+
+
 class Involution2d(_Involution):
     """Involution whose kernel is generated from the pixel at its center (arXiv 2103.06255, section 3).
 
@@ -221,6 +223,8 @@ class Involution2d(_Involution):
     channels with bias. There is no softmax. The defaults are those of the paper. The layer is a drop-in replacement
     for a convolution with "same" padding: the output measures `ceil(H / stride) x ceil(W / stride)` for every input
     size.
+
+    `load_state_dict` also accepts the names of parameters of the authors' layer (`conv1.conv.weight` and so on).
 
     Args:
         channels: number of input channels, divisible by `reduction_ratio`.
@@ -261,6 +265,13 @@ class Involution2d(_Involution):
     _average_pool = staticmethod(F.avg_pool2d)
     _involution = staticmethod(involution2d)
     _fused_involution = staticmethod(involution2d_fused)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for key in list(state_dict):
+            for theirs, ours in _AUTHORS_NAMES.items():
+                if key.startswith(prefix + theirs):
+                    state_dict[prefix + ours + key[len(prefix + theirs) :]] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _involution1d_fused(input, features, weight, bias, kernel_size, stride, padding, dilation):

@@ -229,3 +229,24 @@ def test_trains_without_the_bias_of_the_kernel():
     layer.span.bias = None
     layer(input).square().sum().backward()
     torch.testing.assert_close(layer.span.weight.grad, expected)
+
+
+def test_loads_the_names_of_the_authors():
+    """Anywhere in a model, with strict=True, which still finds what is missing and what is not expected."""
+    model = torch.nn.Sequential(torch.nn.Identity(), Involution2d(16, 3))
+    expected = {name: torch.randn_like(value.float()) for name, value in model.state_dict().items()}
+    replacements = ("reduce.0.", "conv1.conv."), ("reduce.1.", "conv1.bn."), ("span.", "conv2.conv.")
+    theirs = {}
+    for name, value in expected.items():
+        for old, new in replacements:
+            name = name.replace(old, new)
+        theirs[name] = value
+    assert "1.conv1.bn.running_var" in theirs and "1.conv2.conv.bias" in theirs
+    keys = list(theirs)
+    model.load_state_dict(theirs)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value.float(), expected[name].to(value.dtype).float())
+    assert list(theirs) == keys
+    theirs["1.conv2.norm.bias"] = theirs.pop("1.conv2.conv.bias")
+    with pytest.raises(RuntimeError, match="(?s)Missing.*1.span.bias.*Unexpected.*1.conv2.norm.bias"):
+        model.load_state_dict(theirs)
