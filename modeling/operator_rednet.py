@@ -25,8 +25,9 @@ if involution2d_fused is None:
         if not torch.compiler.is_compiling():  # a warning would break the graph
             logger.warning_once(
                 f"RedNet's involutions run in plain PyTorch, slower than compiled kernels ({_missing}). To use the "
-                "compiled operator, install the package `rednet` from its repository (`pip install .` in a clone), or "
-                "call `kernels.kernelize` with a kernel for the layer RedNetInvolution."
+                "compiled operator, install the package `rednet` from its repository (`pip install .` in a clone), after "
+                "you uninstall any other package named `involution`, or call `kernels.kernelize` with a kernel for the "
+                "layer RedNetInvolution."
             )
         if torch.onnx.is_in_onnx_export() or _has_dynamic_size(kernel):
             return _unfolded_involution(input, kernel, stride, padding)

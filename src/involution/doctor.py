@@ -19,7 +19,19 @@ from pathlib import Path
 
 import torch
 
-from . import compilation, compiler, extension, families, hosts, libraries, reference, self_check, timing, verification
+from . import (
+    compilation,
+    compiler,
+    conflicts,
+    extension,
+    families,
+    hosts,
+    libraries,
+    reference,
+    self_check,
+    timing,
+    verification,
+)
 from ._ops import ops
 
 
@@ -222,6 +234,7 @@ def main() -> int:
     report.add("# The involution operator on this machine")
     report.section("Environment")
     report.facts(environment())
+    report.problems += conflicts.problems()
     report.section("Compilers")
     report.facts(tools())
     report.section("Libraries")

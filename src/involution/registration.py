@@ -211,8 +211,9 @@ def _register() -> None:
     }  # fmt: skip
     for name, (composite, fake, save, backward) in kernels.items():
         qualified = add_op_namespace_prefix(name)
-        if not hasattr(ops, name):  # a C++ program that loads a library before it starts Python has defined it
+        if not hasattr(ops, name):
             torch.library.define(qualified, _SCHEMAS[name])
+        _check_schema(qualified, getattr(ops, name).default._schema, _SCHEMAS[name])
         torch.library.impl(qualified, "default")(composite)
         torch.library.register_fake(qualified)(fake)
         torch.library.register_autograd(qualified, backward, setup_context=save)
@@ -226,6 +227,17 @@ def _register() -> None:
     register_flop_formula([ops.involution2d, ops.involution2d_input_grad])(_flops)
     register_flop_formula(ops.involution2d_kernel_grad)(_kernel_grad_flops)
     register_flop_formula(ops.involution2d_fused)(_fused_flops)
+
+
+def _check_schema(qualified: str, registered: torch.FunctionSchema, schema: str) -> None:
+    """An operator may exist already: a C++ program that loads a library before it starts Python has defined it."""
+    if registered != torch._C.parse_schema(qualified + schema):
+        namespace = qualified.split("::")[0]
+        raise ImportError(
+            f"another package has registered the operator `{registered}`, which is not that of this package. One process "
+            f"cannot use both, because both need the namespace torch.ops.{namespace}. That of the package `involution` of "
+            "2021 (Involution-PyTorch) is one: uninstall it, and use `involution.compat.tasaki_lab`"
+        )
 
 
 def _is_registered() -> bool:

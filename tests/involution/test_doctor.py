@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from involution import doctor, libraries
+from wheels import write_wheel
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -48,11 +49,16 @@ def test_a_compiler_that_fails(tmp_path):
     assert "~/extensions" in result.stdout and str(tmp_path / "user") not in result.stdout
 
 
-def test_no_compiler(tmp_path):
-    result = run(CXX="absent", INVOLUTION_COMPILE="1", TORCH_EXTENSIONS_DIR=str(tmp_path), CUDA_VISIBLE_DEVICES="")
+def test_no_compiler_and_another_package_of_the_same_name(tmp_path):
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--target", tmp_path / "other"]
+    subprocess.run([*command, write_wheel(tmp_path, "involution-pytorch", {})], check=True)
+    variables = {"CXX": "absent", "INVOLUTION_COMPILE": "1", "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
+    result = run(**variables, PYTHONPATH=str(tmp_path / "other"), CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 1
     assert "- C++ compiler: absent is not there" in result.stdout
-    assert "Install g++, or set CXX to a compiler" in result.stdout.split("## Verdict")[1]
+    verdict = result.stdout.split("## Verdict")[1]
+    assert "1. the package `involution` also belongs to involution-pytorch: its files are mixed with those" in verdict
+    assert "2. involution falls back" in verdict and "Install g++, or set CXX to a compiler" in verdict
 
 
 def test_the_file_is_checked_before_the_work(tmp_path, monkeypatch, capsys):

@@ -34,7 +34,7 @@ else:
 _HERE = Path(__file__).parent
 _PACKAGE = _HERE.parent
 # Each build has its own _ops.py. The others are commands, and what only these use.
-_NOT_IN_A_KERNEL = {"_ops.py", "build.py", "doctor.py", "profile.py", "timing.py"}
+_NOT_IN_A_KERNEL = {"_ops.py", "build.py", "conflicts.py", "doctor.py", "profile.py", "timing.py"}
 _REPO_ID = "{{ repo_id }}"  # as kernel-builder writes it in the templates of cards
 
 _LAYERS = """
