@@ -11,8 +11,8 @@ __all__ = ["Involution2d"]
 class Involution2d(christoph_reich.Involution2d):
     """The same layer as `christoph_reich.Involution2d`, with the same names of parameters and another signature.
 
-    In the CPU and CUDA kernels of Involution-PyTorch, the gradient of the input is wrong: it computes the column of an
-    output pixel from the row of the input pixel. Here it is right, so training continues differently.
+    In Involution-PyTorch, the gradient of the input is wrong: it computes the column of an output pixel from the row of
+    the input pixel. Here it is right, so training continues differently.
     """
 
     def __init__(
