@@ -433,6 +433,15 @@ def test_another_sigma_mapping():
     assert layer(torch.randn(1, 4, 6, 6)).shape == (1, 4, 6, 6)
 
 
+def test_the_running_statistics_of_reich():
+    """BatchNorm with a momentum of 0.3, of the input that is not projected."""
+    layer = christoph_reich.Involution2d(4, 8).train()
+    x = torch.randn(2, 4, 6, 6)
+    layer(x)
+    mean = convolution(x, dict(layer.named_parameters()), "reduce_mapping").mean((0, 2, 3))
+    torch.testing.assert_close(layer.sigma_mapping[0].running_mean, 0.3 * mean)
+
+
 def halved(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
     return output / 2
 
