@@ -16,8 +16,8 @@ class Inv2d(nn.Module):
 
         output[b, c, i, j] = sum over k, l of kernel[b, g(c), k, i, l] * unfolded[b, c, k, l, j]
 
-    for all columns l of the image. Its trained weights give their results with this sum only, so this layer computes it,
-    in plain PyTorch. To train a new network, use `involution.Involution2d`.
+    where l is a column of the kernels and a row of the image. Its trained weights give their results with this sum only,
+    so this layer computes it, in plain PyTorch. To train a new network, use `involution.Involution2d`.
 
     The kernels come from two 1x1 convolutions with biases, without anything between them.
 
