@@ -15,10 +15,12 @@ SOURCES = {CSRC / "involution2d_cpu.cpp", CSRC / "cpu/kernels.cpp", Path(__file_
 # Headers that are compiled here, and templates to instantiate, because only this shows what their bodies lack.
 COMPILED = {
     "checks.h": ["forward_geometry", "input_grad_geometry", "kernel_grad_geometry", "fused_geometry"],
+    "cpu/dots.h": ["forward_dots<float>"],
     "cpu/fused.h": ["forward_kernel<float>", "fused_kernel<float>"],
     "cpu/implementation.h": ["kKernels"],
     "cpu/input_grad.h": ["input_grad_kernel<float>"],
     "cpu/kernel_grad.h": ["kernel_grad_kernel<float>"],
+    "cpu/planes.h": ["forward_planes<float>"],
     "cpu/vectors.h": ["load_lanes<float, float>"],
     "schemas.h": ["define_operators"],
     "cuda/families.cuh": ["is_allowed", "record_family"],

@@ -1,10 +1,12 @@
 // The kernels for all dtypes, in anonymous namespaces: each file that includes this header compiles its own copy.
 #pragma once
 
+#include "dots.h"
 #include "forward.h"
 #include "fused.h"
 #include "input_grad.h"
 #include "kernel_grad.h"
+#include "planes.h"
 
 namespace involution {
 namespace {
@@ -27,7 +29,12 @@ void with_scalar_type(Dtype dtype, const F& f) {
 void involution2d(const Geometry& g, const Tensor& input, const Tensor& kernel, const Epilogues& epilogues,
                   const Tensor& output, const Parallel& parallel) {
   with_scalar_type(input.dtype, [&](auto* type) {
-    forward_kernel<std::remove_pointer_t<decltype(type)>>(g, input, kernel, epilogues, output, parallel);
+    using scalar_t = std::remove_pointer_t<decltype(type)>;
+    const KernelTensor<scalar_t> layout(kernel);
+    const auto forward = planes_suit(g, layout) ? &forward_planes<scalar_t>
+                         : dots_suit(g, layout) ? &forward_dots<scalar_t>
+                                                : &forward_kernel<scalar_t>;
+    forward(g, input, kernel, epilogues, output, parallel);
   });
 }
 

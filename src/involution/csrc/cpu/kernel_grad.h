@@ -5,82 +5,13 @@
 // input is multiplied for two output rows.
 #pragma once
 
-#include "packing.h"
+#include "phases.h"
 
 namespace involution {
 namespace {
 
 // The taps of a kernel row that are computed together. The sums of two output rows fit into the 16 registers of AVX2.
 constexpr int kTapChunk = 7;
-
-// Packed rows of all channels of a group, [row][channel][phase][column]. The columns of an image row are sorted by
-// their remainder of the horizontal stride, their phase, so that the columns of neighboring output pixels are adjacent.
-struct PhaseRows {
-  int64_t columns, phase_step, channel_step, row_step;
-
-  explicit PhaseRows(const Geometry& g)
-      : columns(packed_columns(g)),
-        phase_step(ceil_div(columns, g.stride_w) + kLanes),  // Whole vectors of pixels are loaded.
-        channel_step(phase_step * g.stride_w),
-        row_step(channel_step * g.group_channels()) {}
-  int64_t at(const Geometry& g, int64_t column) const {
-    return column % g.stride_w * phase_step + column / g.stride_w;
-  }
-};
-
-// Packs up to `kLanes` pixels of `kLanes` adjacent channels into [channel][to_step]. The lanes after them become zeros.
-template <typename scalar_t, typename acc_t>
-INVOLUTION_NOINLINE void pack_transposed(acc_t* to, int64_t to_step, const scalar_t* from, int64_t stride_w,
-                                         int64_t pixels) {
-  Channels<acc_t> rows[kLanes];
-  INVOLUTION_UNROLL for (int t = 0; t < kLanes; ++t) {
-    rows[t] = t < pixels ? load_lanes<acc_t>(from + t * stride_w) : Channels<acc_t>{};
-  }
-  transpose<acc_t>(rows);
-  INVOLUTION_UNROLL for (int c = 0; c < kLanes; ++c) {
-    store(to + c * to_step, rows[c]);
-  }
-}
-
-// Packs pixels of a row into [channel][to_step], followed by up to `kLanes` - 1 zeros or unchanged values.
-template <typename scalar_t, typename acc_t>
-INVOLUTION_NOINLINE void pack_channels(acc_t* to, int64_t to_step, const scalar_t* from, int64_t stride_c,
-                                       int64_t stride_w, int64_t pixels, int64_t channels) {
-  const int64_t vectors = stride_c == 1 ? channels / kLanes * kLanes : 0;
-  for (int64_t p = 0; p < pixels && vectors > 0; p += kLanes) {
-    // All channels of a pixel are in few cache lines, which are far from those of the next pixel.
-    for (int64_t n = 0; n < kLanes; ++n) {
-      __builtin_prefetch(from + (p + 2 * kLanes + n) * stride_w);
-    }
-    const int64_t first = max(min(p, pixels - kLanes), 0);  // The last vector may overlap the one before.
-    for (int64_t c = 0; c < vectors; c += kLanes) {
-      pack_transposed(to + c * to_step + first, to_step, from + first * stride_w + c, stride_w, pixels - first);
-    }
-  }
-  for (int64_t c = vectors; c < channels; ++c) {
-    if (stride_w == 2) {
-      copy_half(to + c * to_step, from + c * stride_c, pixels);
-    } else {
-      copy(to + c * to_step, 1, from + c * stride_c, stride_w, pixels);
-    }
-  }
-}
-
-// Packs an image row of all channels of a group. If `from` is null, all values are zeros.
-template <typename scalar_t, typename acc_t>
-void pack_phases(const Geometry& g, const PhaseRows& rows, acc_t* to, const scalar_t* from, int64_t stride_c,
-                 int64_t stride_w) {
-  zero(to, rows.row_step);
-  const int64_t end = from ? min(g.padding_w + g.width, rows.columns) : 0;
-  for (int64_t phase = 0; phase < g.stride_w; ++phase) {
-    // The first column of this phase that is not padding.
-    const int64_t first = phase + max(ceil_div(g.padding_w - phase, g.stride_w), 0) * g.stride_w;
-    if (first < end) {
-      pack_channels(to + rows.at(g, first), rows.channel_step, from + (first - g.padding_w) * stride_w, stride_c,
-                    stride_w * g.stride_w, ceil_div(end - first, g.stride_w), g.group_channels());
-    }
-  }
-}
 
 // What the taps of `kLanes` neighboring pixels are computed from: packed rows of the input, and the output gradient,
 // [row][channel][pixel].
@@ -247,7 +178,7 @@ class KernelGradStrip {
         writers_{{g, grad_kernel}, {g, grad_kernel}} {
     zero(grad_.get(), 2 * grad_row_step_);
     for (int64_t v = 0; v < g.kernel_w; ++v) {
-      columns_.get()[v] = layout.at(g, v * g.dilation_w);
+      columns_.get()[v] = layout.at(v * g.dilation_w);
     }
     for (int64_t n = 0; n <= parts_; ++n) {
       part_begin_.get()[n] = n * g.kernel_w / parts_;
@@ -256,12 +187,8 @@ class KernelGradStrip {
 
   // Computes the output rows [first, last).
   void operator()(int64_t b, int64_t group, int64_t first, int64_t last) {
-    const int64_t channel = group * g_.group_channels(), rows = (last - first - 1) * g_.stride_h + g_.kernel_h;
-    for (int64_t q = 0; q < rows; ++q) {
-      pack_phases(g_, layout_, packed_.get() + q * layout_.row_step,
-                  x_.row(b, channel, first * g_.stride_h - g_.padding_h + q * g_.dilation_h), x_.stride_c,
-                  x_.stride_w);
-    }
+    const int64_t channel = group * g_.group_channels();
+    pack_strip(g_, layout_, packed_.get(), x_, b, channel, g_.group_channels(), first, last);
     for (int64_t i = first, count; i < last; i += count) {
       count = min(last - i, 2);
       for (int64_t r = 0; r < count; ++r) {
@@ -324,7 +251,7 @@ class KernelGradStrip {
 template <typename scalar_t>
 void kernel_grad_kernel(const Geometry& g, const Tensor& grad_output, const Tensor& input, const Tensor& grad_kernel,
                         const Parallel& parallel) {
-  const PhaseRows layout(g);
+  const PhaseRows layout(g, g.group_channels(), g.stride_w);
   const Strips strips(g, layout.row_step * sizeof(opmath_t<scalar_t>), 1);
   parallel_for(parallel, g.batch * strips.count * g.groups, [&](int64_t begin, int64_t end) {
     KernelGradStrip<scalar_t> compute(g, layout, strips.packed_rows(g), grad_output, input, grad_kernel);

@@ -46,11 +46,12 @@ struct Block {
 // A kernel (B, G, Kh, Kw, H', W').
 template <typename scalar_t>
 struct KernelTensor {
-  const scalar_t* data;
+  const scalar_t *data, *last;  // the first and the last value
   int64_t stride_b, stride_g, stride_u, stride_v, stride_h, stride_w, kernel_h, kernel_w, taps;
 
   explicit KernelTensor(const Tensor& t)
       : data(static_cast<const scalar_t*>(t.data)),
+        last(data),
         stride_b(t.strides[0]),
         stride_g(t.strides[1]),
         stride_u(t.strides[2]),
@@ -60,12 +61,18 @@ struct KernelTensor {
         kernel_h(t.sizes[2]),
         kernel_w(t.sizes[3]),
         taps(kernel_h * kernel_w) {
+    for (int n = 0; n < 6; ++n) {
+      last += (t.sizes[n] - 1) * t.strides[n];
+    }
     if (kernel_w == 1) {
       stride_v = stride_u;  // Then all taps are one stride apart.
     }
     if (kernel_h == 1) {
       stride_u = kernel_w * stride_v;
     }
+  }
+  bool has_adjacent_taps() const {
+    return has_one_tap_stride() && (stride_v == 1 || taps == 1);
   }
   bool has_one_tap_stride() const {
     return stride_u == kernel_w * stride_v;
@@ -82,8 +89,7 @@ class PixelKernels {
  public:
   explicit PixelKernels(const Tensor& t)
       : kernel_(t),
-        in_place_(std::is_same_v<scalar_t, acc_t> && kernel_.has_one_tap_stride() &&
-                  (kernel_.stride_v == 1 || kernel_.taps == 1)),
+        in_place_(std::is_same_v<scalar_t, acc_t> && kernel_.has_adjacent_taps()),
         copy_(in_place_ ? 0 : 2 * kTile * kernel_.taps) {}
 
   void start(int64_t b, int64_t group, const Block& block) {

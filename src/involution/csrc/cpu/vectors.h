@@ -257,6 +257,20 @@ INVOLUTION_NOINLINE void planes_from_pixels(acc_t* to, int64_t to_step, const sc
   }
 }
 
+// The sums of the lanes of `kLanes` vectors. Overwrites them.
+template <typename acc_t, int width = kLanes / 2>
+inline Channels<acc_t> sum_lanes(Channels<acc_t>* rows) {
+  exchange<width, acc_t>(rows, std::make_integer_sequence<int, kLanes>{});
+  INVOLUTION_UNROLL for (int r = 0; r < width; ++r) {
+    rows[r] += rows[r + width];
+  }
+  if constexpr (width > 1) {
+    return sum_lanes<acc_t, width / 2>(rows);
+  } else {
+    return rows[0];
+  }
+}
+
 template <typename acc_t>
 class Buffer {
  public:
