@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+import uninitialized
 from cases import DTYPES, TOLERANCE, Case, cases, check_operators, num_threads, plain_involution
 from involution import extension, involution2d, reference, show_config
 
@@ -40,6 +41,39 @@ def test_compiled_matches_definition(threads):
 
     with num_threads(threads):
         check()
+
+
+# Windows that are wider than a vector, rows and channels that end within one, and more channels than are packed together.
+@pytest.mark.parametrize(
+    "groups, group_channels, size, kernel_size, stride, dilation",
+    [
+        (40, 1, (9, 8), (7, 7), (1, 1), (1, 1)),
+        (37, 1, (11, 19), (3, 3), (2, 2), (1, 1)),
+        (21, 2, (8, 19), (3, 5), (2, 1), (1, 1)),
+        (5, 4, (10, 37), (9, 9), (1, 2), (1, 1)),
+        (3, 4, (6, 20), (8, 4), (1, 1), (1, 1)),
+        (2, 3, (23, 33), (5, 17), (1, 1), (1, 1)),
+        (9, 1, (12, 25), (2, 3), (2, 3), (2, 3)),
+        (9, 2, (12, 35), (7, 16), (1, 3), (1, 2)),
+        (8, 1, (3, 1), (3, 1), (1, 1), (1, 1)),
+        (70, 1, (5, 5), (1, 1), (1, 1), (1, 1)),
+    ],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layouts", [("channels_last",) * 2, ("contiguous",) * 2, ("contiguous", "channels_last")])
+def test_small_groups(groups, group_channels, size, kernel_size, stride, dilation, dtype, layouts):
+    padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel_size, dilation))
+    case = Case(2, groups, group_channels, size, kernel_size, stride, padding, dilation, dtype, *layouts)
+    check_operators(torch.ops.involution, case)
+
+
+@pytest.mark.skipif(not uninitialized.IS_SUPPORTED, reason="needs glibc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous_format", "channels_last"])
+def test_small_groups_read_no_uninitialized_memory(layout, dtype):
+    image = f"dtype={dtype}).to(memory_format=torch.{layout})"
+    kernel = f"torch.ones(1, 13 * 49, 7, 11, {image}.unflatten(1, (13, 7, 7))"
+    uninitialized.check_not_read(f"torch.ones(1, 13, 7, 11, {image}, {kernel}", "involution.involution2d(*arguments)")
 
 
 @given(cases())
