@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 from compilers import quick_compiler
+from shared import shared_folder
 
 
 @pytest.fixture(scope="package")
 def repository(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("kernel_hub")
+    return shared_folder(tmp_path_factory, "kernel_hub", write_repository) / "elsewhere"
+
+
+def write_repository(folder: Path) -> None:
     output, neighbor = folder / "involution", folder / ".involution.new"
     (folder / "elsewhere").mkdir()
     output.symlink_to("elsewhere")  # must not be replaced, because it could be a mount point
@@ -27,7 +31,6 @@ def repository(tmp_path_factory) -> Path:
     assert {path.name for path in folder.iterdir()} <= names
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 1 and "which is not empty" in again.stderr
-    return folder / "elsewhere"
 
 
 @pytest.fixture(scope="package")
