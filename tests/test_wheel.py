@@ -197,13 +197,35 @@ print(involution.show_config())
     assert "cpu: to be compiled at first use" in run(environment, tmp_path, code, library, prefix=prefix, **compiler)
 
 
-# A stand-in for the sources, which compiles in a second.
-STAND_IN = """
-import sys
+# Every step is a process of its own, which does not import torch again. It uses a stand-in for the sources, which
+# compiles in a second.
+STEPS = """
+import os, sys
 from pathlib import Path
 import torch, involution
 from involution import extension, libraries
-libraries.CSRC = Path(sys.argv[1])
+libraries.CSRC, one = Path(sys.argv[1]), {"INVOLUTION_COMPILE": "1", "TORCH_EXTENSIONS_DIR": sys.argv[2]}
+
+def in_a_process(function, **environment):
+    if (process := os.fork()) == 0:
+        os.environ.update(environment)
+        print(function(), flush=True)
+        os._exit(0)
+    assert os.waitpid(process, 0)[1] == 0
+
+def loaded():
+    extension.load("cpu")
+    return extension._loaded["cpu"]
+
+def planned():
+    return involution.show_config().splitlines()[1]
+
+in_a_process(planned)
+in_a_process(loaded)
+in_a_process(planned, **one)
+in_a_process(loaded, **one)
+in_a_process(lambda: extension.build("cpu"))
+in_a_process(loaded)
 """
 
 
@@ -216,14 +238,9 @@ def test_a_library_for_this_machine_is_preferred(environment, tmp_path):
         (sources / "cpu").mkdir(exist_ok=True)
         (sources / "cpu" / f"{name}.cpp").touch()
     compiler = {"PATH": os.environ["PATH"], "CXX": "c++"}
-    show = STAND_IN + "print(involution.show_config())"
-    load = STAND_IN + "extension.load('cpu'); print(extension._loaded['cpu'])"
-
-    packaged = "compiled, came with the package, not loaded yet"
-    assert f"cpu: {packaged}" in run(environment, tmp_path, show, sources, **compiler)
-    assert run(environment, tmp_path, load, sources, **compiler).endswith("involution/lib/involution_cpu.so\n")
-    compiler_and_variable = {**compiler, "INVOLUTION_COMPILE": "1", "TORCH_EXTENSIONS_DIR": str(tmp_path / "one")}
-    assert "cpu: to be compiled" in run(environment, tmp_path, show, sources, **compiler_and_variable)
-    assert run(environment, tmp_path, load, sources, **compiler_and_variable).startswith(str(tmp_path / "one"))
-    built = run(environment, tmp_path, STAND_IN + "print(extension.build('cpu'))", sources, **compiler)
-    assert built.startswith(str(tmp_path / "cache")) and run(environment, tmp_path, load, sources) == built
+    output = run(environment, tmp_path, STEPS, sources, tmp_path / "one", **compiler)
+    packaged, at_first, to_compile, compiled, built, at_last = output.splitlines()
+    assert "cpu: compiled, came with the package, not loaded yet" in packaged
+    assert at_first.endswith("involution/lib/involution_cpu.so")
+    assert "cpu: to be compiled" in to_compile and compiled.startswith(str(tmp_path / "one"))
+    assert built.startswith(str(tmp_path / "cache")) and at_last == built

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,17 +18,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from hub_client import HubClient
 from hub_server import HubServer
 from processes import Training
 
 
-LAUNCH = [
-    *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"),
-    *("--mixed_precision", "no", "--dynamo_backend", "no"),
-]
-SCRIPT = "training/train.py"
-# The tests run side by side, one thread each.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+TRAIN = "import sys\nfrom rednet.training.train import main\nmain(sys.argv[1:])"  # for `HubClient.run`
 
 
 def command(options_file: Path, output_dir: Path, *more: str) -> list[str]:
@@ -97,38 +89,29 @@ def test_leaves_complete_hub_folders(trained, options, which):
 
 
 def test_a_finished_run_is_not_trained_again(root, trained, options):
-    """With accelerate launch."""
     before, log = (trained / "last/model.safetensors").read_bytes(), read_log(trained)
-    arguments = [*LAUNCH, SCRIPT, *command(options[0], trained, "--dataloader_num_workers", "1")]
-    result = subprocess.run(arguments, cwd=root, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0 and "Resuming from step 280" in result.stdout
+    code, text = run(root, trained, command(options[0], trained, "--dataloader_num_workers", "1"))
+    assert code == 0 and "Resuming from step 280" in text
     assert (trained / "last/model.safetensors").read_bytes() == before and read_log(trained) == log
 
 
-def test_pushes_the_last_model(root, trained, options, tmp_path):
+def test_pushes_the_last_model(trained, options, tmp_path):
     """The command of a finished run pushes it. A bad token ends it before it computes; a failed push loses nothing."""
     arguments = command(options[0], trained, "--push_to_hub", "--hub_model_id", "user/digits")
     arguments += ["--hub_revision", "v1", "--hub_private_repo", "true"]
 
-    def push(home: str, **more: str) -> subprocess.CompletedProcess:
-        environment = ENVIRONMENT | hub.environment(tmp_path / home, **more)
-        return subprocess.run(
-            [sys.executable, SCRIPT, *arguments], cwd=root, env=environment, capture_output=True, text=True
-        )
-
     before = (trained / "last/model.safetensors").read_bytes()
-    with HubServer() as hub:
+    with HubServer() as hub, HubClient(hub, tmp_path / "home") as client:
         hub.tokens["hf_read"] = "read"
-        refused = push("reader", token="hf_read")
-        assert refused.returncode == 1 and "--push_to_hub: this Hub token may only read" in refused.stderr
+        refused = client.run(TRAIN, *arguments, token="hf_read")
+        assert refused.status == 1 and "--push_to_hub: this Hub token may only read" in refused.output
         hub.fail("/commit/")
-        failed = push("failed")
+        failed = client.run(TRAIN, *arguments)
         repeat = f"python -m rednet.hub push {trained}/last user/digits --private --revision v1\n"
-        assert failed.returncode == 1 and failed.stderr.endswith(repeat)
+        assert failed.status == 1 and failed.output.endswith(repeat)
         assert (trained / "last/model.safetensors").read_bytes() == before and len(hub.commits("user/digits")) == 1
         hub.recover()
-        result = push("pushed")
-        assert result.returncode == 0 and f"{hub.url}/user/digits/tree/v1\n" in result.stdout, result.stderr
+        assert f"{hub.url}/user/digits/tree/v1\n" in client.output(TRAIN, *arguments)
         assert hub.repos["user/digits"].private and len(hub.commits("user/digits")) == 1
         files = hub.files("user/digits", "v1")
         assert len(hub.commits("user/digits", "v1")) == 2 and files["model.safetensors"] == before

@@ -2,11 +2,9 @@
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import rednet.checkpoints.download as downloads
 from rednet.checkpoints.download import PUBLISHED, download, locate
 
 from file_server import FileServer
+from processes import Training
 
 
 CONTENT = b"\x80\x04" + os.urandom(1 << 20)
@@ -110,17 +109,16 @@ def test_parts_of_two_versions_are_not_joined(server, url, cache, monkeypatch):
     assert download(url).read_bytes() == other
 
 
-def test_a_killed_download_resumes(server, url, cache):
+def start(root: Path, tmp_path: Path, url: str, number: int = 0) -> Training:
+    """A process that downloads a file, in the environment of the fixture `cache`."""
+    environment = {"TORCH_HOME": os.environ["TORCH_HOME"], "NO_PROXY": os.environ["NO_PROXY"]}
+    return Training(root, tmp_path / f"output-{number}.txt", [url], "download_file", **environment)
+
+
+def test_a_killed_download_resumes(root, server, url, cache, tmp_path):
     """The first process is killed in the middle of a file that arrives slowly."""
     server.files["/dygraph/RedNet26.pdparams"] = whole = CONTENT * 64
-    program = f"from rednet.checkpoints.download import download\ndownload({url!r})"
-    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not any(path.stat().st_size for path in partial_files(cache)):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    start(root, tmp_path, url).kill_when(lambda: any(path.stat().st_size for path in partial_files(cache)))
     started = [path.stat().st_size for path in partial_files(cache)]
     before = len(server.log)
     assert download(url).read_bytes() == whole
@@ -190,10 +188,9 @@ def test_proxies_of_the_environment_are_used(server, cache, tmp_path):
     assert "\nRedNet26.pdparams: 100%" in result.stderr  # the progress bar
 
 
-def test_processes_that_start_together_download_once(server, url):
-    program = f"from rednet.checkpoints.download import download\ndownload({url!r})"
-    processes = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
-    assert [process.wait() for process in processes] == [0, 0]
+def test_processes_that_start_together_download_once(root, server, url, tmp_path):
+    processes = [start(root, tmp_path, url, number) for number in range(2)]
+    assert [process.wait() for process in processes] == [0, 0], [process.text() for process in processes]
     assert [logged.method for logged in server.log] == ["HEAD", "GET"]
 
 
