@@ -345,7 +345,7 @@ def test_exports_by_tracing_as_torchvisions_detectors(tmp_path):
 
 
 def test_finds_and_outlines_the_coins_it_was_shown():
-    """Mask R-CNN with involutions in backbone, neck and heads, from random weights in 120 steps."""
+    """Mask R-CNN with involutions in backbone, neck and heads, from random weights in 120 steps of one picture."""
     model = small_detector(
         maskrcnn_rednet_fpn,
         "involution",
@@ -360,8 +360,8 @@ def test_finds_and_outlines_the_coins_it_was_shown():
         box_batch_size_per_image=48,
         box_positive_fraction=0.5,
     )
-    pictures, targets = pictures_and_targets()
-    assert [len(target["boxes"]) for target in targets] == [6, 6]
+    pictures, targets = (both[:1] for both in pictures_and_targets())
+    assert [len(target["boxes"]) for target in targets] == [6]
     steps, rate = 120, 3e-3
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     schedule = OneCycleLR(optimizer, rate, total_steps=steps)

@@ -100,7 +100,7 @@ for channels_last in (False, True):
     for stride in (1, 2, 3):
         pair = make(stride, (4, 5), channels_last)
         assert torch.autograd.gradcheck(lambda *p: ours(*p, stride), pair)
-        assert torch.autograd.gradgradcheck(lambda *p: ours(*p, stride), pair)
+        assert torch.autograd.gradgradcheck(lambda *p: ours(*p, stride), pair, fast_mode=stride > 1 or channels_last)
         close(value_and_gradients(lambda *p: ours(*p, stride), pair),
               value_and_gradients(lambda *p: exact(*p, stride), pair))
     for dtype in (torch.float16, torch.bfloat16):

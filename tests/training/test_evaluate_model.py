@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import rednet
 import torch
@@ -91,8 +92,15 @@ def test_files_that_a_runtime_cannot_run_are_refused(arguments, words, digits, f
 
 
 def test_a_file_with_other_classes_is_refused(digits, folder, tmp_path):
-    other = rednet.RedNetForImageClassification(rednet.RedNetConfig(hidden_sizes=[64], depths=[1], num_labels=3))
-    export_model(other.eval(), tmp_path / "other.onnx", "onnx")
+    """The mean of each color as logits: a model of three classes."""
+    images, logits = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("pixel_values", ["batch", 3, "height", "width"]), ("logits", ["batch", 3]))
+    )
+    mean = onnx.helper.make_node("ReduceMean", ["pixel_values"], ["logits"], axes=[2, 3], keepdims=0)
+    graph = onnx.helper.make_graph([mean], "other", [images], [logits])
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "other.onnx")
     arguments = ["--runtime", "onnxruntime", "--exported_file", str(tmp_path / "other.onnx")]
     with pytest.raises(SystemExit, match=r"returns \(1, 3\) for a picture, expected logits of shape \(1, 10\)"):
         main([*options(digits, folder, tmp_path / "run"), *arguments])
@@ -120,8 +128,8 @@ def folder(digit_images, tmp_path_factory):
     names = NAMES[::-1]
     config = rednet.RedNetConfig(
         embedding_size=32,
-        hidden_sizes=[64, 128],
-        depths=[1, 1],
+        hidden_sizes=[64],
+        depths=[1],
         stem_stride=1,
         id2label=dict(enumerate(names)),
         label2id={name: n for n, name in enumerate(names)},

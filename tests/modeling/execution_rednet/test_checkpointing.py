@@ -50,7 +50,7 @@ def test_gradient_checkpointing_inside_of_another_model():
 
 def test_gradient_checkpointing_under_compile():
     images, labels = random_images(2, 3, 48, 48), torch.tensor([1, 2])
-    plain, checkpointed = small_model(), small_model()
+    plain, checkpointed = (small_model(hidden_sizes=[64], depths=[1]) for _ in range(2))
     enable_checkpointing(checkpointed, use_reentrant=False)
     compiled = torch.compile(checkpointed.train(), backend="aot_eager")
     compiled(images, labels=labels).loss.backward()

@@ -57,10 +57,10 @@ def assert_float32_of(result: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.fixture(scope="module")
-def rednet(root, tmp_path_factory) -> tuple[RedNetForImageClassification, Path]:
-    """RedNet-26, and the ONNX file that the command made of its folder."""
-    folder = tmp_path_factory.mktemp("rednet-26")
-    config = RedNetConfig.from_dict(json.loads((root / "configs/models/rednet-26.json").read_text()))
+def rednet(tmp_path_factory) -> tuple[RedNetForImageClassification, Path]:
+    """A RedNet of four stages, and the ONNX file that the command made of its folder."""
+    folder = tmp_path_factory.mktemp("rednet")
+    config = RedNetConfig(depths=[1] * 4, hidden_sizes=[64, 128, 256, 512], embedding_size=32, num_labels=1000)
     model = trained(RedNetForImageClassification(config))
     model.save_pretrained(folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -83,7 +83,7 @@ def test_onnx_has_standard_nodes_and_names(rednet):
     assert not list(rednet[1].parent.glob("*.new*"))
 
 
-SHAPES = [(1, 3, 224, 224), (8, 3, 224, 224), (1, 3, 197, 251), (3, 3, 63, 100), (2, 3, 33, 32), (1, 3, 9, 7)]
+SHAPES = [(1, 3, 224, 224), (8, 3, 112, 112), (1, 3, 197, 251), (3, 3, 63, 100), (2, 3, 33, 32), (1, 3, 9, 7)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -128,6 +128,8 @@ for picture, maps in zip(pictures, expected, strict=True):
         for found, exact in zip(run(picture)[0], maps, strict=True):
             assert found.dtype == torch.float32
             torch.testing.assert_close(found.double(), exact, rtol=0, atol=tolerance * exact.abs().max())
+for run in (program, package):
+    assert [tuple(maps.shape[:2]) for maps in run(torch.zeros(0, 3, 64, 64))[0]] == [(0, 64), (0, 128)]
 assert not {"transformers", "rednet"} & set(sys.modules)
 """
 
