@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++
 @pytest.fixture(scope="module")
 def model() -> RedNetForImageClassification:
     torch.manual_seed(0)
-    config = RedNetConfig(depths=[1, 1], hidden_sizes=[64, 128], embedding_size=32, num_labels=10)
+    config = RedNetConfig(depths=[1], hidden_sizes=[64], embedding_size=32, num_labels=10)
     model = RedNetForImageClassification(config)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # no residual branch is zero
