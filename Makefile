@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo app test docs-test wheel bench gpu clean
+.PHONY: demo app test test-all docs-test wheel bench gpu clean
 
 # Trains a small RedNet on Fashion-MNIST, saves it as a Hub folder, loads it again and classifies pictures.
 demo: $(VENV)/installed
@@ -21,7 +21,11 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	find docs src tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' | \
 		xargs $(BIN)/clang-format --dry-run --Werror
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 25
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25 $(TESTS)
+
+# And the tests that are marked slow, which repeat on a larger scale what another test proves.
+test-all:
+	$(MAKE) test TESTS=--slow
 
 # Runs every snippet and command of README.md and docs, with small models and data: about 6 minutes on two cores.
 docs-test: $(VENV)/installed
@@ -48,11 +52,12 @@ bench: $(VENV)/installed
 gpu: $(VENV)/installed
 	$(BIN)/python benchmarks/gpu.py $(if $(QUICK),--quick)
 
+# Without --no-compile, pip would compile 20,000 Python files, of which most are never imported.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is required, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): about 5 GB with the CUDA libraries of torch, a few minutes"
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:
