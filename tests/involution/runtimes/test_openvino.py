@@ -70,7 +70,7 @@ def test_involution2d_matches_the_definition(runtime):
     @given(cases())
     @example(PAPER_CASE)
     @example(ODD_CASE)
-    @settings(max_examples=40)
+    @settings(max_examples=15)
     def check(case):
         input, kernel, _ = case.tensors()
         expected = plain_involution(input.double(), kernel.double(), *case.window)
@@ -87,7 +87,7 @@ def test_involution2d_fused_matches_the_definition(runtime):
     @given(cases(tuple(dtypes)), st.sampled_from([16, 1, 5, 40]), st.booleans(), st.booleans())
     @example(PAPER_CASE, 64, True, True)
     @example(ODD_CASE, 16, True, False)
-    @settings(max_examples=40)
+    @settings(max_examples=15)
     def check(case, hidden, affine, relu):
         case = dataclasses.replace(case, input_layout="contiguous")  # the only layout of the result
         check_fused(runtime, case, hidden, affine, relu)
