@@ -369,15 +369,20 @@ def run(folder: Path, *arguments: str | Path, **environment: str) -> subprocess.
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | environment)
 
 
-def test_command(root, authors_rednet26, tmp_path):
+def test_command(root, authors_rednet26, tmp_path, monkeypatch):
     torch.save({key: value.float() for key, value in authors_rednet26.items()}, tmp_path / "rednet26.pth")
     arguments = ["--checkpoint", "rednet26.pth", "--output_dir"]
-    wrong = run(tmp_path, *arguments, "out", "--config", root / "configs/models/rednet-50.json")
-    assert wrong.returncode == 1 and "depths is [3, 4, 6, 3] in the configuration, [1, 2, 4, 1] in" in wrong.stderr
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/README.md").write_text("keep")
-    occupied = run(tmp_path, *arguments, "mine")
-    assert occupied.returncode == 1 and "not a folder of a saved RedNet, but has README.md" in occupied.stderr
+    other = str(root / "configs/models/rednet-50.json")
+    monkeypatch.chdir(tmp_path)
+    for more, message in (
+        (["out", "--config", other], "depths is [3, 4, 6, 3] in the configuration, [1, 2, 4, 1] in"),
+        (["mine"], "not a folder of a saved RedNet, but has README.md"),
+    ):
+        monkeypatch.setattr("sys.argv", ["convert", *arguments, *more])
+        with pytest.raises(SystemExit, match=re.escape(message)):
+            main()
     assert (tmp_path / "mine/README.md").read_text() == "keep"
     result = run(tmp_path, *arguments, "out", "--config", root / "configs/models/rednet-26.json", "--check")
     assert result.returncode == 0, result.stderr
