@@ -73,6 +73,7 @@ def test_the_sdist_has_what_the_repository_has(root, unpacked):
         "benchmarks",
         "configs",
         "docs",
+        "examples",
         "hub_cards",
         "modeling",
         "src/involution",

@@ -26,7 +26,7 @@ from remote import WITHOUT_PACKAGES
 
 
 CLASSES = ["coin", "flower", "temple"]
-LINKS = ("app", "benchmarks", "configs", "hub_cards", "modeling", "src", "training", "Makefile")
+LINKS = ("app", "benchmarks", "configs", "examples", "hub_cards", "modeling", "src", "training", "Makefile")
 # The quick pages ask for outputs/demo only. These options make a run of seconds.
 DEMO = [
     "--max_train_samples",

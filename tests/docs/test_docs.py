@@ -57,6 +57,9 @@ SHORTER = {
     "train_detection": f"{FEW_STEPS} --min_size 64 --max_size 96 --channels 32",
     "finetune": f"{FEW_IMAGES} --num_train_epochs 1 --warmup_steps 0 --image_size 64",
     "evaluate_model": "--dataloader_num_workers 0",
+    "resnet18": "--epochs 1",
+    "guided_filter": "--steps 2",
+    "volume": "--steps 2",
     "ablate": "--axes kernel_size=3 --seeds 0 --options max_train_samples=64 per_device_train_batch_size=16 "
     "num_warmup_steps=0 num_train_epochs=1",
 }
@@ -118,7 +121,7 @@ def shorten(words: list[str], output_dir: str) -> str:
     command = shlex.join(words)
     for large, small in SMALLER.items():
         command = command.replace(large, small)
-    script = re.search(r"training[./](\w+)(\.py)?\b", command)
+    script = re.search(r"(?:training|examples)[./](\w+)(\.py)?\b", command)
     if script and script[1] in SHORTER:
         command += f" {SHORTER[script[1]]}"
         if "--output_dir" not in words:

@@ -1,0 +1,23 @@
+"""How the examples write their results."""
+
+import json
+import os
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rednet.training.figures.style import look
+from rednet.training.utils.files import write_json
+
+
+__all__ = ["look", "save"]
+
+
+def save(folder: Path, name: str, figure: Figure, numbers: dict) -> None:
+    """Writes name.webp and name.json, each to a temporary path that is then renamed, and prints the numbers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = folder / f"{name}.webp"
+    temporary = picture.with_name(f".{os.getpid()}.{picture.name}")  # the suffix is the format
+    figure.savefig(temporary, dpi=100, pil_kwargs={"quality": 80})
+    temporary.replace(picture)
+    write_json(folder / f"{name}.json", numbers)
+    print(json.dumps(numbers, indent=2), picture, sep="\n")
