@@ -131,9 +131,13 @@ def draw(curves: dict[str, dict], images: Tensor, kernels: Tensor) -> Figure:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=4, help="default: %(default)s")
+    parser.add_argument(
+        "--train_pictures", type=int, default=1437, help="at most, and at least 64 (default: %(default)s)"
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/examples"), help="default: %(default)s")
     options = parser.parse_args(arguments)
-    pictures = load_pictures()
+    images, labels, *test = load_pictures()
+    pictures = [images[: options.train_pictures], labels[: options.train_pictures], *test]
     torch.manual_seed(0)
     networks = {
         "ResNet-18": resnet18(num_classes=10),

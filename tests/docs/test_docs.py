@@ -57,7 +57,7 @@ SHORTER = {
     "train_detection": f"{FEW_STEPS} --min_size 64 --max_size 96 --channels 32",
     "finetune": f"{FEW_IMAGES} --num_train_epochs 1 --warmup_steps 0 --image_size 64",
     "evaluate_model": "--dataloader_num_workers 0",
-    "resnet18": "--epochs 1",
+    "resnet18": "--epochs 1 --train_pictures 256",
     "guided_filter": "--steps 2",
     "volume": "--steps 2",
     "ablate": "--axes kernel_size=3 --seeds 0 --options max_train_samples=64 per_device_train_batch_size=16 "

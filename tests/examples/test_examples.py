@@ -53,7 +53,7 @@ def test_the_replaced_network_learns():
 
 
 def test_resnet18(run):
-    results = run(resnet18, "--epochs", "1")
+    results = run(resnet18, "--epochs", "1", "--train_pictures", "256")
     original, involution = results["ResNet-18"], results["with involution"]
     assert original["parameters"] == 11_181_642  # torchvision's 11,689,512 with 10 classes in place of 1,000
     assert involution["parameters"] < original["parameters"]
