@@ -136,6 +136,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/examples"), help="default: %(default)s")
     options = parser.parse_args(arguments)
+    if options.train_pictures < 64:
+        parser.error(f"--train_pictures is {options.train_pictures}, expected at least 64, the size of a batch")
     images, labels, *test = load_pictures()
     pictures = [images[: options.train_pictures], labels[: options.train_pictures], *test]
     torch.manual_seed(0)
