@@ -94,8 +94,9 @@ class Benchmark:
         batch = self.options.batch_size
         models = networks(self.device, torch.bfloat16)
         images = self.images(batch, torch.bfloat16)
-        sides = {name: infer(models[name].eval(), images) for name in (OURS, *PEERS)}
-        self.row("inference, eager, bfloat16", batch, median_seconds(sides, self.options.repeats))
+        for some in (images[:1], images):
+            sides = {name: infer(models[name].eval(), some) for name in (OURS, *PEERS)}
+            self.row("inference, eager, bfloat16", len(some), median_seconds(sides, self.options.repeats))
         if self.device == "cuda":
             sides = {name: infer(torch.compile(models[name], dynamic=False), images) for name in (OURS, *PEERS)}
             self.row("inference, compiled, bfloat16", batch, median_seconds(sides, self.options.repeats))
