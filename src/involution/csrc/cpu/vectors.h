@@ -136,17 +136,22 @@ inline void store_first(scalar_t* p, const Channels<opmath_t<scalar_t>>& value, 
 // Copies `count` values with given strides, as another type.
 template <typename To, typename From>
 inline void copy(To* to, int64_t to_step, const From* from, int64_t from_step, int64_t count) {
+  int64_t n = 0;
   if (to_step == 1 && from_step == 1) {
     if constexpr (std::is_same_v<To, From>) {
       std::memcpy(to, from, count * sizeof(To));
       return;
+    } else if constexpr (std::is_same_v<To, opmath_t<From>>) {
+      for (; n + kLanes <= count; n += kLanes) {
+        store(to + n, load_lanes<To>(from + n));
+      }
+    } else if constexpr (std::is_same_v<From, opmath_t<To>>) {
+      for (; n + kLanes <= count; n += kLanes) {
+        store_lanes(to + n, load<Channels<From>>(from + n));
+      }
     }
-    for (int64_t n = 0; n < count; ++n) {
-      to[n] = static_cast<To>(from[n]);
-    }
-    return;
   }
-  for (int64_t n = 0; n < count; ++n) {
+  for (; n < count; ++n) {
     to[n * to_step] = static_cast<To>(from[n * from_step]);
   }
 }
