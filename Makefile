@@ -27,7 +27,7 @@ test: $(VENV)/installed
 test-all:
 	$(MAKE) test TESTS=--slow
 
-# Runs every snippet and command of README.md and docs, with small models and data: about 6 minutes on two cores.
+# Runs every snippet and command of README.md and docs, with small models and data: about 15 minutes on two cores.
 docs-test: $(VENV)/installed
 	$(BIN)/python -m pytest tests/docs --all-snippets -n 2
 
