@@ -123,7 +123,7 @@ class PixelKernels {
 
  private:
   // From this distance of the kernels of neighboring pixels on, the next tile is prefetched.
-  static constexpr int64_t kPrefetched = 256;
+  static constexpr int64_t kPrefetched = 64;
 
   const KernelTensor<scalar_t> kernel_;
   const bool in_place_;
