@@ -3,14 +3,13 @@
 import gzip
 import io
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
 from huggingface_hub import HfApi
 from PIL import Image as PILImage
+from rednet.training.data.debian import DATA_DIRECTORY, debian_files
 
 
 FASHION_MNIST = "zalando-datasets/fashion_mnist"
@@ -28,7 +27,6 @@ FASHION_MNIST_CLASSES = [
 ]
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FILES = Path("usr/share/datasets/fashion-mnist")
-DATA_DIRECTORY = Path("outputs/data")
 
 
 def load_fashion_mnist() -> DatasetDict:
@@ -46,7 +44,12 @@ def load_fashion_mnist() -> DatasetDict:
         return load_dataset(FASHION_MNIST)
     except Exception as error:
         print(f"Cannot load Fashion-MNIST from the Hub ({type(error).__name__}), falling back to the Debian package")
-    files = _debian_files()
+    files = debian_files(DEBIAN_PACKAGE, DEBIAN_FILES)
+    if files is None:
+        raise FileNotFoundError(
+            f"Fashion-MNIST is not available. Connect this machine to the Hugging Face Hub ({FASHION_MNIST}), or install "
+            f"the Debian package {DEBIAN_PACKAGE} (its files are in /{DEBIAN_FILES})"
+        )
     features = Features({"image": Image(), "label": ClassLabel(names=FASHION_MNIST_CLASSES)})
     dataset = DatasetDict()
     for split, prefix in (("train", "train"), ("test", "t10k")):
@@ -58,36 +61,6 @@ def load_fashion_mnist() -> DatasetDict:
     dataset.save_to_disk(temporary)
     temporary.rename(folder)
     return load_from_disk(folder)
-
-
-def _debian_files() -> Path:
-    """The folder of the package's files: that of the installed package, or one unpacked in outputs/data."""
-    installed, unpacked = Path("/") / DEBIAN_FILES, DATA_DIRECTORY / DEBIAN_FILES
-    if installed.is_dir():
-        return installed
-    if not unpacked.is_dir() and shutil.which("apt-get") and shutil.which("dpkg"):
-        _download_debian_package()
-    if not unpacked.is_dir():
-        raise FileNotFoundError(
-            f"Fashion-MNIST is not available. Connect this machine to the Hugging Face Hub ({FASHION_MNIST}), or install "
-            f"the Debian package {DEBIAN_PACKAGE} (its files are in {installed})"
-        )
-    return unpacked
-
-
-def _download_debian_package() -> None:
-    """Downloads the package and unpacks it in outputs/data, without root permissions. If the machine has no package
-    lists, it downloads them to outputs/data as well."""
-    lists = (DATA_DIRECTORY / "apt").resolve()
-    (lists / "partial").mkdir(parents=True, exist_ok=True)
-    own_lists = ["-o", f"Dir::State::Lists={lists}"]
-    for commands in ([["download"]], [[*own_lists, "update"], [*own_lists, "download"]]):
-        for command in commands:
-            package = [DEBIAN_PACKAGE] if command[-1] == "download" else []
-            subprocess.run(["apt-get", "-qq", *command, *package], cwd=DATA_DIRECTORY, stderr=subprocess.DEVNULL)
-        if archives := sorted(DATA_DIRECTORY.glob(f"{DEBIAN_PACKAGE}_*.deb")):
-            subprocess.run(["dpkg", "-x", str(archives[-1]), str(DATA_DIRECTORY)])
-            break
 
 
 def _read_idx(path: Path) -> np.ndarray:
