@@ -1,9 +1,10 @@
-"""Runs a study of RedNet's architecture: changes one value at a time, and repeats every run with several seeds.
+"""Runs a study of RedNet's architecture: changes one value at a time, or compares models. Every run is repeated with
+several seeds.
 
     python training/ablate.py --config configs/ablations/fashion_mnist.yaml
 
 It writes a folder for every run of train.py to `output_dir`, `runs.csv` with one row for each, `summary.md` and
-`summary.csv` with mean and standard deviation over the seeds, and `ablation.svg` and `.png`. The same command resumes an
+`summary.csv` with means, standard errors and times, and `ablation.svg` and `.png`. The same command resumes an
 interrupted study; it does not repeat finished runs.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 import yaml
 from rednet import RedNetConfig, RedNetForImageClassification, count_macs, count_parameters
-from rednet.training.engine.study import BASE, as_text, group_by_axis, inference_seconds, summarize, table
+from rednet.training.engine.study import BASE, MODEL, as_text, group_by_axis, measure, summarize, table
 from rednet.training.figures.study import draw_study
 from rednet.training.figures.style import save
 from rednet.training.options.groups import option
@@ -46,15 +47,18 @@ class Study:
     axes: list[str] = option(
         [], "Options of RedNetConfig and their values, name=1,2,null, which change one at a time."
     )
+    models: list[str] = option(
+        [], "Models that differ in several options of RedNetConfig: a name, and name=value for each option."
+    )
     seeds: Seeds = option([0, 1, 2], "Seeds of the repeated runs.")
     launch: str = option("python", "Command that starts train.py: python, or accelerate launch with its options.")
-    time_batch_size: Count = option(64, "Batch size of the inference that is timed.")
+    time_batch_size: Count = option(64, "Batch size of the inference and of the training step that are timed.")
     output_dir: str = option("outputs/ablation", "Folder of the study.")
 
 
 @dataclass
 class Variant:
-    """The base architecture, or the base with one changed value."""
+    """The base architecture, or the base with one changed value. For the axis MODEL, the value is the name of a model."""
 
     axis: str
     value: object
@@ -79,8 +83,12 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"{study.training} starts from weights: a study needs a config_name, the architecture to change")
     try:
         variants = make_variants(
-            AutoConfig.from_pretrained(find_architecture(recipe.config_name)).to_diff_dict(), read_axes(study.axes)
+            AutoConfig.from_pretrained(find_architecture(recipe.config_name)).to_diff_dict(),
+            read_axes(study.axes),
+            read_models(study.models),
         )
+        if len(variants) == 1:
+            raise ValueError("axes and models are empty: expected options and their values, such as kernel_size=3,5,7")
     except ValueError as error:
         parser.error(str(error))
     check_study(study)
@@ -104,40 +112,69 @@ def read_axes(axes: list[str]) -> dict[str, list]:
     Raises:
         ValueError: an axis has another form, or RedNetConfig has no such option.
     """
-    options: list[str] = [field.name for field in fields(RedNetConfig)]
     parsed: dict[str, list] = {}
     for axis in axes:
-        name, _, values = axis.partition("=")
-        if not values:
-            raise ValueError(f"axis {axis!r}: expected an option and its values, such as kernel_size=3,5,7")
-        if name not in options:
-            raise ValueError(f"axis {name!r} is not an option of RedNetConfig{nearest(name, options)}")
-        try:
-            parsed[name] = yaml.safe_load(f"[{values}]")
-        except yaml.YAMLError as error:
-            raise ValueError(f"axis {axis!r}: its values are not YAML: {error}") from error
-    if not parsed:
-        raise ValueError("axes is empty: expected options and their values, such as kernel_size=3,5,7")
+        name, values = read_assignment(axis, f"axis {axis!r}", "kernel_size=3,5,7")
+        parsed[name] = values
     return parsed
 
 
-def make_variants(base: dict, axes: dict[str, list]) -> list[Variant]:
-    """The base, and every value of every axis that differs from it.
+def read_models(models: list[str]) -> dict[str, dict]:
+    """Parses `ResNet-50 operator_type=convolution depths=[3,4,6,3]` to {"ResNet-50": {...}}.
+
+    Raises:
+        ValueError: a model has another form, or RedNetConfig has no such option.
+    """
+    parsed: dict[str, dict] = {}
+    for model in models:
+        name, *assignments = model.split()
+        if not assignments or "=" in name or "/" in name:
+            raise ValueError(f"model {model!r}: expected a name and options, such as ResNet operator_type=convolution")
+        parsed[name] = {}
+        for assignment in assignments:
+            option, values = read_assignment(assignment, f"model {name!r}: {assignment!r}", "depths=[1,2,2]")
+            if len(values) != 1:
+                raise ValueError(f"model {name!r}: {assignment!r} has {len(values)} values, expected one")
+            parsed[name][option] = values[0]
+    return parsed
+
+
+def read_assignment(text: str, where: str, example: str) -> tuple[str, list]:
+    """The option of RedNetConfig and the values of `name=1,2,null`."""
+    options: list[str] = [field.name for field in fields(RedNetConfig)]
+    name, _, values = text.partition("=")
+    if not values:
+        raise ValueError(f"{where}: expected an option and its values, such as {example}")
+    if name not in options:
+        raise ValueError(f"{where}: {name!r} is not an option of RedNetConfig{nearest(name, options)}")
+    try:
+        return name, yaml.safe_load(f"[{values}]")
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: its values are not YAML: {error}") from error
+
+
+def make_variants(base: dict, axes: dict[str, list], models: dict[str, dict] | None = None) -> list[Variant]:
+    """The base, every value of every axis that differs from it, and the models.
 
     Raises:
         ValueError: a value is invalid for RedNetConfig.
     """
     unchanged = RedNetConfig(**base)
     variants = [Variant(BASE, None, unchanged)]
-    for axis, values in axes.items():
-        for value in values:
-            try:
-                config = RedNetConfig(**{**base, axis: value})
-            except Exception as error:  # `strict` raises another class for each kind of mistake
-                raise ValueError(f"axis {axis}={as_text(value)}: {error}") from error
-            check_channels(config, f"axis {axis}={as_text(value)}")
-            if getattr(unchanged, axis) != value:
-                variants.append(Variant(axis, value, config))
+    changes: list[tuple[str, object, dict]] = [
+        (axis, value, {axis: value})
+        for axis, values in axes.items()
+        for value in values
+        if getattr(unchanged, axis) != value
+    ]
+    for axis, value, changed in changes + [(MODEL, name, changed) for name, changed in (models or {}).items()]:
+        where = f"axis {axis}={as_text(value)}" if axis != MODEL else f"model {value!r}"
+        try:
+            config = RedNetConfig(**{**base, **changed})
+        except Exception as error:  # `strict` raises another class for each kind of mistake
+            raise ValueError(f"{where}: {error}") from error
+        check_channels(config, where)
+        variants.append(Variant(axis, value, config))
     return variants
 
 
@@ -215,7 +252,7 @@ def write_summary(study: Study, variants: list[Variant], costs: dict[tuple, dict
     if all(row["axis"] == BASE for row in rows):  # nothing to compare
         return
     configs = {variant.key: variant.config for variant in variants}
-    summary = summarize(rows, inference_seconds(configs, study.time_batch_size, image_size))
+    summary = summarize(rows, measure(configs, study.time_batch_size, image_size))
     axes = group_by_axis(summary, base)
     write_csv(folder / "summary.csv", summary)
     write_text(folder / "summary.md", table(axes) + "\n" + describe_conditions(study) + "\n")
@@ -228,9 +265,10 @@ def describe_conditions(study: Study) -> str:
     """The text below the table."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return (
-        f"Seeds {', '.join(map(str, study.seeds))}: mean ± standard deviation of the top-1 in percent. Recipe: "
-        f"`{study.training}` {' '.join(study.options)}. Inference: median of batches of {study.time_batch_size}, models "
-        f"take turns. {datetime.date.today()}, {device} of {available_cpus()}, torch {torch.__version__}."
+        f"Seeds {', '.join(map(str, study.seeds))}: mean ± standard error of the top-1 in percent. Bold: a difference of "
+        f"more than twice its standard error. Recipe: `{study.training}` {' '.join(study.options)}. Inference and "
+        f"training step: median of batches of {study.time_batch_size}, models take turns. {datetime.date.today()}, "
+        f"{device} of {available_cpus()}, torch {torch.__version__}."
     )
 
 

@@ -54,7 +54,7 @@ def test_trains_every_variant_once(study, tmp_path, capfd):
 def test_summary(study, tmp_path):
     """Of finished runs, whose results are written by hand."""
     values = {"base": [0.5, 0.6, 0.9], "kernel_size=3": [0.25, 0.5, 0.5], "group_channels=all": [0.125, 0.25, 0.5]}
-    values |= {"operator_type=convolution": [0.75, 0.75, 0.75]}
+    values |= {"operator_type=convolution": [0.75, 0.75, 0.75], "model=small": [0.0, 0.1, 0.2]}
     for name, accuracies in values.items():
         for seed, accuracy in enumerate(accuracies):
             folder = tmp_path / "study" / name / f"seed_{seed}"
@@ -62,21 +62,30 @@ def test_summary(study, tmp_path):
             results = {"eval_accuracy": accuracy, "eval_loss": 1.0, "train_seconds": 3.0}
             (folder / "results.json").write_text(json.dumps(results))
     axes = ["kernel_size=3,7", "group_channels=16,null", "operator_type=convolution"]
-    ablate.main(study(axes=axes, seeds=[0, 1, 2]))
+    ablate.main(study(axes=axes, models=["small kernel_size=3 reduction_ratio=16"], seeds=[0, 1, 2]))
 
     for row in read(tmp_path / "study/summary.csv"):
         name = "base" if row["axis"] == "base" else f"{row['axis']}={row['value']}"
         assert float(row["top_1_mean"]) == pytest.approx(np.mean(values[name]))
-        assert float(row["top_1_std"]) == pytest.approx(np.std(values[name], ddof=1), abs=1e-12)
-        assert int(row["runs"]) == 3 and float(row["inference_ms"]) > 0
+        assert float(row["top_1_error"]) == pytest.approx(np.std(values[name], ddof=1) / 3**0.5, abs=1e-12)
+        assert int(row["runs"]) == 3 and float(row["inference_ms"]) > 0 and float(row["training_ms"]) > 0
+        if name != "base":
+            assert float(row["difference"]) == pytest.approx(np.mean(values[name]) - np.mean(values["base"]))
+            variance = (np.var(values[name], ddof=1) + np.var(values["base"], ddof=1)) / 3
+            assert float(row["difference_error"]) == pytest.approx(variance**0.5)
     lines = (tmp_path / "study/summary.md").read_text().splitlines()
     names = [line.split("|")[1].strip() for line in lines if line.startswith("| ") and "parameters" not in line]
     assert names == [
         *("kernel_size 3", "kernel_size 7 (base)"),
         *("group_channels 16 (base)", "group_channels all"),
-        *("operator_type convolution", "operator_type involution (base)"),
+        *("operator_type involution (base)", "operator_type convolution"),
+        *("base", "small"),
     ]
-    assert any("66.67 ± 20.82" in line for line in lines)  # of 50, 60 and 90
+    base, small = [line for line in lines if line.startswith(("| base", "| small"))]
+    assert "| 66.67 ± 12.02 |" in base  # of 50, 60 and 90
+    # -56.67 is more than two standard errors, the root of 12.02 squared and 5.77 squared
+    assert small.endswith("| 10.00 ± 5.77 | **-56.67 ± 13.33** |")
+    assert any(line.startswith("| kernel_size 3 ") and line.endswith("| -25.00 ± 14.62 |") for line in lines)
     drawing = ET.parse(tmp_path / "study/ablation.svg")
     assert {"kernel_size top-1", "group_channels top-1"} <= {element.get("id") for element in drawing.iter()}
     assert (tmp_path / "study/ablation.png").stat().st_size > 10_000
@@ -94,6 +103,20 @@ def test_variants_differ_from_the_base_in_one_value():
         *({"kernel_size": 3}, {"reduction_ratio": 1}, {"reduction_ratio": 16}),
         *({"group_channels": 1}, {"group_channels": None}),
     ]
+
+
+def test_models_differ_from_the_base_in_several_values():
+    models = ablate.read_models(["ResNet operator_type=convolution depths=[1,2,2,1]", "all group_channels=null"])
+    assert models == {
+        "ResNet": {"operator_type": "convolution", "depths": [1, 2, 2, 1]},
+        "all": {"group_channels": None},
+    }
+    _, resnet, _ = ablate.make_variants({}, {}, models)
+    assert (resnet.name, resnet.config.operator_type, resnet.config.depths) == (
+        "model=ResNet",
+        "convolution",
+        [1, 2, 2, 1],
+    )
 
 
 def test_costs_are_those_of_the_definition():
@@ -123,7 +146,11 @@ def test_costs_are_those_of_the_definition():
         ({"axes": ["kernel_size=4"]}, "odd"),
         ({"axes": ["kernel_size="]}, "kernel_size=3,5,7"),
         ({"axes": ["kernel_size=3,[5"]}, "axis 'kernel_size=3,[5': its values are not YAML"),
-        ({"axes": []}, "axes is empty"),
+        ({"axes": []}, "axes and models are empty"),
+        ({"models": ["depths=[1]"]}, "expected a name and options"),
+        ({"models": ["small kernel_sice=3"]}, "kernel_size"),
+        ({"models": ["small kernel_size=3,5"]}, "2 values, expected one"),
+        ({"models": ["small kernel_size=4"]}, "model 'small'"),
         ({"options": ["learning_rte=1"]}, "learning_rate"),
         ({"training": "nowhere.yaml"}, "nowhere.yaml"),
         ({"seds": [1]}, "seeds"),
@@ -136,16 +163,17 @@ def test_mistakes_are_named_before_anything_runs(study, tmp_path, capsys, values
     assert not (tmp_path / "study").exists()
 
 
-def test_the_documented_study_is_what_was_recorded(root):
-    folder = root / "benchmarks/results/fashion_mnist_ablation"
+@pytest.mark.parametrize("study", ["fashion_mnist_ablation"])
+def test_the_documented_studies_are_what_was_recorded(root, study):
+    folder = root / "benchmarks/results" / study
     runs, summary = read(folder / "runs.csv"), read(folder / "summary.csv")
     for row in summary:
         mine = [float(run["top_1"]) for run in runs if (run["axis"], run["value"]) == (row["axis"], row["value"])]
         assert len(mine) == int(row["runs"]) > 1
         assert float(row["top_1_mean"]) == pytest.approx(np.mean(mine))
-        assert float(row["top_1_std"]) == pytest.approx(np.std(mine, ddof=1))
-        row |= {name: float(row[name]) for name in ("macs", "inference_ms", "top_1_mean", "top_1_std")}
-        row |= {name: int(row[name]) for name in ("runs", "parameters")}
+        assert float(row["top_1_error"]) == pytest.approx(np.std(mine, ddof=1) / len(mine) ** 0.5)
+        for name in row.keys() - {"axis", "value"}:
+            row[name] = None if row[name] == "" else float(row[name]) if "." in row[name] else int(row[name])
     base = RedNetConfig(**json.loads((root / "configs/models/rednet-fashion-mnist.json").read_text()))
     assert table(group_by_axis(summary, base)) in (root / "docs/studies.md").read_text()
 

@@ -9,7 +9,7 @@ def draw_study(axes: dict[str, list[dict]]) -> Figure:
     """Accuracy and operations over each axis.
 
     Args:
-        axes: for each axis, rows with `value`, `is_base`, `macs`, `top_1_mean` and `top_1_std`.
+        axes: for each axis, rows with `value`, `is_base`, `macs`, `top_1_mean` and `top_1_error`.
     """
     figure = Figure(figsize=SLIDE)
     panels = figure.subplots(
@@ -18,7 +18,8 @@ def draw_study(axes: dict[str, list[dict]]) -> Figure:
     for (axis, rows), (accuracy, operations) in zip(axes.items(), panels.T):
         values = [row["value"] for row in rows]
         fills = ["black" if row["is_base"] else "white" for row in rows]
-        means, spreads = ([100 * row[name] for row in rows] for name in ("top_1_mean", "top_1_std"))
+        means = [100 * row["top_1_mean"] for row in rows]
+        spreads = [100 * (row["top_1_error"] or 0) for row in rows]
         accuracy.errorbar(values, means, spreads, fmt="none", ecolor="black", capsize=6)
         accuracy.scatter(values, means, 90, fills, edgecolors="black", linewidths=2, zorder=3, gid=f"{axis} top-1")
         operations.bar(values, [row["macs"] / 1e6 for row in rows], 0.6, color=fills, edgecolor="black")
@@ -29,5 +30,5 @@ def draw_study(axes: dict[str, list[dict]]) -> Figure:
             panel.tick_params("x", labelsize=12, rotation=20 if any(len(value) > 4 for value in values) else 0)
     panels[0, 0].set_ylabel("top-1 accuracy (%)")
     panels[1, 0].set_ylabel("multiply-accumulates (M)")
-    figure.suptitle("Filled: the base. Lines: standard deviation over the seeds", fontsize=13)
+    figure.suptitle("Filled: the base. Lines: standard error over the seeds", fontsize=13)
     return figure
