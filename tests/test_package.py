@@ -22,7 +22,7 @@ SOURCES = {
     "configs": "rednet/configs",
     "hub_cards": "rednet/hub_cards",
 }
-SCRIPTS = ["train", "train_segmentation", "train_detection", "finetune", "evaluate_model", "ablate", "demo"]
+SCRIPTS = ["train", "pack", "train_segmentation", "train_detection", "finetune", "evaluate_model", "ablate", "demo"]
 
 
 def files_in(folder: Path) -> set[Path]:

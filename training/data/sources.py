@@ -42,6 +42,21 @@ def load_validation_images(config: DataOptions) -> Images:
     return limit_evaluation(select(with_validation(read_source(config), config), "validation_split", config), config)
 
 
+def load_existing_images(config: TrainingDataOptions) -> dict[str, Images]:
+    """The images of `load_images` by the names of their splits. One of the two splits may be missing."""
+    splits = with_validation(read_source(config), config)
+    options = [o for o in ("train_split", "validation_split") if getattr(config, o) in splits]
+    images = {o: select(splits, o, config) for o in options or ["train_split"]}  # which does not exist: an error
+    train, validation = images.get("train_split"), images.get("validation_split")
+    if isinstance(train, Dataset) and isinstance(validation, Dataset):
+        check_classes(train, validation, config)
+    if train is not None:
+        images["train_split"] = limit_training(train, config)
+    if validation is not None:
+        images["validation_split"] = limit_evaluation(validation, config)
+    return {getattr(config, o): images[o] for o in images}
+
+
 def with_validation(splits: Mapping[str, Images], config: DataOptions) -> Mapping[str, Images]:
     """The splits of a data set, with a validation split from the training images if `train_val_split` is set.
 
@@ -177,10 +192,11 @@ def label_problems(images: Dataset, split: str, num_labels: int | None = None) -
     return problems
 
 
-def check_images(splits: Mapping[str, Images], num_labels: int, config: DataOptions) -> None:
+def check_images(splits: Mapping[str, Images], num_labels: int | None, config: DataOptions) -> None:
     """Checks, before the first step, what is cheap to read: all labels, and the headers of a sample of the images.
 
-    The sample has at most `MAX_CHECKED_PICTURES` of each split. Streams are not checked.
+    The sample has at most `MAX_CHECKED_PICTURES` of each split. Streams are not checked. Without a model, `num_labels`
+    is None.
 
     Raises:
         ValueError: a label is not a class of the model, or a file is not a picture.

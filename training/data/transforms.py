@@ -13,16 +13,24 @@ from rednet.training.utils.randomness import seeded
 from torchvision.transforms import v2
 
 
+def read_file(stored: dict) -> bytes:
+    """The file of a picture as `datasets` stores it, `{"bytes": ..., "path": ...}`.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+    """
+    if stored["bytes"] is not None:
+        return stored["bytes"]
+    with fsspec.open(stored["path"], "rb") as file:  # a local path, or the URL of a streamed file
+        return file.read()
+
+
 def open_image(stored: dict) -> Image.Image:
-    """Opens a picture as `datasets` stores it, `{"bytes": ..., "path": ...}`, and applies its EXIF orientation.
+    """Opens a stored picture (see `read_file`), and applies its EXIF orientation.
 
     The pixels are decoded later, unless the orientation changes them.
     """
-    content = stored["bytes"]
-    if content is None:
-        with fsspec.open(stored["path"], "rb") as file:  # a local path, or the URL of a streamed file
-            content = file.read()
-    image = Image.open(io.BytesIO(content))
+    image = Image.open(io.BytesIO(read_file(stored)))
     return image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
 
 

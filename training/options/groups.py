@@ -19,6 +19,7 @@ from rednet.training.options.types import (
     NumTrained,
     Positive,
     Probability,
+    Quality,
     Scale,
     Scales,
     Seed,
@@ -100,6 +101,28 @@ class TrainingDataOptions(DataOptions):
 class StreamOptions:
     shuffle_buffer_size: Count = option(
         10_000, "Number of streamed images to shuffle in memory, undecoded (about 0.1 MB each for ImageNet)."
+    )
+
+
+@dataclass
+class PackOptions(TrainingDataOptions):
+    """Options of `pack.py`."""
+
+    shortest_edge: Count = option(
+        500, "Length to which the shorter edge of a larger picture is resized, in pixels. None is enlarged."
+    )
+    jpeg_quality: Quality = option(90, "Quality of the JPEG files, from 1 to 95.")
+    shuffle: bool = option(
+        False,
+        "Pack the training images in a random order, by seed. A stream of the packed images needs it if those of a "
+        "class follow each other, as in class folders.",
+    )
+    pictures_per_shard: Count = option(1000, "Maximum number of pictures of a parquet file.")
+    preprocessing_num_workers: Natural = option(
+        available_cpus(), "Number of worker processes that resize pictures. The files do not depend on it."
+    )
+    output_dir: str = option(
+        "outputs/packed", "Folder for the packed data set. A run that finds its own files there resumes."
     )
 
 

@@ -22,6 +22,7 @@ Natural = Annotated[int, Constraint("an integer of at least 0", lambda value: va
 Count = Annotated[int, Constraint("an integer of at least 1", lambda value: value >= 1)]
 Seed = Annotated[int, Constraint("an integer from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32)]  # as in NumPy
 Magnitude = Annotated[int, Constraint("an integer from 0 to 30", lambda value: 0 <= value <= 30)]
+Quality = Annotated[int, Constraint("an integer from 1 to 95", lambda value: 1 <= value <= 95)]
 NumTrained = Annotated[int, Constraint("an integer from 0 to 5", lambda value: 0 <= value <= 5)]
 
 # Infinity and NaN are not valid for any of these.
