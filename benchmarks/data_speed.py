@@ -1,13 +1,16 @@
-"""Speed of one loader worker (`--dataloader_num_workers`): training images from file to crop.
+"""Speed of one loader worker (`--dataloader_num_workers`): training images from file to batch, stage by stage.
 
     python benchmarks/data_speed.py --output benchmarks/results/data-DEVICE-DATE
 
-A photograph in the sizes of common data sets, on one thread, against `RandomResizedCrop` of the whole decoded image.
+On one thread: a photograph in two sizes, as files, and packed by training/pack.py with two sizes of the shorter edge. A
+whole batch is compared with `RandomResizedCrop` of the images that are decoded in full.
 """
 
 import io
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,10 +20,12 @@ from matplotlib import cbook
 from PIL import Image
 from rednet import RedNetConfig
 from rednet.profile import median_seconds
-from rednet.training.data.batches import training_order
+from rednet.training.data.batches import TrainingBatches, fetch, training_order
+from rednet.training.data.packing import fitted, pack_picture
 from rednet.training.data.segmentation import PairReader, PairTransform
-from rednet.training.data.transforms import TrainingTransform, open_image
+from rednet.training.data.transforms import TrainingTransform, open_image, read_file
 from rednet.training.options.groups import SegmentationConfig, TrainingConfig
+from rednet.training.utils.randomness import seeded
 from torchvision.transforms import v2
 
 from measure import arguments, report
@@ -28,6 +33,9 @@ from measure import arguments, report
 
 IMAGES = 20  # of one measurement
 STREAMED = 2000
+SIZE = 224
+NEEDED = 24_000  # images/s: eight GPUs at 3,000 each
+BATCH = "read, decode, crop, flip, collate"
 
 
 def photograph(width: int, height: int, format: str, **options) -> bytes:
@@ -37,14 +45,62 @@ def photograph(width: int, height: int, format: str, **options) -> bytes:
     return file.getvalue()
 
 
-def crops(content: bytes) -> tuple[Callable, Callable]:
-    """Our transform and torchvision's, on the same images."""
-    ours, stored = TrainingTransform(TrainingConfig(), 224), {"bytes": content, "path": None}
-    theirs = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip()])
-    return (
-        lambda: [ours(open_image(stored), (0, 0, n)) for n in range(IMAGES)],
-        lambda: [np.array(theirs(open_image(stored).convert("RGB"))) for _ in range(IMAGES)],
-    )
+def stored_images(stored: dict) -> Dataset:
+    """The same picture in each row: a file, `{"bytes": None, "path": ...}`, or the bytes of one."""
+    features = Features({"image": ImageFeature(decode=False), "label": Value("int64")})
+    return Dataset.from_dict({"image": [stored] * IMAGES, "label": [0] * IMAGES}, features)
+
+
+def stages(images: Dataset) -> dict[str, Callable]:
+    """What a worker does for a batch, in its order. Each stage starts from the result of the one before it."""
+    rows, keys = range(IMAGES), [(0, 0, n) for n in range(IMAGES)]
+    transform = TrainingTransform(TrainingConfig(rand_augment_magnitude=9), SIZE)
+    batches = TrainingBatches(images, TrainingTransform(TrainingConfig(), SIZE), 1)
+    content = read_file(images[0]["image"])
+    decoded = opened(content).convert("RGB")
+    cropped = transform.crop(decoded)
+    pixels = np.array(cropped)
+
+    def decode_reduced() -> None:
+        for _ in rows:
+            image = opened(content)
+            image.draft("RGB", fitted(image.size, SIZE))
+            image.convert("RGB")
+
+    def crop() -> None:
+        for key in keys:
+            with seeded(*key):
+                transform.crop(decoded)
+
+    def augment() -> None:
+        for key in keys:
+            with seeded(*key):
+                np.array(transform.augment(cropped))
+
+    return {
+        "read": lambda: [read_file(row["image"]) for row in fetch(images, rows)],
+        "decode in full": lambda: [opened(content).convert("RGB") for _ in rows],
+        "decode at the reduced scale of the largest crop": decode_reduced,
+        "crop and resize": crop,
+        "augment: flip, RandAugment": augment,
+        "collate": lambda: torch.from_numpy(np.stack([pixels] * IMAGES)).permute(0, 3, 1, 2),
+        BATCH: lambda: batches.__getitems__(list(zip(keys, rows))),
+    }
+
+
+def opened(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content))
+
+
+def plain_crops(images: Dataset) -> Callable:
+    """torchvision's crops of the images that are decoded in full."""
+    change = v2.Compose([v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip()])
+
+    def run() -> None:
+        rows = fetch(images, range(IMAGES))
+        np.stack([np.array(change(open_image(row["image"]).convert("RGB"))) for row in rows])
+
+    return run
 
 
 def segmentation_crops(content: bytes) -> Callable:
@@ -73,23 +129,38 @@ def main() -> None:
     small, large = (photograph(*size, "JPEG", quality=90) for size in ((500, 375), (1600, 1200)))
     street = photograph(2048, 1024, "PNG")
     sides = {}
-    for name, content in (("JPEG of 500 x 375 to 224 x 224", small), ("JPEG of 1600 x 1200 to 224 x 224", large)):
-        sides[name], sides[name, "peer"] = crops(content)
-    sides["PNG of 2048 x 1024 with mask to 1024 x 512"] = segmentation_crops(street)
-    sides["a streamed JPEG of 500 x 375, distributed undecoded"] = stream(small)
-    times = median_seconds(sides, options.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"500 x 375": small, "1600 x 1200": large}
+        pictures = {f"JPEG of {name}": stored_images(write(Path(folder, name), files[name])) for name in files}
+        for edge in (500, 256):
+            packed = pack_picture(large, edge, 90)
+            width, height = opened(packed).size
+            pictures[f"packed, {width} x {height}"] = stored_images({"bytes": packed, "path": None})
+        for name, images in pictures.items():
+            sides |= {(name, what): function for what, function in stages(images).items()}
+            sides[name, BATCH, "peer"] = plain_crops(images)
+        sides["PNG of 2048 x 1024 with mask", "read, decode, crop to 1024 x 512"] = segmentation_crops(street)
+        sides["streamed JPEG of 500 x 375", "distribute undecoded, in the main process"] = stream(small)
+        times = median_seconds(sides, options.repeats)
     rows = []
     for name, time in times.items():
-        if isinstance(name, str):
-            each = time / (STREAMED if "streamed" in name else IMAGES)
-            peer = times.get((name, "peer"))
+        if len(name) == 2:
+            each = time / (STREAMED if "streamed" in name[0] else IMAGES)
+            peer = times.get((*name, "peer"))
             rows.append({
-                "what": name,
+                "picture": name[0],
+                "what one core does": name[1],
                 "ms": f"{1000 * each:.2f}",
                 "images/s": f"{1 / each:.0f}",
+                f"cores for {NEEDED:,} images/s": f"{NEEDED * each:.0f}" if name[1] == BATCH else "",
                 "against RandomResizedCrop": "" if peer is None else f"{peer / time:.2f} x as fast",
             })  # fmt: skip
-    report("Training images, from file to crop, on one thread", rows, options, ("pillow", "torchvision", "datasets"))
+    report("Training images, from file to batch, on one thread", rows, options, ("pillow", "torchvision", "datasets"))
+
+
+def write(path: Path, content: bytes) -> dict:
+    path.write_bytes(content)
+    return {"bytes": None, "path": str(path)}
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
     with clear_errors():
         check_output(output)
         splits = read_splits(config)
-        folder = begin(output, splits, config)
         check_images(splits, None, config)
+        folder = begin(output, splits, config)
         known = [len(images) for images in splits.values() if isinstance(images, Dataset)]
         shards = []
         with tqdm(total=sum(known) if len(known) == len(splits) else None, unit="picture", unit_scale=True) as bar:
