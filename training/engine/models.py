@@ -1,5 +1,7 @@
 """Loads classifiers, and checks models before they are trained."""
 
+import hashlib
+
 import torch
 from rednet import RedNetPreTrainedModel
 from rednet.training.options.models import check_channels, check_model_name
@@ -23,6 +25,15 @@ def load_classifier(name: str, image_size: int | None = None, **options) -> tupl
     check_channels(model.config, name)
     size = {} if image_size is None else {"size": {"shortest_edge": image_size}}
     return model, AutoImageProcessor.from_pretrained(name, **size)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """16 hexadecimal digits that identify the weights of a model, whatever its name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def check_batch_norm(model: RedNetPreTrainedModel, batch_size: int, size: tuple[int, int]) -> None:
