@@ -7,6 +7,9 @@ It takes any image classifier of Transformers, from the Hub or a folder, with it
 can be compared with a ResNet. It writes `results.json`, `per_class.csv`, `confusion_matrix.csv` and, for up to 100
 classes, `confusion_matrix.svg` and `.png` to `output_dir`. `--update_card` adds the accuracies to the card of a folder.
 
+The classes of the data may be a part of the model's, as those of ImageNet-A and -R are: only their logits are compared
+then. `--real_labels` evaluates on ImageNet-ReaL, `--results_csv` collects many models and data sets in one table.
+
 `--runtime onnxruntime --exported_file rednet.onnx` evaluates a file of `python -m rednet.export` on the CPU. Image
 processor, names of classes, parameters and operations are those of the model that it was made from.
 
@@ -29,19 +32,21 @@ from huggingface_hub import ModelCard
 from rednet.hub.cards import add_results
 from rednet.profile import median_seconds, peak_bytes
 from rednet.training.data.batches import evaluation_loader
-from rednet.training.data.sources import check_images, class_names, load_validation_images
-from rednet.training.engine.exported import ExportedClassifier, check_exported_file
+from rednet.training.data.imagenet import RealLabels, match_labels
+from rednet.training.data.sources import Images, check_images, class_names, load_validation_images
+from rednet.training.engine.exported import ExportedClassifier, check_exported_file, exported_fingerprint
 from rednet.training.engine.hub_folder import accuracies, measured
 from rednet.training.engine.launch import check_precision, check_processes, set_threads
-from rednet.training.engine.models import load_classifier
+from rednet.training.engine.models import fingerprint, load_classifier
+from rednet.training.engine.results_table import add_row, has_row
 from rednet.training.figures.confusion_matrix import draw_confusion_matrix
 from rednet.training.figures.style import save
 from rednet.training.metrics.classification import image_size, sum_over_images, summarize
 from rednet.training.metrics.counts import calibration_error
 from rednet.training.options.groups import ComputeOptions, DataOptions, option
 from rednet.training.options.parser import check_folders, parse_options
-from rednet.training.utils.distributed import check_on_main_process
-from rednet.training.utils.errors import clear_errors, nearest
+from rednet.training.utils.distributed import check_on_main_process, on_main_process
+from rednet.training.utils.errors import clear_errors
 from rednet.training.utils.files import write_csv, write_json, write_text
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -64,9 +69,20 @@ class EvaluationOptions:
     exported_file: str = option("", "A file that `python -m rednet.export` made of the model, for --runtime.")
     labels_by_number: bool = option(
         False,
-        "Label n of the images is class n of the model, whatever their names are (ImageNet as folders n01440764 ...).",
+        "Label n of the images is class n of the model, whatever their names are. Labels that are numbers or WordNet ids "
+        "(n01440764) are the class of that number, or of the number of that id in ImageNet-1k.",
+    )
+    real_labels: str | None = option(
+        None,
+        "ImageNet-ReaL: its file real.json, or timm for the copy in that package. A prediction is right if it is any of "
+        "the labels of the picture; pictures without a label are left out.",
     )
     update_card: bool = option(False, "Add the accuracies to the README.md of the model's folder.")
+    results_csv: str | None = option(
+        None,
+        "CSV file to add the results to, one row for each model and data set. What has a row there is not evaluated "
+        "again.",
+    )
     output_dir: str = option("", "Folder of the results; by default outputs/evaluation and the name of the model.")
 
 
@@ -87,22 +103,30 @@ def main(arguments: list[str] | None = None) -> None:
     set_seed(config.seed)
     with clear_errors():
         model, processor = load_classifier(config.model_name_or_path)
+        environment = describe_environment(config, model, accelerator.device)
+        if on_main_process(accelerator, is_in_table, config, environment):
+            accelerator.end_training()
+            return
         with accelerator.main_process_first():
             images = load_validation_images(config)
         names = [model.config.id2label[n] for n in range(model.config.num_labels)]
-        class_order = match_labels(class_names(images), names, config)
-        check_on_main_process(accelerator, check_images, {config.validation_split: images}, len(names), config)
+        labels = class_names(images)
+        class_order = match_labels(
+            labels, names, config.source, config.model_name_or_path, by_number=config.labels_by_number
+        )
+        check_on_main_process(accelerator, check_images, {config.validation_split: images}, len(class_order), config)
+        real_labels = read_real_labels(config, images, len(class_order))
         size = image_size(processor)
         run = ExportedClassifier(config.exported_file, config.runtime, model, size) if exported else model
     model.to(accelerator.device, memory_format=torch.channels_last)
     rank = (accelerator.process_index, accelerator.num_processes)
-    loader = evaluation_loader(images, config, processor, len(names), *rank)
+    loader = evaluation_loader(images, config, processor, len(class_order), *rank, real_labels)
     results, matrix = measure_accuracy(accelerator, run, loader, class_order)
     if accelerator.is_main_process:
         counts = {"parameters": rednet.count_parameters(model), "macs": rednet.count_macs(model, *size)}
         results |= counts | measure_cost(accelerator, run, size, config.per_device_eval_batch_size)
-        results |= describe_environment(config, accelerator.device)
-        write(config, results, matrix, class_names(images) or names)
+        results |= environment | {"classes": len(class_order), "model_classes": len(names)}
+        write(config, results, matrix, labels or names)
     accelerator.end_training()
 
 
@@ -138,37 +162,29 @@ def parse_config(arguments: list[str] | None = None) -> EvaluationConfig:
         parser.error(f"--update_card: no such file: {card}, expected the card of a local folder")
     if config.update_card and config.max_eval_samples is not None:
         parser.error("--update_card excludes --max_eval_samples: a card has the accuracy on all images")
+    if config.update_card and config.real_labels is not None:
+        parser.error("--update_card excludes --real_labels: a card has the accuracy on the labels of the data set")
     return config
 
 
-def match_labels(labels: list[str] | None, names: list[str], config: EvaluationConfig) -> list[int]:
-    """
-    Args:
-        labels: names of the classes of the images, None if the data set has numbers only.
-        names: names of the classes of the model.
+def is_in_table(config: EvaluationConfig, environment: dict) -> bool:
+    """Whether `results_csv` has the results already."""
+    if config.results_csv is None or not has_row(Path(config.results_csv), environment):
+        return False
+    print(
+        f"{config.results_csv} already has a row for {config.model_name_or_path} on {config.source}: remove the row to "
+        "evaluate again"
+    )
+    return True
 
-    Returns:
-        The class of the model for each label of the images.
 
-    Raises:
-        ValueError: the classes differ. The message names the first class that one side lacks.
-    """
-    model, by_number = config.model_name_or_path, config.labels_by_number
-    if by_number and labels is not None and len(labels) != len(names):
-        raise ValueError(f"{config.source} has {len(labels)} class(es), but {model} has {len(names)}")
-    if by_number or labels is None or labels == names:
-        return list(range(len(names)))
-    hint = "; --labels_by_number matches classes by their numbers"
-    for (one, here), (other, there) in (
-        ((config.source, labels), (model, names)),
-        ((model, names), (config.source, labels)),
-    ):
-        for label in here:
-            if label not in there:
-                raise ValueError(f"{one} has the class {label!r}, which {other} lacks{nearest(label, there)}{hint}")
-            if here.count(label) > 1:
-                raise ValueError(f"{one} has {here.count(label)} classes named {label!r}{hint}")
-    return [names.index(label) for label in labels]
+def read_real_labels(config: EvaluationConfig, images: Images, num_labels: int) -> RealLabels | None:
+    """The labels of ImageNet-ReaL, if the options ask for them."""
+    if config.real_labels is None:
+        return None
+    real_labels = RealLabels(config.real_labels)
+    real_labels.check(images, num_labels, config.source)
+    return real_labels
 
 
 def measure_accuracy(
@@ -206,15 +222,20 @@ def measure_cost(accelerator: Accelerator, model: Classifier, size: tuple[int, i
     return cost
 
 
-def describe_environment(config: EvaluationConfig, device: torch.device) -> dict:
+def describe_environment(config: EvaluationConfig, model: PreTrainedModel, device: torch.device) -> dict:
     """The model, the data, the device and the versions that the results hold for."""
+    exported = config.runtime != "pytorch"
+    weights = exported_fingerprint(config.exported_file, config.runtime) if exported else fingerprint(model)
     cpu = f"cpu, {torch.backends.cpu.get_cpu_capability()}"
     return {
         "model": config.model_name_or_path,
+        "weights": weights,
         "runtime": config.runtime,
         "exported_file": config.exported_file,
         "dataset": config.source,
         "split": config.validation_split,
+        "real_labels": config.real_labels,
+        "max_eval_samples": config.max_eval_samples,
         "mixed_precision": config.mixed_precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "threads": torch.get_num_threads(),
@@ -245,11 +266,15 @@ def write(config: EvaluationConfig, results: dict, matrix: np.ndarray, names: li
         save(draw_confusion_matrix(matrix, names), folder, "confusion_matrix")
     if config.update_card:
         update_card(config, results, len(names))
+    if config.results_csv is not None:
+        add_row(Path(config.results_csv), results)
 
+    part = f" in {len(names)} of the model's {results['model_classes']} classes"
     memory = f" with {results['peak_memory_bytes'] / 2**20:.1f} MiB" if "peak_memory_bytes" in results else ""
     print(
         f"top-1 {100 * results['eval_accuracy']:.2f} %, top-5 {100 * results['eval_top_5_accuracy']:.2f} %, calibration "
-        f"error {results['eval_calibration_error']:.4f} on {results['eval_samples']:,} images\n"
+        f"error {results['eval_calibration_error']:.4f} on {results['eval_samples']:,} images"
+        f"{part if len(names) < results['model_classes'] else ''}\n"
         f"{results['parameters']:,} parameters, {results['macs'] / 1e9:.3f} G multiply-accumulates, "
         f"{results['latency_ms']} ms for an image, {results['images_per_second']} images/s in batches of "
         f"{results['batch_size']}{memory}"

@@ -17,12 +17,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from rednet.training.data.batches import make_loader
 from rednet.training.data.pictures import PictureBatches, ShardOrder, list_pictures, pictures_of, read_split
 from rednet.training.data.sources import Images
@@ -33,7 +32,7 @@ from rednet.training.metrics.classification import image_size
 from rednet.training.options.groups import ComputeOptions, DataOptions, option
 from rednet.training.options.parser import parse_options
 from rednet.training.options.types import Count
-from rednet.training.utils.distributed import check_on_main_process
+from rednet.training.utils.distributed import on_main_process
 from rednet.training.utils.errors import clear_errors
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -120,15 +119,6 @@ def parse_config(arguments: list[str] | None = None) -> PredictionConfig:
         if config.streaming:
             parser.error("--streaming needs --split: it is for data sets")
     return config
-
-
-def on_main_process(accelerator: Accelerator, function: Any, *arguments: Any) -> Any:
-    """`function(*arguments)`, called on the main process, on all processes. If it fails, all processes end."""
-    results: list[Any] = []
-    check_on_main_process(accelerator, lambda: results.append(function(*arguments)))
-    results = results or [None]
-    broadcast_object_list(results)
-    return results[0]
 
 
 def read_input(accelerator: Accelerator, config: PredictionConfig) -> tuple[Images, str | int | None]:

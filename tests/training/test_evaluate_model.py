@@ -1,8 +1,12 @@
 """training/evaluate_model.py: its results against scikit-learn, and its files."""
 
 import csv
+import io
 import json
+import multiprocessing
 import xml.etree.ElementTree as ET
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +14,23 @@ import onnx
 import pytest
 import rednet
 import torch
-from datasets import load_dataset
+import torch.nn.functional as F
+from datasets import ClassLabel, Dataset, Features, load_dataset
+from datasets import Image as ImageFeature
 from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
 from rednet.export import export_model
 from rednet.hub import check_hub_folder, save_hub_folder
 from rednet.hub.cards import add_results, imagenet_card, make_card
-from rednet.training.evaluate_model import EvaluationConfig, confused_pairs, main, match_labels, unique
+from rednet.training.data.imagenet import RealLabels, match_labels
+from rednet.training.engine.results_table import add_row, has_row
+from rednet.training.evaluate_model import confused_pairs, main, unique
 from rednet.training.figures.trade_off import read_result
 from rednet.training.options.models import check_model_name
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, log_loss, recall_score, top_k_accuracy_score
+from timm.data import ImageNetInfo, RealLabelsImagenet
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -288,29 +297,173 @@ def test_another_architecture_on_folders_of_images(digit_images, tmp_path, capsy
     assert "top-1" in capsys.readouterr().out
 
 
+def imagenet_names() -> list[str]:
+    info = ImageNetInfo()
+    return [info.index_to_description(n) for n in range(1000)]
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """A model with random weights that knows the classes of ImageNet as models of Transformers name them."""
+    torch.manual_seed(0)
+    names = dict(enumerate(imagenet_names()))
+    config = rednet.RedNetConfig(embedding_size=32, hidden_sizes=[64], depths=[1], stem_stride=1, id2label=names)
+    model = rednet.RedNetForImageClassification(config)
+    model.classifier.weight.data.mul_(100)  # so that predictions depend on the picture
+    folder = tmp_path_factory.mktemp("imagenet")
+    model.save_pretrained(folder)
+    ConvNextImageProcessor(size={"shortest_edge": 8}, crop_pct=1.0, do_convert_rgb=True).save_pretrained(folder)
+    return folder
+
+
+def logits_of(folder, images: list[Image.Image]) -> torch.Tensor:
+    processor, model = (c.from_pretrained(folder) for c in (AutoImageProcessor, AutoModelForImageClassification))
+    with torch.no_grad():
+        return model.eval()(**processor([image.convert("RGB") for image in images], return_tensors="pt")).logits
+
+
+# Numbers of classes of ImageNet-1k, of which two are called "crane", as folders of a set that has these alone.
+SUBSET = {"n01440764": 0, "n02012849": 134, "n03126707": 517, "n07749582": 951, "n02085620": 151, "n15075141": 999}
+
+
+def test_a_part_of_the_classes_and_a_table_of_results(imagenet, digit_images, tmp_path, capsys):
+    """As for ImageNet-A and -R: folders of WordNet ids, whose logits alone are compared."""
+    rows = digit_images["test"].select(range(36))["picture"]
+    labels = []
+    for n, image in enumerate(rows):
+        name = sorted(SUBSET)[n % 6]
+        (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / f"data/{name}/{n}.png")
+        labels.append(SUBSET[name])
+    logits = torch.full((36, 1000), -torch.inf)
+    kept = list(SUBSET.values())
+    logits[:, kept] = logits_of(imagenet, rows)[:, kept]
+    ranked, labels = logits.argsort(1, descending=True), torch.tensor(labels)
+    table = tmp_path / "results.csv"
+    arguments = ["--model_name_or_path", str(imagenet), "--validation_dir", str(tmp_path / "data")]
+    arguments += ["--dataloader_num_workers", "0", "--results_csv", str(table), "--output_dir"]
+    main([*arguments, str(tmp_path / "run")])
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    hits = ranked[:, :5] == labels[:, None]
+    assert 0 < results["eval_accuracy"] < 1
+    assert results["eval_accuracy"] == pytest.approx(hits[:, 0].double().mean().item())
+    assert results["eval_top_5_accuracy"] == pytest.approx(hits.any(1).double().mean().item())
+    assert results["eval_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert results["classes"] == 6 and "on 36 images in 6 of the model's 1000 classes" in capsys.readouterr().out
+    (row,) = csv.DictReader(table.open())
+    assert float(row["eval_accuracy"]) == results["eval_accuracy"] and row["image_size"] == "8 x 8"
+    assert row["model"] == str(imagenet) and row["dataset"] == str(tmp_path / "data") and row["real_labels"] == ""
+    assert int(row["parameters"]) == results["parameters"] and float(row["images_per_second"]) > 0
+
+    main([*arguments, str(tmp_path / "again")])  # it is there already
+    assert "results.csv already has a row for" in capsys.readouterr().out and not (tmp_path / "again").exists()
+    main([*arguments, str(tmp_path / "other"), "--max_eval_samples", "9"])
+    first, second = csv.DictReader(table.open())
+    assert first == row and (second["eval_samples"], second["max_eval_samples"]) == ("9", "9")
+    table.write_text("model,top1\n")
+    with pytest.raises(SystemExit, match=r"results.csv has the columns \['model', 'top1'\]"):
+        main([*arguments, str(tmp_path / "again")])
+
+
+def test_several_labels_of_a_picture(imagenet, digit_images, tmp_path):
+    """ImageNet-ReaL, against timm: labels that are right, the second best, others, and none."""
+    images = digit_images["test"].select(range(40))["picture"]
+    logits = logits_of(imagenet, images)
+    ranked = logits.argsort(1, descending=True).tolist()
+    real = [[] for _ in range(50_000)]
+    for n, classes in enumerate(ranked):
+        real[7 * n] = [[3, classes[0]], [classes[20], classes[3]], [classes[9], classes[7], classes[500]], []][n % 4]
+    (tmp_path / "real.json").write_text(json.dumps(real))
+    names = [f"ILSVRC2012_val_{7 * n + 1:08}.JPEG" for n in range(40)]
+    timm_labels = RealLabelsImagenet(names + [""] * 49_960, tmp_path / "real.json")
+    timm_labels.add_result(logits)
+    rows = []
+    for n, (name, image) in enumerate(zip(names, images)):
+        content = io.BytesIO()
+        image.save(content, "PNG")
+        name = name.replace(".JPEG", "_n01440764.JPEG") if n % 2 else name
+        rows.append({"image": {"bytes": content.getvalue(), "path": name}, "label": n % 3})
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=ImageNetInfo().label_names())})
+    (tmp_path / "data").mkdir()
+    Dataset.from_list(rows, features).to_parquet(tmp_path / "data/validation.parquet")
+    arguments = ["--model_name_or_path", str(imagenet), "--dataset_name", str(tmp_path / "data")]
+    arguments += ["--per_device_eval_batch_size", "3", "--dataloader_num_workers", "0"]
+    arguments += ["--output_dir", str(tmp_path / "run"), "--real_labels", str(tmp_path / "real.json")]
+    main(arguments)
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["eval_samples"] == 30 and results["real_labels"] == str(tmp_path / "real.json")
+    expected = timm_labels.get_accuracy()
+    assert 100 * results["eval_accuracy"] == pytest.approx(expected[1]) and expected[1] == pytest.approx(100 / 3)
+    assert 100 * results["eval_top_5_accuracy"] == pytest.approx(expected[5]) and expected[5] == pytest.approx(200 / 3)
+
+
+def test_labels_of_timm_and_files_that_are_no_labels(tmp_path):
+    labels = RealLabels("timm")
+    assert labels.find("a/ILSVRC2012_val_00000002.JPEG") == [970, 795] and labels.num_labels == 1000
+    assert labels.find("ILSVRC2012_val_00000001_n01751748.JPEG") == []
+    for path in ("ILSVRC2012_val_00050001.JPEG", "1.png", None):
+        with pytest.raises(
+            ValueError, match=f"ILSVRC2012_val_00000001.JPEG ..., but a picture has {path or 'no name'}"
+        ):
+            labels.find(path)
+    for text in ("[[0], [1]]", "[", "{}", json.dumps([0] * 50_000)):
+        (tmp_path / "real.json").write_text(text)
+        with pytest.raises(ValueError, match="real.json cannot be used, expected a list of the labels of 50,000 pict"):
+            RealLabels(str(tmp_path / "real.json"))
+    images = Dataset.from_dict({"image": ["ILSVRC2012_val_00000001.JPEG"]}, Features({"image": ImageFeature()}))
+    labels.check(images, 1000, "data")
+    with pytest.raises(ValueError, match="has labels up to 999, but data has 200 classes"):
+        labels.check(images, 200, "data")
+
+
 @pytest.mark.parametrize(
-    "labels, names, words",
+    "labels, names, by_number, words",
     [
-        (["cat", "dgo"], ["cat", "dog"], ["data has the class 'dgo', which model lacks (did you mean dog?)"]),
-        (["cat"], ["dog", "cat"], ["model has the class 'dog', which data lacks"]),
-        (["cat", "dog"], ["cat", "dog", "cat"], ["model has 2 classes named 'cat'", "--labels_by_number"]),
+        (["cat", "dgo"], ["cat", "dog"], False, "data has the class 'dgo', which model lacks (did you mean dog?)"),
+        (["cat", "dog"], ["cat", "dog", "cat"], False, "model has 2 classes named 'cat'; --labels_by_number"),
+        (["cat", "cat"], ["cat", "dog"], False, "data has 2 classes named 'cat'; --labels_by_number"),
+        (["n01"], ["cow", "cat"], True, "data has 1 class(es), but model has 2"),
+        (["0", "2"], ["cow", "cat"], True, "data has the classes 0, 2, but model has 2 classes, from 0 on"),
+        (["1", "01"], ["cow", "cat"], True, "data has the classes 1, 01, but model has 2 classes, from 0 on"),
+        (["n01440764"], ["LABEL_0"], False, "data has the class n01440764 (tench, Tinca tinca), which model lacks"),
+        (["n99999999"], ["LABEL_0"], False, "data has the class n99999999, which is no WordNet id of ImageNet"),
+        (["n00004475"], ["LABEL_0"] * 1000, True, "data has classes that ImageNet-1k lacks: n00004475"),
     ],
 )
-def test_different_classes_are_named(labels, names, words):
-    config = EvaluationConfig(model_name_or_path="model", dataset_name="data")
+def test_classes_that_do_not_match_are_named(labels, names, by_number, words):
     with pytest.raises(ValueError) as raised:
-        match_labels(labels, names, config)
-    assert all(word in str(raised.value) for word in words)
+        match_labels(labels, names, "data", "model", by_number)
+    assert words in str(raised.value)
 
 
-def test_classes_are_matched_by_name_or_by_number():
-    config = EvaluationConfig(model_name_or_path="model", dataset_name="data")
-    assert match_labels(["cat", "dog", "cow"], ["cow", "cat", "dog"], config) == [1, 2, 0]
-    assert match_labels(None, ["cow", "cat", "dog"], config) == [0, 1, 2]
-    config.labels_by_number = True
-    assert match_labels(["n01", "n02"], ["cow", "cat"], config) == [0, 1]
-    with pytest.raises(ValueError, match=r"data has 1 class\(es\), but model has 2"):
-        match_labels(["n01"], ["cow", "cat"], config)
+def test_classes_are_matched_by_name_by_number_or_by_wordnet_id():
+    match = partial(match_labels, source="data", model="model")
+    assert match(["cat", "dog", "cow"], ["cow", "cat", "dog"]) == [1, 2, 0]
+    assert match(["dog", "cat"], ["cow", "cat", "dog"]) == [2, 1]
+    assert match(None, ["cow", "cat", "dog"]) == [0, 1, 2]
+    assert match(["n01", "n02"], ["cow", "cat"], by_number=True) == [0, 1]
+    assert match(["0", "1", "10", "2"], ["a"] * 12, by_number=True) == [0, 1, 10, 2]  # folders of ImageNet-V2
+    subset, numbers = list(SUBSET), list(SUBSET.values())
+    assert match(subset, imagenet_names()) == match(subset, ["LABEL"] * 1000, by_number=True) == numbers
+    assert match(["n01440764", "n07749582"], ["lemon", "tench, Tinca tinca", "cow"]) == [1, 0]
+    assert match(["n07749582", "n01440764"], ["n01440764", "n01443537", "n07749582"]) == [2, 0]
+    assert match(["n07749582", "n01440764"], ["lemon", "tench"], by_number=True) == [0, 1]
+
+
+def test_rows_of_a_table_are_added_at_the_same_time(tmp_path):
+    """By four processes; a row of the same model and data set is replaced."""
+    path = tmp_path / "tables/results.csv"
+    with ProcessPoolExecutor(4, multiprocessing.get_context("fork")) as pool:
+        for done in [pool.submit(add_row, path, {"model": n % 20, "eval_accuracy": n % 20 / 2}) for n in range(80)]:
+            done.result()
+    rows = list(csv.DictReader(path.open()))
+    assert sorted((row["model"], row["eval_accuracy"]) for row in rows) == sorted(
+        (str(n), str(n / 2)) for n in range(20)
+    )
+    assert has_row(path, {"model": 3}) and not has_row(path, {"model": 3, "split": "test"})
+    add_row(path, {"model": 3, "eval_accuracy": 0.5, "image_size": [8, 9]})
+    (row,) = [row for row in csv.DictReader(path.open()) if row["model"] == "3"]
+    assert (row["eval_accuracy"], row["image_size"], row["split"]) == ("0.5", "8 x 9", "")
 
 
 @pytest.mark.parametrize(
@@ -325,6 +478,7 @@ def test_classes_are_matched_by_name_or_by_number():
             ["--model_name_or_path", "CARD", "--update_card", "--max_eval_samples", "9"],
             ["excludes --max_eval_samples"],
         ),
+        (["--model_name_or_path", "CARD", "--update_card", "--real_labels", "timm"], ["excludes --real_labels"]),
         (["--model_name_or_path", "a", "--datset_name", "b"], ["--datset_name", "did you mean --dataset_name?"]),
     ],
 )

@@ -27,6 +27,7 @@ from transformers import BaseImageProcessor
 
 
 Result = TypeVar("Result")
+RowLabels = Callable[[list[dict]], torch.Tensor]  # all labels of rows, (B, labels), filled up with -1
 
 
 class TrainingOrder(Sampler):
@@ -187,17 +188,20 @@ class TrainingBatches(torch.utils.data.Dataset):
 class EvaluationBatches(torch.utils.data.Dataset):
     """Batches for `EvaluationOrder`: the output of the image processor, as users will run the model, and `labels` (B,).
 
-    The label of a row that does not count is -1.
+    The label of a row that does not count is -1. With `real_labels`, `labels` is (B, labels), filled up with -1.
     """
 
-    def __init__(self, images: Images, processor: BaseImageProcessor, num_labels: int):
-        self.images, self.processor, self.num_labels = images, processor, num_labels
+    def __init__(
+        self, images: Images, processor: BaseImageProcessor, num_labels: int, real_labels: RowLabels | None = None
+    ):
+        self.images, self.processor, self.num_labels, self.real_labels = images, processor, num_labels, real_labels
 
     def __getitems__(self, batch: list[tuple]) -> dict[str, torch.Tensor]:
         counts = torch.tensor([counts for counts, _ in batch])
         rows = fetch(self.images, [row for _, row in batch])
         images = [decode(row, lambda image: image.convert("RGB")) for row in rows]
-        labels = stack_labels(rows, self.num_labels).where(counts, -1)
+        labels = self.real_labels(rows) if self.real_labels else stack_labels(rows, self.num_labels)
+        labels[~counts] = -1
         return {**self.processor(images, return_tensors="pt"), "labels": labels}
 
 
@@ -255,11 +259,12 @@ def evaluation_loader(
     num_labels: int,
     process: int,
     num_processes: int,
+    real_labels: RowLabels | None = None,
 ) -> DataLoader:
     """Loader of `EvaluationBatches`."""
     images = images.cast_column("image", Image(decode=False))
     order = EvaluationOrder(images, config.per_device_eval_batch_size, process, num_processes)
-    return make_loader(EvaluationBatches(images, processor, num_labels), order, config)
+    return make_loader(EvaluationBatches(images, processor, num_labels, real_labels), order, config)
 
 
 def make_loader(batches: torch.utils.data.Dataset, order: Sampler, config: ComputeOptions) -> DataLoader:

@@ -123,7 +123,8 @@ class PictureBatches(torch.utils.data.Dataset):
 
     def __getitems__(self, batch: list[tuple]) -> dict:
         stored = [row["image"] for row in fetch(self.images, [row for _, row in batch])]
-        pixels, errors = [], []
+        pixels: list[torch.Tensor] = []
+        errors: list[str | None] = []
         for picture in stored:
             try:
                 pixels.append(self.read(picture))

@@ -1,5 +1,6 @@
 """Exported files in place of a model, for `evaluate_model.py --runtime`."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -61,3 +62,11 @@ def check_exported_file(file: str, runtime: str) -> None:
         if not Path(file).with_suffix(name).is_file():
             raise FileNotFoundError(f"--exported_file: no such file: {Path(file).with_suffix(name)}")
     check_packages(format, FORMATS[format].packages)
+
+
+def exported_fingerprint(file: str, runtime: str) -> str:
+    """16 hexadecimal digits that identify the content of an exported file, which may have several parts."""
+    digest = hashlib.sha256()
+    for suffix in FORMATS[RUNTIMES[runtime]].suffixes:
+        digest.update(Path(file).with_suffix(suffix).read_bytes())
+    return digest.hexdigest()[:16]

@@ -48,10 +48,14 @@ def batch_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
     Args:
         logits: float32 (images, classes).
-        labels: int64 (images,), -1 for rows that do not count: they fill up the last batches.
+        labels: int64 (images,), or (images, labels) if images have several labels, filled up with -1. Rows without a
+            label do not count: some fill up the last batches.
     """
-    logits, labels = logits[labels >= 0], labels[labels >= 0]
+    counts = (labels >= 0).view(len(labels), -1).any(1)
+    logits, labels = logits[counts], labels[counts]
     ranked = logits.topk(min(5, logits.shape[1])).indices
+    if labels.dim() == 2:
+        labels = best_labels(logits, ranked, labels)
     confidences = logits.softmax(1).gather(1, ranked[:, :1])[:, 0]
     # A sum over many images in float32 would lose digits. MPS has no float64.
     exact = torch.float32 if logits.device.type == "mps" else torch.float64
@@ -62,6 +66,27 @@ def batch_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         "calibration": calibration_sums(ranked[:, 0], confidences.to(exact), labels),
         "confusion": confusion_matrix(ranked[:, 0], labels, logits.shape[1]),
     }
+
+
+def best_labels(logits: Tensor, ranked: Tensor, labels: Tensor) -> Tensor:
+    """
+    Of the labels of each image the one with the highest score. A prediction that is any of the labels is then right.
+
+    Args:
+        logits: (images, classes).
+        ranked: the best classes of each image, int64 (images, k). Of equal scores, its order decides.
+        labels: int64 (images, labels), filled up with -1.
+
+    Returns:
+        int64 (images,).
+    """
+    classes = logits.shape[1]
+    allowed = torch.zeros(len(logits), classes + 1, dtype=torch.bool, device=logits.device)
+    allowed = allowed.scatter_(1, labels.where(labels >= 0, classes), True)[:, :classes]
+    best = logits.masked_fill(~allowed, -torch.inf).argmax(1)
+    right = allowed.gather(1, ranked)
+    first = ranked.gather(1, right.int().argmax(1, keepdim=True))[:, 0]
+    return first.where(right.any(1), best)
 
 
 def summarize(sums: dict[str, Tensor]) -> dict:

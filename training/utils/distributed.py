@@ -35,3 +35,13 @@ def check_on_main_process(state: Accelerator | PartialState, check: Callable[...
         raise failure
     if failed[0]:
         raise SystemExit(1)
+
+
+def on_main_process(state: Accelerator | PartialState, function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(*arguments)`, called on the main process, on all processes. If it fails, all processes end, as in
+    `check_on_main_process`."""
+    results: list[Any] = []
+    check_on_main_process(state, lambda: results.append(function(*arguments)))
+    results = results or [None]
+    broadcast_object_list(results)
+    return results[0]

@@ -57,6 +57,24 @@ def test_sums_over_batches(classes):
     assert error == pytest.approx(expected_calibration_error(predictions == labels, probabilities.max(1)), rel=1e-5)
 
 
+@pytest.mark.parametrize("classes", [3, 12])
+def test_several_labels(classes):
+    """Predictions among the labels count, also with many equal scores; images without a label are left out."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(4, (300, classes), generator=generator).float()
+    labels = torch.randint(-1, classes, (300, 3), generator=generator)
+    labels[::10] = -1
+    given = [set(row) - {-1} for row in labels.tolist()]
+    kept = [n for n, row in enumerate(given) if row]
+    ranked = logits[kept].topk(min(classes, 5)).indices.tolist()
+    sums = batch_sums(logits, labels)
+    first = sum(row[0] in given[n] for n, row in zip(kept, ranked))
+    assert sums["hits"].tolist() == [first, sum(bool(given[n] & set(row)) for n, row in zip(kept, ranked))]
+    assert 0 < first < len(kept) == sums["images"] < 300 and sums["confusion"].diag().sum() == first
+    best = torch.stack([logits[n].log_softmax(0)[list(given[n])].max() for n in kept])
+    assert sums["loss"].item() == pytest.approx(-best.double().sum().item(), rel=1e-5)
+
+
 def test_classes_in_another_order():
     batch = {"pixel_values": torch.eye(3)[:, :, None, None], "labels": torch.tensor([2, 0, 1])}
     sums = sum_over_images(Accelerator(cpu=True), Logits(), [batch], class_order=[1, 2, 0])
