@@ -23,7 +23,7 @@ from rednet.training.data.transforms import make_mixing, normalize
 from rednet.training.engine.hub_folder import accuracies, check_push, push, trained_card
 from rednet.training.engine.launch import check_processes, set_threads
 from rednet.training.engine.models import check_batch_norm, has_one_pixel, load_classifier
-from rednet.training.engine.run_folder import check_options
+from rednet.training.engine.run_folder import check_inputs, check_options
 from rednet.training.engine.trainer import (
     ClockCallback,
     EpochCallback,
@@ -32,12 +32,14 @@ from rednet.training.engine.trainer import (
     freeze,
     layer_groups,
     newest_checkpoint,
+    resume_trackers,
 )
 from rednet.training.metrics.classification import image_size
 from rednet.training.metrics.counts import top_k_accuracy, top_k_hits
 from rednet.training.options.finetune import FinetuneConfig, explicit_options, parse_finetune_config
 from rednet.training.options.groups import NormalizationOptions
 from rednet.training.options.models import read_config
+from rednet.training.options.resumable import resumable_in_trainer
 from rednet.training.utils.distributed import check_on_main_process
 from rednet.training.utils.errors import clear_errors
 from rednet.training.utils.files import to_json, write_json, write_text
@@ -52,7 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
     config = parse_config(arguments)
     check_processes(config.world_size)
     folder, options = Path(config.output_dir), explicit_options(config)
-    check_options(config.output_dir, options)
+    defaults = explicit_options(FinetuneConfig(config.output_dir, use_cpu=config.use_cpu))
+    check_options(config.output_dir, options, defaults, resumable_in_trainer(config.load_best_model_at_end))
     check_checkpoints(folder, config.save_total_limit)
     # Trainer would push every checkpoint, with its own card.
     push_to_hub, config.push_to_hub = config.push_to_hub, False
@@ -94,11 +97,14 @@ def finetune(config: FinetuneConfig, options: dict, hub_folder: Path) -> None:
         trainer = make_trainer(config, model, processor, frozen, train_images, eval_images)
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise ValueError("accelerate launch asks for FSDP or DeepSpeed: fine-tuning requires whole models")
+        inputs = check_inputs(config.output_dir, len(train_images), model)
+    resume_trackers(trainer, Path(config.output_dir))
     set_threads(config.device)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if trainer.is_world_process_zero():
         write_json(folder / "options.json", options)
+        write_json(folder / "inputs.json", inputs)
     trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
 
     log = trainer.state.log_history.copy()

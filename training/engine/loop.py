@@ -16,7 +16,8 @@ from rednet.training.engine.checkpoints import checkpoints, load_newest, save_ch
 from rednet.training.engine.hub_folder import check_push, push
 from rednet.training.engine.launch import make_accelerator
 from rednet.training.engine.optimization import learning_rate_factor, parameter_groups, train_step
-from rednet.training.engine.run_folder import append_log, check_options, truncate_log
+from rednet.training.engine.run_folder import append_log, check_inputs, check_options, truncate_log
+from rednet.training.engine.trackers import start_trackers
 from rednet.training.options.groups import HubOptions, LoopOptions
 from rednet.training.utils.errors import clear_errors
 from rednet.training.utils.files import write_json
@@ -108,7 +109,7 @@ def run_training(
     """
     disable_progress_bar()  # of loading and saving weights: the training has its own
     accelerator = make_accelerator(config)
-    check_options(config.output_dir, asdict(config))
+    check_options(config.output_dir, asdict(config), asdict(type(config)()))
     hub = config if isinstance(config, HubOptions) and config.push_to_hub and accelerator.is_main_process else None
     if hub is not None:
         check_push(config.output_dir, hub)
@@ -125,10 +126,14 @@ def prepare(
     config: LoopOptions, accelerator: Accelerator, model: torch.nn.Module, task: Task, loader: DataLoader
 ) -> Run:
     """Moves the model to the device, creates optimizer and schedule, and loads the newest checkpoint."""
-    folder = Path(config.output_dir)
+    folder, order = Path(config.output_dir), cast(BatchOrder, loader.batch_sampler)
+    with clear_errors():
+        inputs = check_inputs(config.output_dir, order.num_images, model)
+    accelerator.wait_for_everyone()  # before the files change that all processes check
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "options.json", asdict(config))
+        write_json(folder / "inputs.json", inputs)
     if config.sync_batch_norm:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(accelerator.device)
@@ -149,7 +154,6 @@ def prepare(
     optimizer = torch.optim.SGD(groups, config.learning_rate, config.momentum, nesterov=nesterov)
     model, optimizer = accelerator.prepare(model, optimizer)
 
-    order = cast(BatchOrder, loader.batch_sampler)
     steps_per_epoch = math.ceil(len(order) / config.gradient_accumulation_steps)
     total_steps = config.max_train_steps or config.num_train_epochs * steps_per_epoch
     # Not prepared: Accelerate would step it once for every process.
@@ -163,7 +167,8 @@ def prepare(
     if accelerator.is_main_process:
         truncate_log(folder / "log.jsonl", progress.log_lines)
     # Trackers accept numbers and strings, but no lists.
-    accelerator.init_trackers("rednet", {name: str(value) for name, value in asdict(config).items()})
+    options = {name: str(value) for name, value in asdict(config).items()}
+    start_trackers(accelerator, folder, options, progress.step)
     bar = tqdm(total=total_steps, initial=progress.step, unit="step", disable=not accelerator.is_local_main_process)
     return Run(config, accelerator, loader, order, model, ema, optimizer, scheduler, task, progress, total_steps, bar)
 

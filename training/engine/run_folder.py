@@ -1,22 +1,24 @@
 """The files that a run writes next to its checkpoints and models: options.json, log.jsonl, results.json."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from rednet.hub import check_replaceable
+from rednet.training.options.resumable import PATH_OPTIONS, RESUMABLE_OPTIONS
 from rednet.training.utils.files import to_json, write_text
 
 
-# A resumed run may change these options: it ends with the same weights.
-RESUMABLE_OPTIONS = {"output_dir", "dataloader_num_workers", "per_device_eval_batch_size", "checkpointing_steps"}
-RESUMABLE_OPTIONS |= {"checkpoints_total_limit", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo"}
-RESUMABLE_OPTIONS |= {"hub_revision", "hub_create_pr"}
-RESUMABLE_OPTIONS |= {"disable_tqdm", "log_level", "log_level_replica"}
-
-
-def check_options(output_dir: str, options: dict) -> None:
+def check_options(
+    output_dir: str, options: dict, defaults: dict, resumable: Collection[str] = RESUMABLE_OPTIONS
+) -> None:
     """
     Checks before anything is computed that the run can write to `output_dir`.
+
+    Args:
+        options: of this run, as options.json has them.
+        defaults: of options that options.json may lack: it had only those that its version knew.
+        resumable: the options that a resumed run may change, besides paths.
 
     Raises:
         SystemExit: the folder belongs to a run with other options, or has files where the models will be saved.
@@ -27,19 +29,61 @@ def check_options(output_dir: str, options: dict) -> None:
     except OSError as error:
         raise SystemExit(f"error: {error}") from error
     path = Path(output_dir) / "options.json"
-    if path.exists():
-        previous = json.loads(path.read_text())
-        changed = [
-            name
-            for name in {**options, **previous}
-            if options.get(name) != previous.get(name) and name not in RESUMABLE_OPTIONS
-        ]
-        if changed:
-            differences = ", ".join(f"{name} {previous.get(name)!r} -> {options.get(name)!r}" for name in changed)
-            raise SystemExit(
-                f"error: {output_dir} belongs to a run with other options ({differences}). Choose another --output_dir, "
-                "or remove the folder"
-            )
+    if not path.exists():
+        return
+    now, before = (json.loads(to_json({**defaults, **values})) for values in (options, json.loads(path.read_text())))
+    changed = {
+        name: f"{name} {before.get(name)!r} -> {now.get(name)!r}"
+        for name in {**now, **before}
+        if now.get(name) != before.get(name)
+        and name not in resumable
+        and not (name in PATH_OPTIONS and now.get(name) and before.get(name))
+    }
+    if changed:
+        paths = ", ".join(sorted(PATH_OPTIONS & now.keys()))
+        raise SystemExit(
+            f"error: {output_dir} belongs to a run with other options ({', '.join(changed.values())}), and "
+            f"{'this changes' if len(changed) == 1 else 'these change'} its weights or its results. A resumed run may "
+            f"change {', '.join(sorted(set(resumable) & now.keys()))}, and the paths of the same files ({paths}). Choose "
+            "another --output_dir, or remove the folder"
+        )
+
+
+def check_inputs(output_dir: str, train_samples: int, model: object) -> dict:
+    """
+    Checks that a resumed run has the training images and the architecture that it started with. Its paths may change.
+
+    Args:
+        model: with the `config` of a Transformers model, which has the names of the classes, or without one.
+
+    Returns:
+        What inputs.json in `output_dir` records.
+
+    Raises:
+        ValueError: the number of images, the classes or the architecture differ.
+    """
+    config = getattr(model, "config", None)
+    architecture = {} if config is None else json.loads(config.to_json_string(use_diff=False))
+    for name in ("_name_or_path", "transformers_version", "dtype"):
+        architecture.pop(name, None)
+    inputs, path = {"train_samples": train_samples, "architecture": architecture}, Path(output_dir) / "inputs.json"
+    if not path.exists():  # a new run, or one that was started by an older version
+        return inputs
+    before = json.loads(path.read_text())
+    differences = [f"{before['train_samples']} -> {train_samples} training images"]
+    differences *= before["train_samples"] != train_samples
+    old = before["architecture"]  # another release of Transformers has other options
+    differences += [
+        f"{name} {old[name]!r:.200} -> {architecture[name]!r:.200}"
+        for name in old.keys() & architecture.keys()
+        if old[name] != architecture[name]
+    ]
+    if differences:
+        raise ValueError(
+            f"{output_dir} belongs to a run on other data or with another architecture ({', '.join(differences)}). Its "
+            "paths may change, but not the files in them"
+        )
+    return inputs
 
 
 def append_log(path: Path, values: dict) -> None:

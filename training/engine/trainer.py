@@ -1,6 +1,8 @@
-"""transformers.Trainer for images: augmentation on the device, frozen stages, learning rates by stage, checkpoints."""
+"""transformers.Trainer for images: augmentation on the device, frozen stages, learning rates by stage, checkpoints,
+trackers that continue their runs."""
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -11,14 +13,20 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast
 from rednet.training.engine.optimization import parameter_groups
+from rednet.training.engine.trackers import PROJECT, run_id, wandb_options
 from rednet.training.options.finetune import FinetuneConfig
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 from transformers.trainer_callback import ExportableState
 
 
 class EpochCallback(TrainerCallback):
-    """Sets the epoch of `TrainingRows`. Trainer does not if it resumes within an epoch."""
+    """Sets the epoch of `TrainingRows`. Trainer does not if it resumes within an epoch. The intervals of logs and
+    checkpoints are those of the options; Trainer would take them from the checkpoint."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        state.compute_steps(args, state.max_steps)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         kwargs["train_dataloader"].dataset.epoch = int(state.epoch or 0)
@@ -47,6 +55,63 @@ class ClockCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict:
         return {"args": {"hardware": self.hardware}, "attributes": {"seconds": dict(self.seconds)}}
+
+
+class TensorBoardLog(TensorBoardCallback):
+    """Writes all logs of a run into one folder, and hides steps that come after the checkpoint it resumes from."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.logging_dir = self.logging_dir or str(folder / "runs" / PROJECT)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            from torch.utils.tensorboard import SummaryWriter  # which may not be installed
+
+            self.tb_writer = SummaryWriter(self.logging_dir, purge_step=state.global_step)
+        super().on_train_begin(args, state, control, **kwargs)
+        for entry in state.log_history:  # up to the checkpoint
+            if entry["step"] == state.global_step:
+                logs = {name: value for name, value in entry.items() if name != "step"}
+                self.on_log(args, state, control, logs=logs)
+
+
+class WandbLog(WandbCallback):
+    """Continues the run of W&B."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+
+    def setup(self, args, state, model, **kwargs):
+        if state.is_world_process_zero and self._wandb.run is None:
+            project = os.environ.get("WANDB_PROJECT", "huggingface")  # as in Trainer
+            self._wandb.init(project=project, name=args.run_name, **wandb_options(self.folder))
+        super().setup(args, state, model, **kwargs)
+
+
+class TrackioLog(TrackioCallback):
+    """Continues the run of Trackio, which knows runs by their names."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+
+    def setup(self, args, state, model, **kwargs):
+        if state.is_world_process_zero:
+            args.run_name = args.run_name or run_id(self.folder)
+        super().setup(args, state, model, **kwargs)
+
+
+def resume_trackers(trainer: Trainer, folder: Path) -> None:
+    """Makes the trackers of Trainer continue the runs of `folder`."""
+    for kind, own in (
+        (TensorBoardCallback, TensorBoardLog),
+        (WandbCallback, WandbLog),
+        (TrackioCallback, TrackioLog),
+    ):
+        if trainer.pop_callback(kind) is not None:
+            trainer.add_callback(own(folder))
 
 
 class ImageTrainer(Trainer):

@@ -4,7 +4,8 @@ import json
 import shutil
 
 import pytest
-from rednet.training.engine.checkpoints import damage
+from rednet.training.engine.checkpoints import checkpoints, damage
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from processes import Training
 from runs import assert_same
@@ -39,6 +40,76 @@ def uninterrupted(request, root, options, digit_archives, tmp_path_factory):
     training = Training(root, folder / "run.txt", [*arguments, str(folder / "run")])
     assert training.wait() == 0, training.text()
     return arguments, folder / "run"
+
+
+def logged(folder):
+    """The lines of a log."""
+    path = folder / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def kill_after_checkpoint(root, folder, arguments, **environment):
+    """Starts a run that logs every step, and kills it some steps after its second checkpoint. Returns the step of the
+    checkpoint."""
+    arguments = [*arguments, str(folder), "--checkpointing_steps", "5", "--logging_steps", "1"]
+    training = Training(root, folder.with_suffix(".txt"), arguments, **environment)
+    training.kill_when(lambda: len(logged(folder)) > 11)
+    newest = [path for path in checkpoints(folder / "checkpoints") if damage(path) is None][-1]
+    return int(newest.name.split("_")[1])
+
+
+@pytest.mark.parametrize("uninterrupted", ["files"], indirect=True)
+def test_resumed_with_other_options(root, uninterrupted, digits, tmp_path):
+    """A moved run on moved data, with other intervals and limits, ends with the same weights. TensorBoard has every line
+    of its log once."""
+    arguments, expected = uninterrupted
+    arguments = [*arguments[:-1], "--report_to", "tensorboard", arguments[-1]]
+    step = kill_after_checkpoint(root, tmp_path / "before", arguments)
+    assert logged(tmp_path / "before")[-1]["step"] > step
+    (tmp_path / "before").rename(tmp_path / "run")
+    shutil.copytree(digits, tmp_path / "digits")
+    more = ["--eval_epochs", "2", "--logging_steps", "2", "--checkpointing_steps", "epoch"]
+    more += ["--checkpoints_total_limit", "1", "--dataset_name", str(tmp_path / "digits")]
+    training = Training(root, tmp_path / "run.txt", [*arguments, str(tmp_path / "run"), *more])
+    assert training.wait() == 0, training.text()
+    assert f"Resuming from step {step}," in training.text()
+    weights = [(folder / "last/model.safetensors").read_bytes() for folder in (tmp_path / "run", expected)]
+    assert weights[0] == weights[1]
+    log = logged(tmp_path / "run")
+    steps = [entry["step"] for entry in log if "loss" in entry]
+    assert steps == [n for n in range(1, 25) if n <= step or n % 2 == 0]
+    events = EventAccumulator(str(tmp_path / "run/runs/rednet"))
+    events.Reload()
+    for name in ("loss", "eval_accuracy"):
+        values = [(entry["step"], pytest.approx(entry[name])) for entry in log if name in entry]
+        assert [(event.step, event.value) for event in events.Scalars(name)] == values
+    assert len(list((tmp_path / "run/runs/rednet").glob("*/hparams.yml"))) == 1
+
+
+@pytest.mark.parametrize("uninterrupted", ["files"], indirect=True)
+def test_wandb_continues_its_run(root, uninterrupted, tmp_path):
+    """Both parts of a run have the id of its file `run_id`."""
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    arguments = [*uninterrupted[0][:-1], "--report_to", "wandb", uninterrupted[0][-1]]
+    environment = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
+    kill_after_checkpoint(root, tmp_path / "run", arguments, **environment)
+    training = Training(root, tmp_path / "run.txt", [*arguments, str(tmp_path / "run")], **environment)
+    assert training.wait() == 0, training.text()
+    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 2
+    for file in files:
+        store, record = DataStore(), wandb_internal_pb2.Record()
+        store.open_for_scan(str(file))
+        names = set()
+        while (data := store.scan_data()) is not None:
+            record.ParseFromString(data)
+            if record.HasField("run"):
+                assert record.run.run_id == (tmp_path / "run/run_id").read_text().strip()
+            names |= {update.key for update in record.config.update}
+        assert {"learning_rate", "output_dir"} <= names
 
 
 def test_killed_at_any_moment(root, uninterrupted, tmp_path):

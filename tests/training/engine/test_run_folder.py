@@ -2,8 +2,13 @@
 
 import json
 import math
+from dataclasses import asdict
 
-from rednet.training.engine.run_folder import append_log
+import pytest
+from rednet import RedNetConfig, RedNetForImageClassification
+from rednet.training.engine.run_folder import append_log, check_inputs, check_options
+from rednet.training.options.groups import DetectionConfig, SegmentationConfig, TrainingConfig
+from rednet.training.options.resumable import PATH_OPTIONS, RESUMABLE_OPTIONS
 from rednet.training.utils.files import write_json
 
 
@@ -19,3 +24,67 @@ def test_what_is_written_is_json(tmp_path):
     expected = {"loss": 0.5, "grad_norm": None, "more": {"a": [None, 1], "b": None}, "n": 3, "word": "NaN"}
     for name in ("log.jsonl", "results.json"):
         assert json.loads((tmp_path / name).read_text(), parse_constant=strict) == expected
+
+
+OPTIONS = asdict(TrainingConfig(train_dir="a", output_dir="b", eval_epochs=2))
+
+
+def resume(folder, **changes):
+    """Resumes a run with OPTIONS that its folder records, with changes."""
+    check_options(str(folder), OPTIONS | changes, asdict(TrainingConfig()))
+
+
+def test_options_that_a_resumed_run_may_change(tmp_path):
+    write_json(tmp_path / "options.json", OPTIONS)
+    resume(tmp_path)
+    resume(tmp_path, output_dir="c", eval_epochs=3, logging_steps=7, train_dir="elsewhere/a", report_to="wandb")
+
+
+def test_options_that_are_fixed(tmp_path):
+    """The message has their old and new values, and says what may change."""
+    write_json(tmp_path / "options.json", OPTIONS)
+    with pytest.raises(SystemExit) as stopped:
+        resume(tmp_path, seed=1, image_size=32, eval_epochs=3)
+    before, after = str(stopped.value).split("may change")
+    assert "image_size 224 -> 32" in before and "seed 42 -> 1" in before and "eval_epochs" not in before
+    assert "eval_epochs" in after and "train_dir" in after and "train_annotations" not in after
+    with pytest.raises(SystemExit, match="dataset_name .* -> .a., train_dir .a. -> None"):
+        resume(tmp_path, train_dir=None, dataset_name="a")  # another kind of source has another order
+
+
+def test_a_run_of_an_older_version(tmp_path):
+    """It had fewer options. A new one must have its default, and the others their recorded values."""
+    before = {name: value for name, value in OPTIONS.items() if name not in ("max_grad_norm", "random_flip")}
+    write_json(tmp_path / "options.json", before)
+    resume(tmp_path)
+    with pytest.raises(SystemExit, match="max_grad_norm None -> 1.0"):
+        resume(tmp_path, max_grad_norm=1.0)
+    write_json(tmp_path / "options.json", OPTIONS | {"forgotten": 3})
+    with pytest.raises(SystemExit, match="forgotten 3 -> None"):
+        resume(tmp_path)
+
+
+def test_resumable_options_exist():
+    options = {name for kind in (TrainingConfig, SegmentationConfig, DetectionConfig) for name in asdict(kind())}
+    assert options >= RESUMABLE_OPTIONS | PATH_OPTIONS
+
+
+def test_data_and_architecture_stay_the_same(tmp_path):
+    """Whatever path they have."""
+    sizes = {"embedding_size": 32, "hidden_sizes": [64], "depths": [1]}
+    cats, dogs, wide = (
+        RedNetForImageClassification(RedNetConfig(id2label={0: name}, stem_kernel_size=size, **sizes))
+        for name, size in (("cat", 3), ("dog", 3), ("cat", 5))
+    )
+    write_json(tmp_path / "inputs.json", check_inputs(str(tmp_path), 10, cats))
+    cats.config.name_or_path = "elsewhere"
+    assert check_inputs(str(tmp_path), 10, cats) == json.loads((tmp_path / "inputs.json").read_text())
+    for samples, model, words in (
+        (11, cats, "10 -> 11 training images"),
+        (10, dogs, "id2label.*cat.*dog"),
+        (10, wide, "stem_kernel_size 3 -> 5"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_inputs(str(tmp_path), samples, model)
+    write_json(tmp_path / "inputs.json", check_inputs(str(tmp_path / "detector"), 10, object()))
+    check_inputs(str(tmp_path), 10, object())
