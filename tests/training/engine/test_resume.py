@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 
 import pytest
 from rednet.training.engine.checkpoints import checkpoints, damage
@@ -90,8 +91,7 @@ def test_resumed_with_other_options(root, uninterrupted, digits, tmp_path):
 def test_wandb_continues_its_run(root, uninterrupted, tmp_path):
     """Both parts of a run have the id of its file `run_id`."""
     pytest.importorskip("wandb", reason="wandb is not installed")
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
+    from wandb.proto.wandb_internal_pb2 import Record
 
     arguments = [*uninterrupted[0][:-1], "--report_to", "wandb", uninterrupted[0][-1]]
     environment = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
@@ -101,15 +101,26 @@ def test_wandb_continues_its_run(root, uninterrupted, tmp_path):
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2
     for file in files:
-        store, record = DataStore(), wandb_internal_pb2.Record()
-        store.open_for_scan(str(file))
-        names = set()
-        while (data := store.scan_data()) is not None:
-            record.ParseFromString(data)
-            if record.HasField("run"):
-                assert record.run.run_id == (tmp_path / "run/run_id").read_text().strip()
-            names |= {update.key for update in record.config.update}
-        assert {"learning_rate", "output_dir"} <= names
+        records = [Record.FromString(data) for data in wandb_records(file.read_bytes())]
+        assert {r.run.run_id for r in records if r.HasField("run")} == {(tmp_path / "run/run_id").read_text().strip()}
+        options = {u.key: json.loads(u.value_json) for r in records for u in r.config.update}
+        assert options["output_dir"] == str(tmp_path / "run") and options["learning_rate"] == "0.2"
+
+
+def wandb_records(data, block=32768):
+    """The records of a file of W&B, a log of LevelDB: blocks of parts, each after a header of checksum, length and
+    type (whole, first, middle, last)."""
+    record, position = b"", 7  # after the signature
+    while position + 7 <= len(data):
+        if block - position % block < 7:  # too little for a header
+            position += block - position % block
+            continue
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4) and position <= len(data):  # the last part of a killed run may be incomplete
+            yield record
+            record = b""
 
 
 def test_killed_at_any_moment(root, uninterrupted, tmp_path):
