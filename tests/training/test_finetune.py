@@ -19,6 +19,7 @@ from rednet.training.options.finetune import FinetuneConfig
 from rednet.training.options.groups import TrainingConfig
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -162,23 +163,29 @@ def test_stops_early(recipe, tmp_path):
 
 
 def test_killed_and_resumed(root, recipe, tmp_path):
-    """With random augmentation and mixing; killed in the second of three epochs of six steps. The weights are the same."""
+    """With random augmentation and mixing; killed in the second of three epochs of six steps. The weights are the same,
+    although the resumed run logs every second step. TensorBoard has every line of its log once."""
     more = ["--max_train_samples", "120", "--max_eval_samples", "60", "--num_train_epochs", "3"]
     more += ["--save_strategy", "steps", "--save_steps", "4", "--eval_strategy", "steps", "--eval_steps", "4"]
     more += ["--rand_augment_magnitude", "5", "--mixup_alpha", "0.2", "--cutmix_alpha", "1", "--logging_steps", "1"]
     folder = tmp_path / "run"
-    training = Training(
-        root, tmp_path / "output.txt", [*recipe, *more, "--output_dir", str(folder)], "rednet.training.finetune"
-    )
-    training.kill_when((folder / "checkpoint-8/trainer_state.json").exists)
+    arguments, sizes = [*recipe, *more, "--output_dir", str(folder), "--report_to", "tensorboard"], []
+    training = Training(root, tmp_path / "output.txt", arguments, "rednet.training.finetune")
+
+    def logged_after_checkpoint():
+        if (folder / "checkpoint-8/trainer_state.json").exists():
+            sizes.append(sum(path.stat().st_size for path in folder.glob("runs/rednet/events.*")))
+        return sizes and sizes[-1] > sizes[0]
+
+    training.kill_when(logged_after_checkpoint)
     assert not (folder / "results.json").exists()
     for path in folder.glob("checkpoint-*/trainer_state.json"):  # as if the first part had run for hours, elsewhere
         state = json.loads(path.read_text())
         (hardware,) = state["stateful_callbacks"]["ClockCallback"]["attributes"]["seconds"]
         state["stateful_callbacks"]["ClockCallback"]["attributes"]["seconds"] = {"1 x abacus": 7200.0}
         path.write_text(json.dumps(state))
-    for run in (folder, tmp_path / "other"):
-        main([*recipe, *more, "--output_dir", str(run)])
+    main([*arguments, "--logging_steps", "2"])
+    main([*recipe, *more, "--output_dir", str(tmp_path / "other")])
     card, other = ((run / "best/README.md").read_text() for run in (folder, tmp_path / "other"))
     duration = rf"\d+\.\d minutes on {re.escape(hardware)} \|"
     assert re.search(rf"\| Training time \| 2\.0 hours on 1 x abacus, {duration}", card)
@@ -191,7 +198,14 @@ def test_killed_and_resumed(root, recipe, tmp_path):
         [entry for line in (run / "log.jsonl").read_text().splitlines() if "loss" in (entry := json.loads(line))]
         for run in (folder, tmp_path / "other")
     ]
-    assert logs[0] == logs[1] and len(logs[0]) == 18
+    assert [entry["step"] for entry in logs[0]] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18]
+    assert logs[0][:8] == logs[1][:8]
+    means = [(one["loss"] + two["loss"]) / 2 for one, two in zip(logs[1][8::2], logs[1][9::2], strict=True)]
+    assert [entry["loss"] for entry in logs[0][8:]] == pytest.approx(means, rel=1e-5)
+    events = EventAccumulator(str(folder / "runs/rednet"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx([e["loss"] for e in logs[0]])
+    assert [event.step for event in events.Scalars("eval/accuracy")] == [4, 8, 12, 16, 18, 18]  # last and best model
 
 
 def test_a_last_batch_of_one_picture(recipe, tmp_path):
