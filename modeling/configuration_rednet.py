@@ -63,6 +63,9 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
         stem_stride (`int`, *optional*, defaults to 4):
             The stride of the stem: 4 as in the paper (a strided convolution and max pooling), or 2 (only the
             convolution) or 1 (neither) for small images.
+        drop_path_rate (`float`, *optional*, defaults to 0.0):
+            The probability of stochastic depth in the last bottleneck: in training, its layers are left out for a part of
+            the images. The probability grows linearly from 0 in the first bottleneck.
         neck_type (`"convolution"` or `"involution"`, *optional*, defaults to `"convolution"`):
             In semantic segmentation, the output layer of every level of the feature pyramid: a 3x3 convolution, or an
             involution of size `kernel_size` as in the paper.
@@ -105,6 +108,7 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
     kernel_generation: Literal["bottleneck", "linear", "neighborhood"] = "bottleneck"
     operator_type: Literal["involution", "convolution"] = "involution"
     stem_stride: int = 4
+    drop_path_rate: float | int = 0.0
     neck_type: Literal["convolution", "involution"] = "convolution"
     neck_hidden_size: int = 256
     decoder_hidden_size: int = 128
@@ -176,6 +180,11 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
         """It is a probability."""
         if not 0 <= self.classifier_dropout_prob <= 1:
             raise ValueError(f"classifier_dropout_prob={self.classifier_dropout_prob} must be from 0 to 1")
+
+    def validate_drop_path_rate(self):
+        """It is a probability, and some images keep the layers."""
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate={self.drop_path_rate} must be from 0 to below 1")
 
     def validate_stages(self):
         """Every stage has a depth and a size."""

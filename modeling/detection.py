@@ -71,15 +71,19 @@ class RedNetFPN(nn.Module):
         if neck == "involution":
             self.fpn.layer_blocks = nn.ModuleList(_involution(channels) for _ in backbone.channels)
         self.out_channels = channels  # torchvision's detectors read it
-        self.frozen = trainable_layers < len(layers)
-        for layer in layers[: len(layers) - trainable_layers]:
+        self.num_frozen = len(layers) - trainable_layers
+        for layer in layers[: self.num_frozen]:
             layer.requires_grad_(False)
         self.train()
 
     def train(self, mode: bool = True) -> "RedNetFPN":
         super().train(mode)
-        if self.frozen:
-            self.body.eval()
+        if self.num_frozen > 0:
+            for module in self.body.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+            for layer in [self.body.embedder, *self.body.encoder.stages][: self.num_frozen]:
+                layer.eval()  # without stochastic depth
         return self
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:

@@ -140,13 +140,18 @@ def involution_norm_act(layer: nn.Module, hidden_state: Tensor, involution_class
 
 
 def add_and_activate(
-    block: nn.Module, hidden_state: Tensor, residual: Tensor, last_layer_class: type[nn.Module]
+    block: nn.Module,
+    hidden_state: Tensor,
+    residual: Tensor,
+    last_layer_class: type[nn.Module],
+    drop_path_class: type[nn.Module],
 ) -> Tensor:
     """
-    Returns `activation(hidden_state + residual)`, all (B, C, H, W), where `hidden_state` is the result of `block.layer`.
+    Returns `activation(hidden_state + residual)`, all (B, C, H, W), where `hidden_state` is the result of `block.layer`
+    and `block.drop_path`.
 
-    In eager mode, the sum overwrites `hidden_state` if the last layer is unchanged and of exactly `last_layer_class`,
-    and ReLU overwrites the sum.
+    In eager mode, the sum overwrites `hidden_state` if the last layer and `block.drop_path` are unchanged and of exactly
+    these classes, and ReLU overwrites the sum.
     """
     if not may_overwrite(hidden_state):
         return block.activation(hidden_state + residual)
@@ -156,6 +161,7 @@ def add_and_activate(
         and is_plain(last, last_layer_class)
         and is_plain(last.activation, nn.Identity)
         and is_fresh(last.convolution, last.normalization)
+        and is_plain(block.drop_path, drop_path_class)
         and (hidden_state.shape, hidden_state.dtype) == (residual.shape, residual.dtype)
     ):
         hidden_state += residual

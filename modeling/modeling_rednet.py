@@ -6,6 +6,7 @@ H' = ceil(H / s), and W likewise. Execution shortcuts, which change no values, a
 """
 
 from functools import partial
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -185,13 +186,35 @@ class RedNetShortCut(nn.Module):
         return conv_norm(self.convolution, self.normalization, hidden_state)
 
 
-class RedNetBottleNeckLayer(BatchNormCheckpointMixin, GradientCheckpointingLayer):
+class RedNetDropPath(nn.Module):
     """
-    1x1 convolution to out_channels / 4, involution (with the stride), 1x1 convolution to out_channels, and the residual:
-    (B, in_channels, H, W) to (B, out_channels, H', W').
+    Stochastic depth (Huang et al., ECCV 2016) of (B, C, H, W): in training, sets each image to zero with probability
+    `rate` and divides the others by 1 - rate, which keeps the expectation. The identity in evaluation or at rate 0.
     """
 
-    def __init__(self, config: RedNetConfig, in_channels: int, out_channels: int, stride: int = 1):
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return hidden_state
+        keep = 1 - self.rate
+        return hidden_state * hidden_state.new_empty(len(hidden_state), 1, 1, 1).bernoulli_(keep).div_(keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:g}"
+
+
+class RedNetBottleNeckLayer(BatchNormCheckpointMixin, GradientCheckpointingLayer):
+    """
+    1x1 convolution to out_channels / 4, involution (with the stride), 1x1 convolution to out_channels, stochastic depth,
+    and the residual: (B, in_channels, H, W) to (B, out_channels, H', W').
+    """
+
+    def __init__(
+        self, config: RedNetConfig, in_channels: int, out_channels: int, stride: int = 1, drop_path_rate: float = 0.0
+    ):
         super().__init__()
         width = out_channels // 4
         self.shortcut = (
@@ -207,23 +230,32 @@ class RedNetBottleNeckLayer(BatchNormCheckpointMixin, GradientCheckpointingLayer
         # Every bottleneck starts as the identity (or its shortcut). The mark is on the BatchNorm, because in remote code
         # `_init_weights` is not called for modules without parameters of their own.
         self.layer[-1].normalization.zero_init = True
+        self.drop_path = RedNetDropPath(drop_path_rate)
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         residual = self.shortcut(hidden_state)
-        return add_and_activate(self, self.layer(hidden_state), residual, last_layer_class=RedNetConvLayer)
+        hidden_state = self.drop_path(self.layer(hidden_state))
+        return add_and_activate(
+            self, hidden_state, residual, last_layer_class=RedNetConvLayer, drop_path_class=RedNetDropPath
+        )
 
 
 class RedNetStage(nn.Module):
-    """Bottlenecks; the first one has the stride: (B, in_channels, H, W) to (B, out_channels, H', W')."""
+    """
+    Bottlenecks, each with its rate of stochastic depth; the first one has the stride: (B, in_channels, H, W) to
+    (B, out_channels, H', W').
+    """
 
-    def __init__(self, config: RedNetConfig, in_channels: int, out_channels: int, stride: int, depth: int):
+    def __init__(
+        self, config: RedNetConfig, in_channels: int, out_channels: int, stride: int, drop_path_rates: list[float]
+    ):
         super().__init__()
         self.layers = nn.ModuleList(
             RedNetBottleNeckLayer(
-                config, in_channels if n == 0 else out_channels, out_channels, stride=stride if n == 0 else 1
+                config, in_channels if n == 0 else out_channels, out_channels, stride if n == 0 else 1, rate
             )
-            for n in range(depth)
+            for n, rate in enumerate(drop_path_rates)
         )
 
     def forward(self, hidden_state: Tensor) -> Tensor:
@@ -241,8 +273,10 @@ class RedNetEncoder(nn.Module):
     def __init__(self, config: RedNetConfig):
         super().__init__()
         in_sizes = [config.embedding_size] + config.hidden_sizes[:-1]
+        last = max(sum(config.depths) - 1, 1)
+        rates = iter([config.drop_path_rate * (n / last) for n in range(sum(config.depths))])
         self.stages = nn.ModuleList(
-            RedNetStage(config, in_size, out_size, stride=1 if n == 0 else 2, depth=depth)
+            RedNetStage(config, in_size, out_size, 1 if n == 0 else 2, list(islice(rates, depth)))
             for n, (in_size, out_size, depth) in enumerate(zip(in_sizes, config.hidden_sizes, config.depths))
         )
 

@@ -102,10 +102,14 @@ def make_model(config: TrainingConfig, labels: list[str] | None) -> rednet.RedNe
                 f"{len(labels)}, {labels[:3]} ...: use --ignore_mismatched_sizes to train its weights on these"
             )
         return AutoModelForImageClassification.from_pretrained(
-            config.model_name_or_path, ignore_mismatched_sizes=config.ignore_mismatched_sizes, **names
+            config.model_name_or_path,
+            ignore_mismatched_sizes=config.ignore_mismatched_sizes,
+            **names,
+            **config.changes,
         )
     assert config.config_name is not None  # parse_config requires one of the two
-    return AutoModelForImageClassification.from_config(read_config(find_architecture(config.config_name), **names))
+    architecture = read_config(find_architecture(config.config_name), **names, **config.changes)
+    return AutoModelForImageClassification.from_config(architecture)
 
 
 def compute_loss(

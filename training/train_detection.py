@@ -115,17 +115,19 @@ def make_model(config: DetectionConfig, options: dict, categories: list[dict]) -
     """
     stages = STAGES[1:] if config.detector == "retinanet" else STAGES
     if config.config_name is not None:
-        backbone = RedNetBackbone(read_config(find_architecture(config.config_name), out_features=stages))
+        architecture = read_config(find_architecture(config.config_name), out_features=stages, **config.changes)
+        backbone = RedNetBackbone(architecture)
         return DETECTORS[config.detector](backbone, **options)
     name = config.model_name_or_path
     assert name is not None  # parse_config requires one of the two
     saved = saved_config(config)
     if saved is None:
         read_config(name)
-        backbone = RedNetBackbone.from_pretrained(name, out_features=stages)
+        backbone = RedNetBackbone.from_pretrained(name, out_features=stages, **config.changes)
         return DETECTORS[config.detector](backbone, **options)
     model = DETECTORS[config.detector](
-        RedNetBackbone(RedNetConfig.from_dict({**saved["backbone"], "out_features": stages})), **options
+        RedNetBackbone(RedNetConfig.from_dict({**saved["backbone"], "out_features": stages, **config.changes})),
+        **options,
     )
     load_weights(model, name, saved["categories"] == categories, config.ignore_mismatched_sizes)
     return model

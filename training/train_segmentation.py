@@ -86,7 +86,7 @@ def make_model(config: SegmentationConfig) -> rednet.RedNetForSemanticSegmentati
     """
     names = [] if config.model_name_or_path is None else [config.model_name_or_path]
     names += [] if config.config_name is None else [find_architecture(config.config_name)]
-    configs = [read_config(name) for name in names]
+    configs = [read_config(name, **config.changes) for name in names]
     architecture, given = configs[0], configs[-1]
     if config.config_name is None and given.architectures != ["RedNetForSemanticSegmentation"]:
         raise ValueError(

@@ -32,6 +32,7 @@ VALUES = st.fixed_dictionaries(
         "kernel_generation": st.sampled_from(["bottleneck", "linear", "neighborhood", "attention"]),
         "operator_type": st.sampled_from(["involution", "convolution"]),
         "stem_stride": st.integers(0, 5),
+        "drop_path_rate": st.sampled_from([-0.1, 0, 0.5, 1, float("nan"), None, "0.1"]),
         "neck_type": st.sampled_from(["involution", "convolution"]),
         "neck_hidden_size": WIDTHS,
         "decoder_hidden_size": WIDTHS,

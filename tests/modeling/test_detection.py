@@ -158,7 +158,9 @@ def test_freezes_from_the_stem_on(trainable_layers):
     layers = [body.embedder, *body.encoder.stages]
     trained = [count_parameters(layer, trainable_only=True) == count_parameters(layer) for layer in layers]
     assert trained == [n >= 5 - trainable_layers for n in range(5)]
-    assert body.training is (trainable_layers == 5) and model.backbone.fpn.training
+    assert [layer.training for layer in layers] == trained and model.backbone.fpn.training
+    norms = [module for module in body.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert {norm.training for norm in norms} == {trainable_layers == 5}
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def involution(self: RedNetInvolution, input: Tensor) -> Tensor:
 
 def bottleneck(self: RedNetBottleNeckLayer, input: Tensor) -> Tensor:
     residual = self.shortcut(input)
-    return self.activation(self.layer(input) + residual)
+    return self.activation(self.drop_path(self.layer(input)) + residual)
 
 
 FORWARD = {

@@ -57,6 +57,16 @@ class ModelOptions:
         False,
         "Load pretrained weights of a model with other classes. Layers whose shapes differ are initialized randomly.",
     )
+    drop_path_rate: BelowOne | None = option(
+        None,
+        "Stochastic depth: the probability to leave out the last bottleneck for an image; it grows linearly from 0 in the "
+        "first one. By default that of the architecture.",
+    )
+
+    @property
+    def changes(self) -> dict[str, float]:
+        """The values of the model's configuration that the options replace."""
+        return {} if self.drop_path_rate is None else {"drop_path_rate": self.drop_path_rate}
 
 
 @dataclass
