@@ -23,14 +23,13 @@ from rednet.training.data.transforms import make_mixing, normalize
 from rednet.training.engine.hub_folder import accuracies, check_push, push, trained_card
 from rednet.training.engine.launch import check_processes, set_threads
 from rednet.training.engine.models import check_batch_norm, has_one_pixel, load_classifier
+from rednet.training.engine.optimizers import freeze, layer_groups
 from rednet.training.engine.run_folder import check_inputs, check_options
 from rednet.training.engine.trainer import (
     ClockCallback,
     EpochCallback,
     ImageTrainer,
     check_checkpoints,
-    freeze,
-    layer_groups,
     newest_checkpoint,
     resume_trackers,
 )

@@ -19,6 +19,7 @@ from rednet.training.data.transforms import make_mixing, normalize
 from rednet.training.engine.hub_folder import save_classifier_folder
 from rednet.training.engine.loop import Task, run_training
 from rednet.training.engine.models import check_batch_norm
+from rednet.training.engine.optimizers import freeze
 from rednet.training.metrics.classification import evaluate_classification
 from rednet.training.options.groups import TrainingConfig
 from rednet.training.options.models import read_config
@@ -58,6 +59,7 @@ def build(
         save=lambda folder, model, results: save_classifier_folder(folder, model, processor, config, results),
         metric="eval_accuracy",
         metric_name="top-1",
+        frozen=freeze(model, config.frozen_stages),
     )
     return model, task, train_loader
 

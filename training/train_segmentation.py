@@ -19,6 +19,7 @@ from rednet.training.data.transforms import normalize
 from rednet.training.engine.hub_folder import save_segmentation_folder
 from rednet.training.engine.loop import Task, run_training
 from rednet.training.engine.models import check_batch_norm
+from rednet.training.engine.optimizers import freeze
 from rednet.training.metrics.segmentation import evaluate_segmentation
 from rednet.training.options.groups import SegmentationConfig
 from rednet.training.options.models import read_config
@@ -61,6 +62,7 @@ def build(
         metric="eval_mean_iou",
         metric_name="mIoU",
         count_items=partial(count_labeled, ignored=ignored),
+        frozen=freeze(model, config.frozen_stages),
     )
     return model, task, train_loader
 

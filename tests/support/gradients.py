@@ -12,7 +12,8 @@ import torch
 from rednet.training.data.batches import training_loader
 from rednet.training.data.sources import class_names, load_images
 from rednet.training.engine.launch import make_accelerator
-from rednet.training.engine.optimization import parameter_groups, train_step
+from rednet.training.engine.optimization import train_step
+from rednet.training.engine.optimizers import parameter_groups
 from rednet.training.options.groups import TrainingConfig
 from rednet.training.train import compute_loss, make_model
 
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> None:
             torch.nn.init.uniform_(parameter, 0.2, 0.5)
     loader = training_loader(images, config, 10, accelerator.process_index, accelerator.num_processes)
     before = {name: value.double() for name, value in model.state_dict().items()}
-    groups = parameter_groups(model, config.weight_decay, config.no_decay_on_norm_and_bias)
+    groups = parameter_groups(model.parameters(), config.weight_decay, config.no_decay_on_norm_and_bias)
     model = accelerator.prepare(InFloat64(model))
     optimizer = accelerator.prepare(torch.optim.SGD(groups, 1.0))
     loss, _ = train_step(accelerator, model, optimizer, list(loader), config, partial(compute_loss, config=config))

@@ -11,7 +11,8 @@ import torch
 from huggingface_hub import ModelCard
 from rednet.hub import check_hub_folder
 from rednet.training.data.sources import load_images
-from rednet.training.engine.trainer import freeze, layer_groups, newest_checkpoint
+from rednet.training.engine.optimizers import freeze, layer_groups
+from rednet.training.engine.trainer import newest_checkpoint
 from rednet.training.figures.curves import read_log
 from rednet.training.figures.trade_off import read_result
 from rednet.training.finetune import load_model, main, parse_config

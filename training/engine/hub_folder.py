@@ -65,10 +65,12 @@ def save_segmentation_folder(
 
 
 def describe_optimization(config: LoopOptions) -> str:
-    momentum = " with Nesterov momentum" if config.nesterov else " with momentum"
+    optimizer = {"sgd": "SGD", "adamw": "AdamW", "lamb": "LAMB", "muon": "Muon"}[config.optimizer]
+    if config.momentum and config.optimizer in ("sgd", "muon"):
+        optimizer += " with Nesterov momentum" if config.nesterov else " with momentum"
     length = f"{config.max_train_steps} steps" if config.max_train_steps else f"{config.num_train_epochs} epochs"
     average = "" if config.ema_decay is None else f", averaged weights (decay {config.ema_decay:g})"
-    return f"SGD{momentum if config.momentum else ''}, {length}, {config.lr_scheduler_type} schedule{average}"
+    return f"{optimizer}, {length}, {config.lr_scheduler_type} schedule{average}"
 
 
 def accuracies(results: dict, num_labels: int) -> dict[str, tuple[str, float]]:

@@ -34,10 +34,22 @@ def make_accelerator(config: LoopOptions) -> Accelerator:
     check_precision(config)
     if config.sync_batch_norm and accelerator.device.type == "cpu":
         raise SystemExit("error: --sync_batch_norm requires GPUs, but this process runs on the CPU")
-    if config.ema_decay is not None and accelerator.distributed_type == DistributedType.FSDP:
-        raise SystemExit("error: --ema_decay requires whole weights on every process; FSDP shards them")
+    if accelerator.distributed_type == DistributedType.FSDP:
+        check_sharding(config)
     set_threads(accelerator.device)
+    if config.tf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+    torch.backends.cudnn.benchmark = config.cudnn_benchmark
     return accelerator
+
+
+def check_sharding(config: LoopOptions) -> None:
+    """Raises SystemExit if an option needs whole weights, which FSDP shards."""
+    whole = {"--ema_decay": config.ema_decay is not None, "--clip_mode agc": config.clip_mode == "agc"}
+    whole[f"--optimizer {config.optimizer}"] = config.optimizer in ("lamb", "muon")
+    for option, is_given in whole.items():
+        if is_given:
+            raise SystemExit(f"error: {option} requires whole weights on every process; FSDP shards them")
 
 
 def check_trackers(report_to: str | None) -> None:

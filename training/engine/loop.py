@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -15,7 +15,9 @@ from accelerate.utils import DistributedType, broadcast, set_seed
 from rednet.training.engine.checkpoints import checkpoints, load_newest, save_checkpoint
 from rednet.training.engine.hub_folder import check_push, push
 from rednet.training.engine.launch import make_accelerator
-from rednet.training.engine.optimization import learning_rate_factor, parameter_groups, train_step
+from rednet.training.engine.models import enable_checkpointing
+from rednet.training.engine.optimization import average_function, learning_rate_factor, train_step
+from rednet.training.engine.optimizers import layer_groups, make_optimizer
 from rednet.training.engine.run_folder import append_log, check_inputs, check_options, truncate_log
 from rednet.training.engine.trackers import start_trackers
 from rednet.training.options.groups import HubOptions, LoopOptions
@@ -23,7 +25,7 @@ from rednet.training.utils.errors import clear_errors
 from rednet.training.utils.files import write_json
 from rednet.training.utils.hardware import describe_hardware
 from torch.distributed.tensor import DTensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
@@ -40,6 +42,7 @@ class Task:
     metric_name: str  # its name for people
     # The number of items that `loss` is the mean of, if batches have different numbers of them.
     count_items: Callable[[dict], torch.Tensor] | None = None
+    frozen: list[torch.nn.Module] = field(default_factory=list)  # modules that stay in evaluation mode
 
 
 class BatchOrder(Protocol):
@@ -145,13 +148,15 @@ def prepare(
     ema = None
     if config.ema_decay is not None:
         # The statistics of BatchNorm are averaged too: those of the last weights would not fit the average.
-        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+        average = average_function(config.ema_decay, config.ema_warmup)
+        ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         accelerator.register_for_checkpointing(ema)
+    if config.gradient_checkpointing:
+        rednets = (module for module in model.modules() if isinstance(module, rednet.RedNetPreTrainedModel))
+        enable_checkpointing(next(rednets))
     if config.torch_compile:
         model.compile()
-    groups = parameter_groups(model, config.weight_decay, config.no_decay_on_norm_and_bias)
-    nesterov = config.nesterov and config.momentum > 0
-    optimizer = torch.optim.SGD(groups, config.learning_rate, config.momentum, nesterov=nesterov)
+    optimizer = make_optimizer(layer_groups(model, config), config)
     model, optimizer = accelerator.prepare(model, optimizer)
 
     steps_per_epoch = math.ceil(len(order) / config.gradient_accumulation_steps)
@@ -217,6 +222,8 @@ def train_epoch(run: Run) -> None:
     """
     config, accelerator, progress = run.config, run.accelerator, run.progress
     run.model.train()
+    for module in run.task.frozen:
+        module.eval()
     run.order.begin(progress.epoch, progress.position)
     batches = iter(run.loader)
     hardware = describe_hardware(accelerator.device, accelerator.num_processes)

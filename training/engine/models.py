@@ -36,6 +36,13 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
+def enable_checkpointing(model: RedNetPreTrainedModel) -> None:
+    """Computes the activations of each bottleneck again in the backward pass."""
+    # The releases of Transformers that are supported have one of two names.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def check_batch_norm(model: RedNetPreTrainedModel, batch_size: int, size: tuple[int, int]) -> None:
     """
     Args:

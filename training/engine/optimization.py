@@ -1,4 +1,4 @@
-"""One optimizer step: parameter groups, learning rate schedule, and gradients accumulated over batches and processes."""
+"""One optimizer step: learning rate, gradients accumulated over batches and processes, clipping, averaged weights."""
 
 import math
 from collections.abc import Callable
@@ -9,29 +9,40 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from rednet.training.options.groups import OptimizationOptions
 from rednet.training.utils.randomness import seeded
-
-
-def parameter_groups(model: torch.nn.Module, weight_decay: float, no_decay_on_norm_and_bias: bool) -> list[dict]:
-    """Weight decay on all parameters, as in the paper, or only on those with more than one dimension,
-    which excludes BatchNorm and biases."""
-    excluded = [p for p in model.parameters() if p.ndim <= 1 and no_decay_on_norm_and_bias]
-    decayed = [p for p in model.parameters() if p.ndim > 1 or not no_decay_on_norm_and_bias]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": excluded, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+from timm.models import model_parameters
+from timm.utils import adaptive_clip_grad
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def learning_rate_factor(step: int, total_steps: int, config: OptimizationOptions) -> float:
-    """The factor of the configured learning rate at a step: the schedule, times a linear warm-up at the start."""
-    progress = min(step / total_steps, 1)
+    """The factor of the configured learning rate at a step: the schedule, with a linear warm-up at the start."""
+    warmup, ramp = config.num_warmup_steps, 1.0
+    if step < warmup:
+        ramp = config.warmup_start_factor + (1 - config.warmup_start_factor) * step / warmup
+        if config.warmup_type != "scaled":
+            return ramp
+    if config.lr_scheduler_type == "step":
+        return ramp * 0.1 ** sum(step * config.num_train_epochs >= epoch * total_steps for epoch in config.lr_steps)
+    first = warmup if config.warmup_type == "prefix" else 0
+    progress = min((step - first) / max(total_steps - first, 1), 1)
     if config.lr_scheduler_type == "cosine":
-        factor = 0.5 * (1 + math.cos(math.pi * progress))
-    elif config.lr_scheduler_type == "polynomial":
-        factor = (1 - progress) ** config.lr_power
+        decay = 0.5 * (1 + math.cos(math.pi * progress))
     else:
-        factor = 0.1 ** sum(step * config.num_train_epochs >= epoch * total_steps for epoch in config.lr_steps)
-    if step >= config.num_warmup_steps:
-        return factor
-    return factor * (config.warmup_start_factor + (1 - config.warmup_start_factor) * step / config.num_warmup_steps)
+        decay = (1 - progress) ** config.lr_power
+    last = config.min_learning_rate / config.learning_rate
+    return ramp * (last + (1 - last) * decay)
+
+
+def average_function(decay: float, warmup: bool) -> Callable:
+    """How `AveragedModel` averages weights: with a constant decay, or with one that grows over the first steps."""
+    if not warmup:
+        return get_ema_multi_avg_fn(decay)
+
+    def update(averages: list[torch.Tensor], weights: list[torch.Tensor], steps: torch.Tensor) -> None:
+        grown = 1 - (1 + int(steps)) ** (-2 / 3)
+        get_ema_multi_avg_fn(min(grown, decay))(averages, weights, steps)
+
+    return update
 
 
 def train_step(
@@ -53,10 +64,9 @@ def train_step(
         count_items: the number of items in a batch, if batches have different numbers of them.
 
     Returns:
-        The loss of this process (the mean over the processes is the mean loss), and the norm of the gradient if it is
-        clipped.
+        The loss of this process (the mean over the processes is the mean loss), and what `clip_gradients` returns.
     """
-    losses, grad_norm = [], None
+    losses = []
     shares = batch_shares(accelerator, batches, count_items)
     for number, (batch, share) in enumerate(zip(batches, shares)):
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
@@ -66,11 +76,23 @@ def train_step(
                 loss = compute_loss(model, batch)
             accelerator.backward(loss * share)
         losses.append(loss.detach() * share)
-    if config.max_grad_norm is not None:
-        grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    grad_norm = clip_gradients(accelerator, model, config)
     optimizer.step()
     optimizer.zero_grad()
     return torch.stack(losses).sum(), grad_norm
+
+
+def clip_gradients(
+    accelerator: Accelerator, model: torch.nn.Module, config: OptimizationOptions
+) -> torch.Tensor | None:
+    """Limits the gradients as the options say. Returns the norm of all gradients before, if it is limited."""
+    if config.max_grad_norm is None:
+        return None
+    if config.clip_mode == "norm":
+        return accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    accelerator.unscale_gradients()  # of float16
+    adaptive_clip_grad(model_parameters(model, exclude_head=True), config.max_grad_norm)
+    return None
 
 
 def batch_shares(

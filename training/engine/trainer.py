@@ -1,5 +1,5 @@
-"""transformers.Trainer for images: augmentation on the device, frozen stages, learning rates by stage, checkpoints,
-trackers that continue their runs."""
+"""transformers.Trainer for images: augmentation on the device, frozen stages, checkpoints, trackers that continue their
+runs."""
 
 import json
 import os
@@ -8,13 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import rednet
 import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast
-from rednet.training.engine.optimization import parameter_groups
 from rednet.training.engine.trackers import PROJECT, run_id, wandb_options
-from rednet.training.options.finetune import FinetuneConfig
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
@@ -157,38 +154,6 @@ class ImageTrainer(Trainer):
         # because those are saved.
         broadcast(list(self.model.buffers()))  # type: ignore[union-attr]
         return super().evaluate(*args, **kwargs)
-
-
-def parts(model: rednet.RedNetForImageClassification) -> list[nn.Module]:
-    """Stem, stages and classifier."""
-    return [model.rednet.embedder, *model.rednet.encoder.stages, model.classifier]
-
-
-def freeze(model: rednet.RedNetForImageClassification, frozen_stages: int) -> list[nn.Module]:
-    """Freezes the stem and the first `frozen_stages` stages, or nothing if it is -1, and returns them.
-
-    Raises:
-        ValueError: the model has fewer stages.
-    """
-    stages = len(model.rednet.encoder.stages)
-    if not -1 <= frozen_stages <= stages:
-        raise ValueError(f"--frozen_stages is {frozen_stages}, expected -1 (nothing) to {stages}, the model's stages")
-    frozen = parts(model)[: frozen_stages + 1]
-    for module in frozen:
-        module.requires_grad_(False)
-    return frozen
-
-
-def layer_groups(model: rednet.RedNetForImageClassification, config: FinetuneConfig) -> list[dict]:
-    """Parameter groups: the classifier has the learning rate, each part before it `layer_decay` times that of the
-    next."""
-    groups = []
-    for distance, part in enumerate(reversed(parts(model))):
-        if next(part.parameters()).requires_grad:
-            rate = config.learning_rate * config.layer_decay**distance
-            part_groups = parameter_groups(part, config.weight_decay, config.no_decay_on_norm_and_bias)
-            groups += [{**group, "lr": rate} for group in part_groups]
-    return groups
 
 
 def check_checkpoints(folder: Path, limit: int | None) -> None:

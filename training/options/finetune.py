@@ -5,13 +5,15 @@ from dataclasses import dataclass, fields
 from rednet.training.options.groups import (
     WORKERS,
     AugmentationOptions,
+    FreezingOptions,
     HubOptions,
+    LayerOptions,
     TrainingDataOptions,
     option,
     with_default,
 )
 from rednet.training.options.parser import check_data_options, parse_options
-from rednet.training.options.types import BelowOne, Count, Natural, NotNegative, Positive, Scale, Seed
+from rednet.training.options.types import BelowOne, Count, Natural, NotNegative, Positive, Seed
 from rednet.training.utils.errors import nearest
 from transformers import TrainingArguments
 
@@ -22,21 +24,15 @@ class FinetuneOptions:
     image_size: Count | None = option(
         None, "Height and width of the model's input; by default that of its image processor."
     )
-    frozen_stages: int = option(
-        -1,
-        "Parts that are frozen, with their BatchNorm statistics: 0 the stem, n the stem and stages 1 to n; -1 nothing.",
-    )
-    layer_decay: Scale = option(
-        1.0, "Factor of the learning rate from each stage to the one before it; the classifier has the full rate."
-    )
-    no_decay_on_norm_and_bias: bool = option(False, "No weight decay on BatchNorm and biases.")
     early_stopping_patience: Count | None = option(
         None, "Stop after this number of evaluations without a better accuracy."
     )
 
 
 @dataclass
-class FinetuneConfig(TrainingArguments, AugmentationOptions, TrainingDataOptions, FinetuneOptions):
+class FinetuneConfig(
+    TrainingArguments, AugmentationOptions, TrainingDataOptions, LayerOptions, FreezingOptions, FinetuneOptions
+):
     """All options of `finetune.py`. Those of TrainingArguments that are repeated here have other defaults."""
 
     output_dir: str = option("outputs/finetune", "Folder of the run. A run resumes from its own checkpoints.")

@@ -49,6 +49,11 @@ Deviations = Annotated[
     list[float], Constraint("3 finite numbers above 0, one for each channel", _each(lambda value: value > 0, 3))
 ]
 
+Betas = Annotated[
+    list[float],
+    Constraint("two numbers from 0 to below 1", lambda values: len(values) == 2 and all(0 <= v < 1 for v in values)),
+]
+
 StepsOrEpoch = Annotated[
     str,
     Constraint(
