@@ -11,13 +11,13 @@ from functools import partial
 
 import rednet
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from rednet.training.data.batches import evaluation_loader, training_loader
 from rednet.training.data.sources import check_images, class_names, load_images
 from rednet.training.data.transforms import make_mixing, normalize
 from rednet.training.engine.hub_folder import save_classifier_folder
 from rednet.training.engine.loop import Task, run_training
+from rednet.training.engine.losses import Teacher, classification_loss, distillation_loss, load_teacher
 from rednet.training.engine.models import check_batch_norm
 from rednet.training.engine.optimizers import freeze
 from rednet.training.metrics.classification import evaluate_classification
@@ -44,6 +44,7 @@ def build(
         train_images, eval_images = load_images(config)
     model = make_model(config, class_names(train_images))
     num_labels = model.config.num_labels
+    teacher = load_teacher(config, model.config, config, accelerator)
     if not config.sync_batch_norm:
         check_batch_norm(model, config.per_device_train_batch_size, (config.image_size, config.image_size))
     splits = {config.train_split: train_images, config.validation_split: eval_images}
@@ -54,7 +55,7 @@ def build(
     train_loader = training_loader(train_images, config, num_labels, *rank)
     eval_loader = evaluation_loader(eval_images, config, processor, num_labels, *rank)
     task = Task(
-        loss=partial(compute_loss, config=config, mixing=make_mixing(config, num_labels)),
+        loss=partial(compute_loss, config=config, mixing=make_mixing(config, num_labels), teacher=teacher),
         evaluate=lambda model: evaluate_classification(accelerator, model, eval_loader),
         save=lambda folder, model, results: save_classifier_folder(folder, model, processor, config, results),
         metric="eval_accuracy",
@@ -115,14 +116,23 @@ def make_model(config: TrainingConfig, labels: list[str] | None) -> rednet.RedNe
 
 
 def compute_loss(
-    model: torch.nn.Module, batch: dict[str, torch.Tensor], config: TrainingConfig, mixing: v2.Transform | None = None
+    model: torch.nn.Module,
+    batch: dict[str, torch.Tensor],
+    config: TrainingConfig,
+    mixing: v2.Transform | None = None,
+    teacher: Teacher | None = None,
 ) -> torch.Tensor:
-    """Mean cross-entropy of a batch of `TrainingBatches`."""
+    """Mean loss of a batch of `TrainingBatches`."""
     images, labels = normalize(batch["pixel_values"], config), batch["labels"]
     if mixing is not None:
         images, labels = mixing(images, labels)
         images = images.contiguous(memory_format=torch.channels_last)
-    return F.cross_entropy(model(images).logits, labels, label_smoothing=config.label_smoothing)
+    logits = model(images).logits
+    loss = classification_loss(logits, labels, config)
+    if teacher is None:
+        return loss
+    distance = distillation_loss(logits, teacher(images), config)
+    return (1 - config.distillation_alpha) * loss + config.distillation_alpha * distance
 
 
 if __name__ == "__main__":

@@ -29,8 +29,7 @@ def save_classifier_folder(
         results: has `eval_accuracy`, `eval_top_5_accuracy` (both from 0 to 1), and what `trained_card` needs.
     """
     training = (
-        f"{describe_optimization(config)}, label smoothing {config.label_smoothing:g}. Training images: "
-        f"{describe_augmentation(config)}."
+        f"{describe_optimization(config)}, {describe_loss(config)}. Training images: {describe_augmentation(config)}."
     )
     metrics = accuracies(results, model.config.num_labels)
     card = trained_card(model, processor, config, results, training, asdict(config), metrics, config.image_size)
@@ -71,6 +70,15 @@ def describe_optimization(config: LoopOptions) -> str:
     length = f"{config.max_train_steps} steps" if config.max_train_steps else f"{config.num_train_epochs} epochs"
     average = "" if config.ema_decay is None else f", averaged weights (decay {config.ema_decay:g})"
     return f"{optimizer}, {length}, {config.lr_scheduler_type} schedule{average}"
+
+
+def describe_loss(config: TrainingConfig) -> str:
+    words = ["binary cross-entropy"] if config.loss == "bce" else []
+    words.append(f"label smoothing {config.label_smoothing:g}")
+    if (teacher := config.teacher_model_name_or_path) is not None:
+        name = Path(teacher).name if Path(teacher).exists() else teacher
+        words.append(f"{config.distillation_type} distillation from {name}")
+    return ", ".join(words)
 
 
 def accuracies(results: dict, num_labels: int) -> dict[str, tuple[str, float]]:

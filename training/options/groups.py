@@ -323,10 +323,39 @@ class HubOptions:
 
 
 @dataclass
+class LossOptions:
+    loss: Literal["cross_entropy", "bce"] = option(
+        "cross_entropy", "Loss: cross-entropy, or binary cross-entropy of each class (bce), a mean over the classes."
+    )
+    label_smoothing: BelowOne = option(0.1, "Label smoothing: the part of each target that all classes share.")
+    bce_target_thresh: BelowOne | None = option(
+        None, "Threshold of bce: after smoothing and mixing, targets above it are 1 and others 0."
+    )
+
+
+@dataclass
+class DistillationOptions:
+    teacher_model_name_or_path: str | None = option(
+        None,
+        "Classifier to learn from: a folder or a Hub id of Transformers or timm (timm/resnet50.a1_in1k), with the same "
+        "classes in the same order.",
+    )
+    distillation_type: Literal["soft", "hard"] = option(
+        "soft", "What to learn: all probabilities of the teacher (soft), or the class that it predicts (hard)."
+    )
+    distillation_alpha: Probability = option(
+        0.5, "Weight of the distillation in the loss; the labels have the weight 1 - distillation_alpha."
+    )
+    distillation_temperature: Positive = option(1.0, "Temperature of soft distillation, which divides the logits.")
+
+
+@dataclass
 class TrainingConfig(
     HubOptions,
     LoopOptions,
     FreezingOptions,
+    LossOptions,
+    DistillationOptions,
     AugmentationOptions,
     PictureOptions,
     StreamOptions,
@@ -335,7 +364,10 @@ class TrainingConfig(
 ):
     """Options of `train.py`."""
 
-    label_smoothing: BelowOne = option(0.1, "Label smoothing: the part of each target that all classes share.")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bce_target_thresh is not None and self.loss != "bce":
+            raise ValueError(f"--bce_target_thresh is for --loss bce, but --loss is {self.loss}")
 
 
 @dataclass
