@@ -17,9 +17,10 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from rednet.hub import save_hub_folder
+from rednet.training.data.mixing import BatchAugmentation
 from rednet.training.data.rows import EvaluationRows, TrainingRows
 from rednet.training.data.sources import check_images, class_names, distinct_labels, load_images
-from rednet.training.data.transforms import make_mixing, normalize
+from rednet.training.data.transforms import normalize
 from rednet.training.engine.hub_folder import accuracies, check_push, push, trained_card
 from rednet.training.engine.launch import check_processes, set_threads
 from rednet.training.engine.models import check_batch_norm, has_one_pixel, load_classifier
@@ -185,12 +186,12 @@ def make_trainer(
 ) -> ImageTrainer:
     num_labels = model.config.num_labels
     normalization = NormalizationOptions(processor.image_mean, processor.image_std)
-    mixing = make_mixing(config, num_labels)
+    rows = TrainingRows(train_images, config, processor.image_mean, num_labels)
+    batch_augmentation = BatchAugmentation(config, num_labels, config.device)
     optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(config, model)
 
     def augment(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        images = normalize(images, normalization)
-        return (images, labels) if mixing is None else mixing(images, labels)
+        return batch_augmentation(normalize(images, normalization), labels, rows.epoch)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         ranked, labels = torch.from_numpy(prediction.predictions), torch.from_numpy(prediction.label_ids)
@@ -201,7 +202,7 @@ def make_trainer(
     return ImageTrainer(
         model,
         config,
-        train_dataset=TrainingRows(train_images, config, num_labels),
+        train_dataset=rows,
         eval_dataset=EvaluationRows(eval_images, processor, num_labels),
         data_collator=default_convert,  # the data sets return batches
         processing_class=processor,

@@ -7,14 +7,16 @@ newest `checkpoints` and the complete Hub folders `best` and `last` to `output_d
 interrupted run from its newest checkpoint, and evaluates a finished one.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import rednet
 import torch
 from accelerate import Accelerator
 from rednet.training.data.batches import evaluation_loader, training_loader
+from rednet.training.data.mixing import BatchAugmentation
 from rednet.training.data.sources import check_images, class_names, load_images
-from rednet.training.data.transforms import make_mixing, normalize
+from rednet.training.data.transforms import RESAMPLE, normalize
 from rednet.training.engine.hub_folder import save_classifier_folder
 from rednet.training.engine.loop import Task, run_training
 from rednet.training.engine.losses import Teacher, classification_loss, distillation_loss, load_teacher
@@ -26,8 +28,8 @@ from rednet.training.options.models import read_config
 from rednet.training.options.packaged import find_architecture
 from rednet.training.options.parser import MODELS, REPLACED, check_data_options, parse_options
 from rednet.training.utils.distributed import check_on_main_process
+from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 from transformers import AutoModelForImageClassification, ConvNextImageProcessor
 
 
@@ -54,8 +56,13 @@ def build(
     rank = (accelerator.process_index, accelerator.num_processes)
     train_loader = training_loader(train_images, config, num_labels, *rank)
     eval_loader = evaluation_loader(eval_images, config, processor, num_labels, *rank)
+    batch_augmentation, order = BatchAugmentation(config, num_labels, accelerator.device), train_loader.batch_sampler
+
+    def augment(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return batch_augmentation(images, labels, order.epoch)
+
     task = Task(
-        loss=partial(compute_loss, config=config, mixing=make_mixing(config, num_labels), teacher=teacher),
+        loss=partial(compute_loss, config=config, augment=augment, teacher=teacher),
         evaluate=lambda model: evaluate_classification(accelerator, model, eval_loader),
         save=lambda folder, model, results: save_classifier_folder(folder, model, processor, config, results),
         metric="eval_accuracy",
@@ -81,7 +88,7 @@ def make_processor(config: TrainingConfig) -> ConvNextImageProcessor:
     return ConvNextImageProcessor(
         size={"shortest_edge": config.image_size},
         crop_pct=config.crop_pct,
-        resample=2,  # bilinear
+        resample=RESAMPLE["bilinear" if config.interpolation == "bilinear" else "bicubic"],
         image_mean=config.image_mean,
         image_std=config.image_std,
         do_convert_rgb=True,
@@ -117,15 +124,15 @@ def make_model(config: TrainingConfig, labels: list[str] | None) -> rednet.RedNe
 
 def compute_loss(
     model: torch.nn.Module,
-    batch: dict[str, torch.Tensor],
+    batch: dict[str, Tensor],
     config: TrainingConfig,
-    mixing: v2.Transform | None = None,
+    augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     teacher: Teacher | None = None,
-) -> torch.Tensor:
-    """Mean loss of a batch of `TrainingBatches`."""
+) -> Tensor:
+    """Mean loss of a batch of `TrainingBatches`, whose normalized images and labels `augment` changes."""
     images, labels = normalize(batch["pixel_values"], config), batch["labels"]
-    if mixing is not None:
-        images, labels = mixing(images, labels)
+    if augment is not None:
+        images, labels = augment(images, labels)
         images = images.contiguous(memory_format=torch.channels_last)
     logits = model(images).logits
     loss = classification_loss(logits, labels, config)

@@ -168,7 +168,7 @@ def test_killed_and_resumed(root, recipe, tmp_path):
     although the resumed run logs every second step. TensorBoard has every line of its log once."""
     more = ["--max_train_samples", "120", "--max_eval_samples", "60", "--num_train_epochs", "3"]
     more += ["--save_strategy", "steps", "--save_steps", "4", "--eval_strategy", "steps", "--eval_steps", "4"]
-    more += ["--rand_augment_magnitude", "5", "--mixup_alpha", "0.2", "--cutmix_alpha", "1", "--logging_steps", "1"]
+    more += ["--auto_augment", "rand-m5", "--mixup_alpha", "0.2", "--cutmix_alpha", "1", "--logging_steps", "1"]
     folder = tmp_path / "run"
     arguments, sizes = [*recipe, *more, "--output_dir", str(folder), "--report_to", "tensorboard"], []
     training = Training(root, tmp_path / "output.txt", arguments, "rednet.training.finetune")

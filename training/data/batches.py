@@ -174,13 +174,13 @@ class TrainingBatches(torch.utils.data.Dataset):
     `normalize` makes floats of the pixels on the device, so that workers transfer bytes.
     """
 
-    def __init__(self, images: Images, transform: TrainingTransform, num_labels: int):
-        self.images, self.transform, self.num_labels = images, transform, num_labels
+    def __init__(self, images: Images, transform: TrainingTransform, num_labels: int, size: int):
+        self.images, self.transform, self.num_labels, self.size = images, transform, num_labels, size
 
     def __getitems__(self, batch: list[tuple]) -> dict[str, torch.Tensor]:
         keys = [key for key, _ in batch]
         rows = fetch(self.images, [row for _, row in batch])
-        pixels = [decode(row, partial(self.transform, key=key)) for row, key in zip(rows, keys)]
+        pixels = [decode(row, partial(self.transform, key=key, size=self.size)) for row, key in zip(rows, keys)]
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)  # a channels-last tensor, without a copy
         return {"pixel_values": images, "labels": stack_labels(rows, self.num_labels)}
 
@@ -248,7 +248,9 @@ def training_loader(
     images = images.cast_column("image", Image(decode=False))
     order = training_order(images, config, process, num_processes)
     return make_loader(
-        TrainingBatches(images, TrainingTransform(config, config.image_size), num_labels), order, config
+        TrainingBatches(images, TrainingTransform(config, config.image_mean), num_labels, config.image_size),
+        order,
+        config,
     )
 
 

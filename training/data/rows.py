@@ -1,5 +1,7 @@
 """Data sets for transformers.Trainer, which draws rows by their numbers."""
 
+from collections.abc import Sequence
+
 import torch
 from datasets import Dataset, Image
 from rednet.training.data.batches import EvaluationBatches, TrainingBatches
@@ -13,10 +15,10 @@ class TrainingRows(TrainingBatches):
 
     epoch = 0
 
-    def __init__(self, images: Dataset, config: FinetuneConfig, num_labels: int):
+    def __init__(self, images: Dataset, config: FinetuneConfig, mean: Sequence[float], num_labels: int):
         assert config.image_size is not None  # finetune.py sets that of the image processor
-        transform = TrainingTransform(config, config.image_size)
-        super().__init__(images.cast_column("image", Image(decode=False)), transform, num_labels)
+        images = images.cast_column("image", Image(decode=False))
+        super().__init__(images, TrainingTransform(config, mean), num_labels, config.image_size)
         self.seed = config.seed
 
     def __len__(self) -> int:

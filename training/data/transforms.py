@@ -2,15 +2,25 @@
 
 import io
 import math
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import fsspec
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
-from rednet.training.options.groups import AugmentationOptions, DenseAugmentationOptions, NormalizationOptions
-from rednet.training.utils.randomness import seeded
+from rednet.training.options.groups import (
+    AugmentationOptions,
+    DenseAugmentationOptions,
+    Interpolation,
+    NormalizationOptions,
+)
+from rednet.training.utils.randomness import python_seeded, seeded
 from torchvision.transforms import v2
+
+
+RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def read_file(stored: dict) -> bytes:
@@ -39,59 +49,79 @@ class TrainingTransform:
 
     Args:
         config: the augmentations.
-        size: height and width of the result, in pixels.
+        mean: of each channel, for pixel values from 0 to 1: the color of what RandAugment moves into the image.
     """
 
-    def __init__(self, config: AugmentationOptions, size: int):
-        self.size = size
-        min_scale = config.random_crop_min_scale
-        self.random_crop = None if min_scale is None else v2.RandomResizedCrop(size, scale=(min_scale, 1))
-        self.augment = v2.Compose(augmentations(config))
+    def __init__(self, config: AugmentationOptions, mean: Sequence[float]):
+        self.interpolation, min_scale = config.interpolation, config.random_crop_min_scale
+        # It chooses the box; `crop` resizes.
+        self.random_crop = None if min_scale is None else v2.RandomResizedCrop(1, scale=(min_scale, 1))
+        self.augment = v2.Compose(augmentations(config, mean))
 
-    def __call__(self, image: Image.Image, key: tuple[int, ...]) -> np.ndarray:
+    def __call__(self, image: Image.Image, key: tuple[int, ...], size: int) -> np.ndarray:
         """Returns uint8 (size, size, 3)."""
         with seeded(*key):
-            return np.array(self.augment(self.crop(image)))
+            return np.array(self.augment(self.crop(image, size)))
 
-    def crop(self, image: Image.Image) -> Image.Image:
+    def crop(self, image: Image.Image, size: int) -> Image.Image:
         """A random crop, resized. A JPEG file is decoded at 1/2, 1/4 or 1/8 of its size if that is large enough."""
-        (width, height), target = image.size, (self.size, self.size)
+        (width, height), target = image.size, (size, size)
+        resample = choose_resample(self.interpolation)
         if self.random_crop is None:
-            return image.convert("RGB").resize(target, Image.Resampling.BILINEAR)
+            return image.convert("RGB").resize(target, resample)
         box = self.random_crop.make_params([image])
         top, left, bottom, right = box["top"], box["left"], box["top"] + box["height"], box["left"] + box["width"]
-        shrink = max(min(box["height"], box["width"]) / self.size, 1)
+        shrink = max(min(box["height"], box["width"]) / size, 1)
         image.draft("RGB", (math.ceil(width / shrink), math.ceil(height / shrink)))
         x, y = image.size[0] / width, image.size[1] / height
-        return image.convert("RGB").resize(
-            target, Image.Resampling.BILINEAR, box=(left * x, top * y, right * x, bottom * y)
-        )
+        return image.convert("RGB").resize(target, resample, box=(left * x, top * y, right * x, bottom * y))
 
 
-def augmentations(config: AugmentationOptions) -> list[v2.Transform]:
+def choose_resample(interpolation: Interpolation) -> Image.Resampling:
+    """The method of Pillow; for `random`, one of both, by torch's generator."""
+    if interpolation == "random":
+        interpolation = "bicubic" if torch.rand(()) < 0.5 else "bilinear"
+    return RESAMPLE[interpolation]
+
+
+def augmentations(config: AugmentationOptions, mean: Sequence[float]) -> list[Callable]:
     """The augmentations of an image after its crop."""
-    steps: list[v2.Transform] = [v2.RandomHorizontalFlip(config.random_flip)]
+    steps: list[Callable] = [v2.RandomHorizontalFlip(config.random_flip)]
     if config.color_jitter:
         steps.append(v2.ColorJitter(config.color_jitter, config.color_jitter, config.color_jitter))
-    if config.rand_augment_magnitude is not None:
-        steps.append(v2.RandAugment(num_ops=2, magnitude=config.rand_augment_magnitude))
+    if config.auto_augment == "trivial":
+        smooth = v2.InterpolationMode.BILINEAR if config.interpolation == "bilinear" else v2.InterpolationMode.BICUBIC
+        steps.append(v2.TrivialAugmentWide(interpolation=smooth))
+    elif config.auto_augment is not None:
+        steps.append(RandAugment(config.auto_augment, config.interpolation, mean))
     return steps
+
+
+class RandAugment:
+    """RandAugment of timm, with random numbers that follow from torch's generator.
+
+    Args:
+        policy: for example `rand-m7-mstd0.5-inc1`.
+        mean: see `TrainingTransform`.
+    """
+
+    def __init__(self, policy: str, interpolation: Interpolation, mean: Sequence[float]):
+        from timm.data.auto_augment import rand_augment_transform  # imports all models of timm
+
+        options: dict[str, Any] = {"img_mean": tuple(round(255 * value) for value in mean)}
+        if interpolation != "random":  # what timm does by itself
+            options["interpolation"] = RESAMPLE[interpolation]
+        self.transform = rand_augment_transform(policy, options)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        with python_seeded():
+            return self.transform(image)
 
 
 def dense_augmentations(config: DenseAugmentationOptions) -> list[v2.Transform]:
     """The augmentations of an image together with its masks or boxes, after crop and resize."""
     distortion = [v2.RandomPhotometricDistort()] if config.photometric_distortion else []
     return [v2.RandomHorizontalFlip(config.random_flip), *distortion]
-
-
-def make_mixing(config: AugmentationOptions, num_labels: int) -> v2.Transform | None:
-    """MixUp, CutMix or a random choice of both for batches of images and labels; None if both are disabled.
-
-    It turns labels (B,) into probabilities (B, num_labels).
-    """
-    kinds = ((v2.MixUp, config.mixup_alpha), (v2.CutMix, config.cutmix_alpha))
-    chosen = [kind(alpha=alpha, num_classes=num_labels) for kind, alpha in kinds if alpha > 0]
-    return v2.RandomChoice(chosen) if chosen else None
 
 
 @cache

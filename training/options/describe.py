@@ -4,7 +4,7 @@ from rednet.training.options.groups import AugmentationOptions, CropOptions
 
 
 def describe_augmentation(config: AugmentationOptions) -> str:
-    """Describes the augmentations of `TrainingTransform` and `make_mixing`."""
+    """Describes the augmentations of `TrainingTransform` and `BatchAugmentation`."""
     words = []
     if config.random_crop_min_scale is not None:
         words.append(f"random crops of at least {config.random_crop_min_scale:g} of the area")
@@ -12,11 +12,23 @@ def describe_augmentation(config: AugmentationOptions) -> str:
         words.append(f"flips with a probability of {config.random_flip:g}")
     if config.color_jitter:
         words.append(f"brightness, contrast and saturation changed by up to {config.color_jitter:g}")
-    if config.rand_augment_magnitude is not None:
-        words.append(f"RandAugment of magnitude {config.rand_augment_magnitude}")
-    words += [f"MixUp with alpha {config.mixup_alpha:g}"] if config.mixup_alpha else []
-    words += [f"CutMix with alpha {config.cutmix_alpha:g}"] if config.cutmix_alpha else []
+    if config.auto_augment is not None:
+        name = "TrivialAugment" if config.auto_augment == "trivial" else f"RandAugment ({config.auto_augment})"
+        words.append(name)
+    if config.random_erase_prob:
+        words.append(f"random erasing with a probability of {config.random_erase_prob:g}")
+    words += describe_mixing(config)
     return ", ".join(words) or "no random changes of the images"
+
+
+def describe_mixing(config: AugmentationOptions) -> list[str]:
+    alphas = {"MixUp": config.mixup_alpha, "CutMix": config.cutmix_alpha}
+    kinds = [f"{name} with alpha {alpha:g}" for name, alpha in alphas.items() if alpha]
+    if not kinds:
+        return []
+    share = f" of {100 * config.mixup_prob:g} % of the batches" if config.mixup_prob < 1 else ""
+    end = f" until epoch {config.mixup_off_epoch}" if config.mixup_off_epoch else ""
+    return [" or ".join(kinds) + share + end]
 
 
 def describe_dense_augmentation(config: CropOptions) -> str:

@@ -1,5 +1,6 @@
 """Types of options: a Python type, and which of its values are valid."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -21,7 +22,6 @@ def _each(holds: Callable[[Any], bool], count: int | None = None) -> Callable[[l
 Natural = Annotated[int, Constraint("an integer of at least 0", lambda value: value >= 0)]
 Count = Annotated[int, Constraint("an integer of at least 1", lambda value: value >= 1)]
 Seed = Annotated[int, Constraint("an integer from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32)]  # as in NumPy
-Magnitude = Annotated[int, Constraint("an integer from 0 to 30", lambda value: 0 <= value <= 30)]
 Quality = Annotated[int, Constraint("an integer from 1 to 95", lambda value: 1 <= value <= 95)]
 NumTrained = Annotated[int, Constraint("an integer from 0 to 5", lambda value: 0 <= value <= 5)]
 
@@ -52,6 +52,15 @@ Deviations = Annotated[
 Betas = Annotated[
     list[float],
     Constraint("two numbers from 0 to below 1", lambda values: len(values) == 2 and all(0 <= v < 1 for v in values)),
+]
+
+RAND_AUGMENT = re.compile(r"rand(-(m\d+|mstd\d+(\.\d+)?|mmax\d+|n[1-9]\d*|p(0(\.\d+)?|1(\.0)?)|inc[01]))*")
+AutoAugment = Annotated[
+    str,
+    Constraint(
+        "trivial, or RandAugment as timm writes it, for example rand-m7-mstd0.5-inc1",
+        lambda value: value == "trivial" or RAND_AUGMENT.fullmatch(value) is not None,
+    ),
 ]
 
 StepsOrEpoch = Annotated[

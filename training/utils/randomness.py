@@ -1,5 +1,6 @@
 """Random numbers that depend on a key alone."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +15,27 @@ def seed_from(*key: int) -> int:
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Seeds torch's global generator, which torchvision uses, with `key` inside the block, and restores it after."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_from(*key))
+    """Seeds torch's global generators, which torchvision uses, with `key` inside the block, and restores them after:
+    that of the CPU, and that of the current GPU if this process uses one."""
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=gpus):
+        seed = seed_from(*key)
+        torch.default_generator.manual_seed(seed)
+        if gpus:
+            torch.cuda.manual_seed(seed)
         yield
+
+
+@contextmanager
+def python_seeded() -> Iterator[None]:
+    """Seeds the global generators of Python and NumPy, which timm uses, from torch's inside the block, and restores
+    them after. Inside of `seeded`, their numbers depend on its key alone."""
+    state, generator = random.getstate(), np.random.get_bit_generator()
+    seed = int(torch.randint(2**63 - 1, ()))
+    random.seed(seed)
+    np.random.set_bit_generator(np.random.PCG64(seed))
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        np.random.set_bit_generator(generator)

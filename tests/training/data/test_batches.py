@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from rednet.training.data.batches import (
     training_loader,
     training_order,
 )
+from rednet.training.data.mixing import BatchAugmentation
 from rednet.training.data.sources import load_images
-from rednet.training.data.transforms import TrainingTransform, make_mixing, normalize, open_image
+from rednet.training.data.transforms import TrainingTransform, normalize, open_image
 from rednet.training.options.groups import TrainingConfig
 from rednet.training.train import make_processor
 from rednet.training.utils.randomness import seeded
@@ -42,7 +44,7 @@ def same(one: dict, other: dict) -> bool:
 
 def test_images_depend_on_seed_epoch_and_position_alone(options):
     """Not on workers, processes or where an epoch was taken up again."""
-    values = {**options[1], "max_train_samples": 130, "color_jitter": 0.3, "rand_augment_magnitude": 9}
+    values = {**options[1], "max_train_samples": 130, "color_jitter": 0.3, "auto_augment": "rand-m9-mstd0.5"}
     expected = epoch_of(values, 1)
     assert len(expected["labels"]) == 120
     assert same(expected, epoch_of({**values, "dataloader_num_workers": 2}, 1))
@@ -136,7 +138,7 @@ def test_crops_are_those_of_torchvision(size):
     stored = {"bytes": jpeg(size), "path": None}
     for key in range(5):
         image = open_image(stored)
-        ours = TrainingTransform(config, 112)(image, (key,))
+        ours = TrainingTransform(config, config.image_mean)(image, (key,), 112)
         with seeded(key):
             crop = v2.RandomResizedCrop(112, scale=(0.3, 1))
             expected = crop(PILImage.open(io.BytesIO(stored["bytes"])).convert("RGB"))
@@ -154,7 +156,8 @@ def test_pictures_are_upright(tmp_path):
 
 
 def test_mixing_keeps_the_average_and_follows_its_key():
-    mixing = make_mixing(TrainingConfig(mixup_alpha=0.4, cutmix_alpha=1.0), num_labels=10)
+    config = TrainingConfig(mixup_alpha=0.4, cutmix_alpha=1.0)
+    mixing = partial(BatchAugmentation(config, 10, torch.device("cpu")), epoch=0)
     images, labels = torch.rand(6, 3, 8, 8), torch.arange(6)
     kinds = set()
     for key in range(20):
@@ -236,7 +239,8 @@ def test_training_batches_look_like_the_processors(options):
     """Without crop (and up to the flip) a training image becomes what the image processor makes of it."""
     config = TrainingConfig(**{**options[1], "image_size": 8, "random_crop_min_scale": None})
     images = load_images(config)[1].cast_column("image", Image(decode=False))
-    batch = TrainingBatches(images, TrainingTransform(config, 8), 10).__getitems__([((0, 0, n), n) for n in range(6)])
+    transform = TrainingTransform(config, config.image_mean)
+    batch = TrainingBatches(images, transform, 10, 8).__getitems__([((0, 0, n), n) for n in range(6)])
     normalized = normalize(batch["pixel_values"], config)
     assert normalized.is_contiguous(memory_format=torch.channels_last) and batch["pixel_values"].dtype == torch.uint8
     expected = EvaluationBatches(images, make_processor(config), 10).__getitems__([(n != 5, n) for n in range(6)])

@@ -43,12 +43,12 @@ def test_of_a_classifier(tmp_path):
         random_flip=0,
         random_crop_min_scale=None,
         mixup_alpha=0.2,
-        rand_augment_magnitude=9,
+        auto_augment="rand-m9",
         max_train_steps=7,
         max_train_samples=50,
     )
     assert "flips" not in card and "random crops" not in card
-    assert "RandAugment of magnitude 9, MixUp with alpha 0.2" in card and "Nesterov momentum, 7 steps" in card
+    assert "RandAugment (rand-m9), MixUp with alpha 0.2" in card and "Nesterov momentum, 7 steps" in card
     assert "on at most 50 images of birds" in card and "measured on the 40 images" in card
     assert "| Trained at | 224 x 224 |" in card
     assert "| Evaluated at | 224 x 224, the center crop of images resized to 256 |" in card

@@ -14,7 +14,13 @@ from runs import assert_same
 
 SHORT = {"max_train_samples": 240, "max_eval_samples": 60, "num_train_epochs": 2}
 SHORT |= {"checkpointing_steps": "3", "logging_steps": 5}
-RANDOM = {"color_jitter": 0.3, "rand_augment_magnitude": 5, "mixup_alpha": 0.2, "cutmix_alpha": 1.0, "ema_decay": 0.9}
+RANDOM = {
+    "color_jitter": 0.3,
+    "auto_augment": "rand-m5-mstd0.5-inc1",
+    "mixup_alpha": 0.2,
+    "cutmix_alpha": 1.0,
+    "ema_decay": 0.9,
+}
 KINDS = {
     "files": {**SHORT, **RANDOM},
     "stream": {

@@ -60,7 +60,7 @@ def test_command_line_wins_over_the_file(options):
         ("ema_decay: 1.0", ["--ema_decay is 1.0", "below 1"]),
         ("momentum: 1", ["--momentum is 1,", "below 1"]),
         ("mixup_alpha: -1", ["--mixup_alpha is -1,", "at least 0"]),
-        ("rand_augment_magnitude: 31", ["--rand_augment_magnitude is 31", "from 0 to 30"]),
+        ("auto_augment: rand-m9-x3", ["--auto_augment is rand-m9-x3", "trivial", "rand-m7-mstd0.5-inc1"]),
         ("lr_steps: [0]", ["--lr_steps is 0,", "at least 1"]),
         ("lr_steps: [true]", ["--lr_steps is true"]),
         ("lr_steps: []", ["--lr_steps is empty, expected one or more"]),

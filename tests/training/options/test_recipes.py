@@ -24,7 +24,7 @@ def test_imagenet_recipes_are_the_papers(root, depth):
     assert (with_64_gpus, config.learning_rate, config.momentum, config.weight_decay) == (2048, 0.8, 0.9, 1e-4)
     assert (config.num_train_epochs, config.num_warmup_steps, config.warmup_start_factor) == (130, 3130, 0.25)
     assert (config.label_smoothing, config.image_size, round(config.image_size / config.crop_pct)) == (0.1, 224, 256)
-    beyond = (config.color_jitter, config.rand_augment_magnitude, config.mixup_alpha, config.cutmix_alpha)
+    beyond = (config.color_jitter, config.auto_augment, config.mixup_alpha, config.cutmix_alpha)
     assert beyond == (0, None, 0, 0) and not config.no_decay_on_norm_and_bias and config.max_grad_norm is None
     assert config.config_name == f"rednet-{depth}"
 
