@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     check_study(study)
-    costs = {variant.key: cost(variant.config, recipe.image_size) for variant in variants}
+    costs = {variant.key: cost(variant.config, recipe.eval_size) for variant in variants}
 
     failed = []
     runs = [(variant, seed) for seed in study.seeds for variant in variants]
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not train(study, variant, seed):
             failed.append(f"{variant.name}, seed {seed}")
         write_csv(Path(study.output_dir) / "runs.csv", finished_rows(study, variants, costs))
-    write_summary(study, variants, costs, recipe.image_size)
+    write_summary(study, variants, costs, recipe.eval_size)
     if failed:
         sys.exit(f"error: these runs failed, see their output above: {'; '.join(failed)}")
 

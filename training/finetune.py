@@ -21,7 +21,7 @@ from rednet.training.data.mixing import BatchAugmentation
 from rednet.training.data.rows import EvaluationRows, TrainingRows
 from rednet.training.data.sources import check_images, class_names, distinct_labels, load_images
 from rednet.training.data.transforms import normalize
-from rednet.training.engine.hub_folder import accuracies, check_push, push, trained_card
+from rednet.training.engine.hub_folder import accuracies, check_push, describe_sizes, push, trained_card
 from rednet.training.engine.launch import check_processes, set_threads
 from rednet.training.engine.models import check_batch_norm, has_one_pixel, load_classifier
 from rednet.training.engine.optimizers import freeze, layer_groups
@@ -86,9 +86,10 @@ def finetune(config: FinetuneConfig, options: dict, hub_folder: Path) -> None:
         splits = {config.train_split: train_images, config.validation_split: eval_images}
         check_on_main_process(PartialState(), check_images, splits, model.config.num_labels, config)
         height, width = image_size(processor)
-        if config.frozen_stages < len(model.rednet.encoder.stages) and has_one_pixel(model, (height, width)):
+        smallest = (min(config.train_image_size),) * 2 if config.train_image_size else (height, width)
+        if config.frozen_stages < len(model.rednet.encoder.stages) and has_one_pixel(model, smallest):
             batch_size = config.train_batch_size
-            check_batch_norm(model, min(batch_size, len(train_images)), (height, width))
+            check_batch_norm(model, min(batch_size, len(train_images)), smallest)
             # Several processes fill up their last batches.
             config.dataloader_drop_last = len(train_images) % batch_size == 1 and config.world_size == 1
     config.image_size = height
@@ -136,7 +137,8 @@ def save(
     values = accuracies(results, model.config.num_labels)
     clock = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, ClockCallback))
     measured = results | {"seconds_by_hardware": clock.seconds}
-    card = trained_card(model, processor, config, measured, training, options, values, config.image_size)
+    trained_at = describe_sizes(config.train_image_size or [config.image_size])
+    card = trained_card(model, processor, config, measured, training, trained_at, options, values, config.image_size)
     save_hub_folder(hub_folder, model, processor, card)
     with torch.device("meta"):
         blank = rednet.RedNetForImageClassification(model.config)  # without the hooks of --debug

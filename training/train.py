@@ -9,11 +9,12 @@ interrupted run from its newest checkpoint, and evaluates a finished one.
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import rednet
 import torch
 from accelerate import Accelerator
-from rednet.training.data.batches import evaluation_loader, training_loader
+from rednet.training.data.batches import TrainingOrder, evaluation_loader, training_loader
 from rednet.training.data.mixing import BatchAugmentation
 from rednet.training.data.sources import check_images, class_names, load_images
 from rednet.training.data.transforms import RESAMPLE, normalize
@@ -26,7 +27,7 @@ from rednet.training.metrics.classification import evaluate_classification
 from rednet.training.options.groups import TrainingConfig
 from rednet.training.options.models import read_config
 from rednet.training.options.packaged import find_architecture
-from rednet.training.options.parser import MODELS, REPLACED, check_data_options, parse_options
+from rednet.training.options.parser import MODELS, REPLACED, check_data_options, check_sizes, parse_options
 from rednet.training.utils.distributed import check_on_main_process
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -47,8 +48,9 @@ def build(
     model = make_model(config, class_names(train_images))
     num_labels = model.config.num_labels
     teacher = load_teacher(config, model.config, config, accelerator)
+    size = min(config.train_sizes)
     if not config.sync_batch_norm:
-        check_batch_norm(model, config.per_device_train_batch_size, (config.image_size, config.image_size))
+        check_batch_norm(model, config.per_device_train_batch_size, (size, size))
     splits = {config.train_split: train_images, config.validation_split: eval_images}
     check_on_main_process(accelerator, check_images, splits, num_labels, config)
 
@@ -56,7 +58,8 @@ def build(
     rank = (accelerator.process_index, accelerator.num_processes)
     train_loader = training_loader(train_images, config, num_labels, *rank)
     eval_loader = evaluation_loader(eval_images, config, processor, num_labels, *rank)
-    batch_augmentation, order = BatchAugmentation(config, num_labels, accelerator.device), train_loader.batch_sampler
+    order = cast(TrainingOrder, train_loader.batch_sampler)
+    batch_augmentation = BatchAugmentation(config, num_labels, accelerator.device)
 
     def augment(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return batch_augmentation(images, labels, order.epoch)
@@ -81,12 +84,15 @@ def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
     if (config.model_name_or_path is None) == (config.config_name is None):
         parser.error("give one of --model_name_or_path (weights to start from) and --config_name (from scratch)")
     check_data_options(config, parser)
+    check_sizes(config.train_image_size, config.num_train_epochs, parser)
+    if config.streaming and config.repeated_augmentation > 1:
+        parser.error("--repeated_augmentation draws images by number: it is not supported with --streaming")
     return config
 
 
 def make_processor(config: TrainingConfig) -> ConvNextImageProcessor:
     return ConvNextImageProcessor(
-        size={"shortest_edge": config.image_size},
+        size={"shortest_edge": config.eval_size},
         crop_pct=config.crop_pct,
         resample=RESAMPLE["bilinear" if config.interpolation == "bilinear" else "bicubic"],
         image_mean=config.image_mean,

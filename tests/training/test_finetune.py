@@ -169,6 +169,7 @@ def test_killed_and_resumed(root, recipe, tmp_path):
     more = ["--max_train_samples", "120", "--max_eval_samples", "60", "--num_train_epochs", "3"]
     more += ["--save_strategy", "steps", "--save_steps", "4", "--eval_strategy", "steps", "--eval_steps", "4"]
     more += ["--auto_augment", "rand-m5", "--mixup_alpha", "0.2", "--cutmix_alpha", "1", "--logging_steps", "1"]
+    more += ["--random_erase_prob", "0.5", "--interpolation", "random", "--train_image_size", "6", "8"]
     folder = tmp_path / "run"
     arguments, sizes = [*recipe, *more, "--output_dir", str(folder), "--report_to", "tensorboard"], []
     training = Training(root, tmp_path / "output.txt", arguments, "rednet.training.finetune")

@@ -33,7 +33,8 @@ RowLabels = Callable[[list[dict]], torch.Tensor]  # all labels of rows, (B, labe
 class TrainingOrder(Sampler):
     """Batch sampler of one process for training. `begin` chooses the epoch.
 
-    A batch is a list of (key, row): the key of the image's random numbers, and an index or a row of a stream. Of the
+    A batch is a list of (key, row): the key of the image's random numbers (seed, epoch, position in the epoch), and an
+    index or a row of a stream. Of the
     batches of an epoch, each process takes every `num_processes`-th. The images that do not fill a batch on all
     processes are left out, because they would weigh more in the gradient than others.
 
@@ -41,6 +42,7 @@ class TrainingOrder(Sampler):
         images: a data set, or a stream that is already shuffled.
         batch_size: of this process.
         num_images: the length of an epoch, which a stream does not have by itself; by default that of `images`.
+        repeats: number of times that an image occurs in an epoch; of a stream, 1. The epoch keeps its length.
 
     Raises:
         ValueError: there are fewer images than one batch on all processes.
@@ -54,8 +56,9 @@ class TrainingOrder(Sampler):
         process: int,
         num_processes: int,
         num_images: int | None = None,
+        repeats: int = 1,
     ):
-        self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.images, self.batch_size, self.seed, self.repeats = images, batch_size, seed, repeats
         self.process, self.num_processes = process, num_processes
         self.global_batch = batch_size * num_processes
         self.num_images = len(images) if num_images is None else num_images
@@ -83,12 +86,20 @@ class TrainingOrder(Sampler):
         for batch in range(self.first_batch, len(self)):
             start = (batch * self.num_processes + self.process) * self.batch_size
             positions = range(start, start + self.batch_size)
-            rows = (
-                order[start : start + self.batch_size].tolist()
-                if stream is None
-                else itertools.islice(stream, self.batch_size)
-            )
+            rows = order[self.places(batch)].tolist() if stream is None else itertools.islice(stream, self.batch_size)
             yield [((self.seed, self.epoch, position), row) for position, row in zip(positions, rows, strict=True)]
+
+    def places(self, batch: int) -> list[int]:
+        """The places of the images of a batch in the order of the epoch.
+
+        Repeated images follow each other through the epoch, as in timm. Inside a batch of all processes, the first
+        copies come first, then the second ones, and so on: with at least `repeats` processes, each copy of an image is
+        on another process. All copies are in the same batch if its size is a multiple of `repeats`.
+        """
+        first = batch * self.global_batch
+        numbers = sorted(range(first, first + self.global_batch), key=lambda number: number % self.repeats)
+        own = slice(self.process * self.batch_size, (self.process + 1) * self.batch_size)
+        return [number // self.repeats for number in numbers[own]]
 
     def stream(self) -> Iterator[dict]:
         """Yields the rows of this process from the first batch on. Earlier files are read, but not decoded.
@@ -112,13 +123,14 @@ class TrainingOrder(Sampler):
 
 
 def training_order(
-    images: Images, config: TrainingConfig | SegmentationConfig, process: int, num_processes: int
+    images: Images, config: TrainingConfig | SegmentationConfig, process: int, num_processes: int, repeats: int = 1
 ) -> TrainingOrder:
     """The order of `images`, which may be a stream."""
     num_images = epoch_length(images, config)
     if isinstance(images, IterableDataset):
         images = images.shuffle(config.seed, buffer_size=config.shuffle_buffer_size)
-    return TrainingOrder(images, config.per_device_train_batch_size, config.seed, process, num_processes, num_images)
+    batch_size = config.per_device_train_batch_size
+    return TrainingOrder(images, batch_size, config.seed, process, num_processes, num_images, repeats)
 
 
 def epoch_length(images: Images, config: TrainingDataOptions) -> int:
@@ -172,17 +184,26 @@ class TrainingBatches(torch.utils.data.Dataset):
     """Batches for `TrainingOrder`: `pixel_values`, uint8 (B, 3, size, size), and `labels` (B,).
 
     `normalize` makes floats of the pixels on the device, so that workers transfer bytes.
+
+    Args:
+        size: returns the height and width of the images of an epoch.
     """
 
-    def __init__(self, images: Images, transform: TrainingTransform, num_labels: int, size: int):
+    def __init__(self, images: Images, transform: TrainingTransform, num_labels: int, size: Callable[[int], int]):
         self.images, self.transform, self.num_labels, self.size = images, transform, num_labels, size
 
     def __getitems__(self, batch: list[tuple]) -> dict[str, torch.Tensor]:
         keys = [key for key, _ in batch]
+        size = self.size(keys[0][1])
         rows = fetch(self.images, [row for _, row in batch])
-        pixels = [decode(row, partial(self.transform, key=key, size=self.size)) for row, key in zip(rows, keys)]
+        pixels = [decode(row, partial(self.transform, key=key, size=size)) for row, key in zip(rows, keys)]
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)  # a channels-last tensor, without a copy
         return {"pixel_values": images, "labels": stack_labels(rows, self.num_labels)}
+
+
+def size_of_epoch(sizes: list[int], num_epochs: float, epoch: int) -> int:
+    """The size of the training images of an epoch: each of `sizes` has an equal share of the epochs."""
+    return sizes[min(int(epoch * len(sizes) / num_epochs), len(sizes) - 1)]
 
 
 class EvaluationBatches(torch.utils.data.Dataset):
@@ -246,9 +267,10 @@ def training_loader(
 ) -> DataLoader:
     """Loader of `TrainingBatches`. `loader.batch_sampler.begin` chooses the epoch of the next iteration."""
     images = images.cast_column("image", Image(decode=False))
-    order = training_order(images, config, process, num_processes)
+    order = training_order(images, config, process, num_processes, config.repeated_augmentation)
+    size = partial(size_of_epoch, config.train_sizes, config.num_train_epochs)
     return make_loader(
-        TrainingBatches(images, TrainingTransform(config, config.image_mean), num_labels, config.image_size),
+        TrainingBatches(images, TrainingTransform(config, config.image_mean), num_labels, size),
         order,
         config,
     )

@@ -3,6 +3,7 @@
 import torch
 from rednet.training.options.groups import AugmentationOptions
 from rednet.training.utils.randomness import python_seeded
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -19,8 +20,6 @@ class BatchAugmentation:
     def __init__(self, config: AugmentationOptions, num_labels: int, device: torch.device):
         self.config, self.erasing = config, None
         if config.random_erase_prob > 0:
-            from timm.data.random_erasing import RandomErasing  # imports all models of timm
-
             self.erasing = RandomErasing(
                 config.random_erase_prob,
                 mode=config.random_erase_mode,

@@ -1,10 +1,11 @@
 """Data sets for transformers.Trainer, which draws rows by their numbers."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from datasets import Dataset, Image
-from rednet.training.data.batches import EvaluationBatches, TrainingBatches
+from rednet.training.data.batches import EvaluationBatches, TrainingBatches, size_of_epoch
 from rednet.training.data.transforms import TrainingTransform
 from rednet.training.options.finetune import FinetuneConfig
 from transformers import BaseImageProcessor
@@ -18,7 +19,8 @@ class TrainingRows(TrainingBatches):
     def __init__(self, images: Dataset, config: FinetuneConfig, mean: Sequence[float], num_labels: int):
         assert config.image_size is not None  # finetune.py sets that of the image processor
         images = images.cast_column("image", Image(decode=False))
-        super().__init__(images, TrainingTransform(config, mean), num_labels, config.image_size)
+        size = partial(size_of_epoch, config.train_image_size or [config.image_size], config.num_train_epochs)
+        super().__init__(images, TrainingTransform(config, mean), num_labels, size)
         self.seed = config.seed
 
     def __len__(self) -> int:

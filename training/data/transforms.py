@@ -17,6 +17,7 @@ from rednet.training.options.groups import (
     NormalizationOptions,
 )
 from rednet.training.utils.randomness import python_seeded, seeded
+from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms import v2
 
 
@@ -106,8 +107,6 @@ class RandAugment:
     """
 
     def __init__(self, policy: str, interpolation: Interpolation, mean: Sequence[float]):
-        from timm.data.auto_augment import rand_augment_transform  # imports all models of timm
-
         options: dict[str, Any] = {"img_mean": tuple(round(255 * value) for value in mean)}
         if interpolation != "random":  # what timm does by itself
             options["interpolation"] = RESAMPLE[interpolation]

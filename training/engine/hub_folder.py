@@ -28,11 +28,16 @@ def save_classifier_folder(
     Args:
         results: has `eval_accuracy`, `eval_top_5_accuracy` (both from 0 to 1), and what `trained_card` needs.
     """
+    repeated = f", each image {config.repeated_augmentation} times" if config.repeated_augmentation > 1 else ""
     training = (
-        f"{describe_optimization(config)}, {describe_loss(config)}. Training images: {describe_augmentation(config)}."
+        f"{describe_optimization(config)}, {describe_loss(config)}. Training images: {describe_augmentation(config)}"
+        f"{repeated}."
     )
     metrics = accuracies(results, model.config.num_labels)
-    card = trained_card(model, processor, config, results, training, asdict(config), metrics, config.image_size)
+    trained_at = describe_sizes(config.train_sizes)
+    card = trained_card(
+        model, processor, config, results, training, trained_at, asdict(config), metrics, config.eval_size
+    )
     save_hub_folder(folder, model, processor, card)
 
 
@@ -58,9 +63,24 @@ def save_segmentation_folder(
         "Pixel accuracy": ("accuracy", results["eval_overall_accuracy"]),
     }
     task = "image-segmentation"
-    size = (height, width)
-    card = trained_card(model, processor, config, results, training, asdict(config), metrics, size, task)
+    card = trained_card(
+        model,
+        processor,
+        config,
+        results,
+        training,
+        f"{height} x {width}",
+        asdict(config),
+        metrics,
+        (height, width),
+        task,
+    )
     save_hub_folder(folder, model, processor, card)
+
+
+def describe_sizes(sizes: list[int]) -> str:
+    """Returns for example `128 x 128, then 224 x 224`."""
+    return ", then ".join(f"{size} x {size}" for size in sizes)
 
 
 def describe_optimization(config: LoopOptions) -> str:
@@ -95,6 +115,7 @@ def trained_card(
     config: TrainingConfig | SegmentationConfig | FinetuneConfig,
     results: dict,
     training: str,
+    trained_at: str,
     options: dict,
     metrics: dict[str, tuple[str, float]],
     image_size: int | tuple[int, int],
@@ -106,15 +127,15 @@ def trained_card(
         processor: of the images on which the metrics were measured.
         results: has `eval_samples`, the number of these images, and `seconds_by_hardware`, the duration of the training.
         training: a sentence about the training.
+        trained_at: the size of the training images, in words.
         options: all options of the script.
         metrics: type and value (from 0 to 1) of each metric by its name.
-        image_size: of the training images: pixels of the side, or (height, width).
+        image_size: that operations are counted for: pixels of the side, or (height, width).
         task: the name that the Hub has for it.
     """
     title = title_of(config)
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     details = {
-        "Trained at": f"{height} x {width}",
+        "Trained at": trained_at,
         "Evaluated at": evaluation_size(processor),
         "Training time": describe_time(results["seconds_by_hardware"]),
     }

@@ -57,7 +57,11 @@ def read_result(path: Path, label: str) -> dict:
     try:
         images = options["dataset_name"] or options["train_dir"] or options["validation_dir"]
         split, samples = options["validation_split"], result["eval_samples"]
-        macs = result["macs"] if "macs" in result else count_macs(path.parent, options["image_size"])
+        macs = (
+            result["macs"]
+            if "macs" in result
+            else count_macs(path.parent, options.get("eval_image_size") or options["image_size"])
+        )
         return {
             "name": label,
             "images": images,

@@ -8,12 +8,13 @@ from rednet.training.options.groups import (
     FreezingOptions,
     HubOptions,
     LayerOptions,
+    PictureOptions,
     TrainingDataOptions,
     option,
     with_default,
 )
-from rednet.training.options.parser import check_data_options, parse_options
-from rednet.training.options.types import BelowOne, Count, Natural, NotNegative, Positive, Seed
+from rednet.training.options.parser import check_data_options, check_sizes, parse_options
+from rednet.training.options.types import BelowOne, Count, Natural, NotNegative, Positive, Seed, Sizes
 from rednet.training.utils.errors import nearest
 from transformers import TrainingArguments
 
@@ -24,6 +25,7 @@ class FinetuneOptions:
     image_size: Count | None = option(
         None, "Height and width of the model's input; by default that of its image processor."
     )
+    train_image_size: Sizes | None = with_default(PictureOptions, "train_image_size", None)
     early_stopping_patience: Count | None = option(
         None, "Stop after this number of evaluations without a better accuracy."
     )
@@ -96,6 +98,7 @@ def parse_finetune_config(arguments: list[str] | None, description: str | None) 
     if not config.model_name_or_path:
         parser.error("give --model_name_or_path, a folder or the id of a Hub repository")
     check_data_options(config, parser)
+    check_sizes(config.train_image_size, config.num_train_epochs, parser)
     if config.streaming:
         parser.error("--streaming is not supported: fine-tuning draws images by number")
     if config.dataloader_persistent_workers:

@@ -25,6 +25,7 @@ from rednet.training.options.types import (
     Scales,
     Seed,
     Size,
+    Sizes,
     StepsOrEpoch,
 )
 from rednet.training.utils.cpus import available_cpus
@@ -159,11 +160,27 @@ class NormalizationOptions:
 @dataclass
 class PictureOptions(NormalizationOptions):
     image_size: Count = option(224, "Height and width of the model's input, in pixels.")
+    train_image_size: Sizes | None = option(
+        None,
+        "Height and width of the training images; by default image_size. Several sizes, such as 128 160 192 224, are for "
+        "progressive resizing: each is used for an equal share of num_train_epochs, in this order.",
+    )
+    eval_image_size: Count | None = option(
+        None, "Height and width of the images in evaluation and of the saved image processor; by default image_size."
+    )
     crop_pct: Scale = option(
         0.875,
-        "For evaluation, an image is resized to image_size / crop_pct, and its center is cropped to image_size. From "
-        "384 on, it is resized to image_size without a crop.",
+        "For evaluation, an image is resized to eval_image_size / crop_pct, and its center is cropped to "
+        "eval_image_size. From 384 on, it is resized to eval_image_size without a crop.",
     )
+
+    @property
+    def train_sizes(self) -> list[int]:
+        return self.train_image_size or [self.image_size]
+
+    @property
+    def eval_size(self) -> int:
+        return self.eval_image_size or self.image_size
 
 
 @dataclass
@@ -388,6 +405,12 @@ class TrainingConfig(
     ModelOptions,
 ):
     """Options of `train.py`."""
+
+    repeated_augmentation: Count = option(
+        1,
+        "Number of times that an image occurs in an epoch, each time with other random changes. With at least as many "
+        "processes, its copies in a batch are on different ones. The epoch keeps its length, with fewer different images.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

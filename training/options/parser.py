@@ -246,6 +246,15 @@ def check_data_options(config: DataOptions, parser: argparse.ArgumentParser) -> 
     check_folders(config, parser)
 
 
+def check_sizes(sizes: list[int] | None, num_epochs: float, parser: argparse.ArgumentParser) -> None:
+    """Ends the script with a message if there are fewer epochs than sizes of training images."""
+    if sizes is not None and len(sizes) > max(num_epochs, 1):
+        parser.error(
+            f"--train_image_size has {len(sizes)} sizes, but --num_train_epochs is {num_epochs:g}: each size needs an "
+            "epoch"
+        )
+
+
 def check_folders(config: DataOptions, parser: argparse.ArgumentParser) -> None:
     """Ends the script with a message if a folder that `config` names does not exist."""
     for name in ("train_dir", "validation_dir"):

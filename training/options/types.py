@@ -34,6 +34,7 @@ Fraction = Annotated[float, Constraint("a number between 0 and 1, without both",
 Scale = Annotated[float, Constraint("a number above 0 and up to 1", lambda value: 0 < value <= 1)]
 
 Epochs = Annotated[list[int], Constraint("one or more integers of at least 1", _each(lambda value: value >= 1))]
+Sizes = Annotated[list[int], Constraint("one or more integers of at least 1", _each(lambda value: value >= 1))]
 Seeds = Annotated[list[int], Constraint("one or more integers of at least 0", _each(lambda value: value >= 0))]
 Size = Annotated[
     list[int], Constraint("a height and a width, integers of at least 1", _each(lambda value: value >= 1, 2))

@@ -30,12 +30,13 @@ def seeded(*key: int) -> Iterator[None]:
 def python_seeded() -> Iterator[None]:
     """Seeds the global generators of Python and NumPy, which timm uses, from torch's inside the block, and restores
     them after. Inside of `seeded`, their numbers depend on its key alone."""
-    state, generator = random.getstate(), np.random.get_bit_generator()
+    # Another generator is cheaper than another state. NumPy does not export these functions to type checkers.
+    state, generator = random.getstate(), np.random.get_bit_generator()  # type: ignore[attr-defined]
     seed = int(torch.randint(2**63 - 1, ()))
     random.seed(seed)
-    np.random.set_bit_generator(np.random.PCG64(seed))
+    np.random.set_bit_generator(np.random.PCG64(seed))  # type: ignore[attr-defined]
     try:
         yield
     finally:
         random.setstate(state)
-        np.random.set_bit_generator(generator)
+        np.random.set_bit_generator(generator)  # type: ignore[attr-defined]

@@ -2,18 +2,23 @@
 
 import io
 import tarfile
+from collections import Counter
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image as PILImage
 from rednet.training.data.batches import (
     EvaluationBatches,
     EvaluationOrder,
     TrainingBatches,
+    TrainingOrder,
     evaluation_loader,
+    size_of_epoch,
     training_loader,
     training_order,
 )
@@ -21,8 +26,9 @@ from rednet.training.data.mixing import BatchAugmentation
 from rednet.training.data.sources import load_images
 from rednet.training.data.transforms import TrainingTransform, normalize, open_image
 from rednet.training.options.groups import TrainingConfig
-from rednet.training.train import make_processor
+from rednet.training.train import make_processor, parse_config
 from rednet.training.utils.randomness import seeded
+from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
@@ -52,6 +58,57 @@ def test_images_depend_on_seed_epoch_and_position_alone(options):
     resumed = epoch_of({**values, "per_device_train_batch_size": 10}, 2, position=40)
     assert same({name: value[40:] for name, value in expected.items()}, resumed)
     assert not same(expected, epoch_of(values, 1, epoch=2)) and not same(expected, epoch_of({**values, "seed": 1}, 1))
+
+
+def test_repeated_images_are_those_of_timm():
+    """As many of them as often, and of an image in a batch each copy on another process."""
+    images = Dataset.from_dict({"label": range(512 + 17)})
+    for processes, repeats in ((4, 3), (3, 3), (2, 2), (1, 3)):
+        orders = [TrainingOrder(images, 256 // processes, 0, n, processes, repeats=repeats) for n in range(processes)]
+        batches = [list(order) for order in orders]
+        ours = [row for own in batches for batch in own for _, row in batch]
+        samplers = [RepeatAugSampler(images, processes, n, num_repeats=repeats) for n in range(processes)]
+        theirs = [row for sampler in samplers for row in list(sampler)[: len(ours) // processes]]
+        copies, expected = Counter(ours).values(), Counter(theirs).values()
+        assert sorted(copies) == sorted(expected) and max(copies) == repeats
+        if processes >= repeats:
+            assert all(len({row for _, row in batch}) == len(batch) for own in batches for batch in own)
+        assert len({key for own in batches for batch in own for key, _ in batch}) == len(ours)
+
+
+def test_images_are_repeated_on_any_number_of_processes(options):
+    """The same images at the same positions; copies have other crops."""
+    values = {**options[1], "max_train_samples": 130, "repeated_augmentation": 3, "random_crop_min_scale": 0.5}
+    expected = epoch_of(values, 1)
+    assert len(expected["labels"]) == 120
+    assert same(expected, epoch_of({**values, "per_device_train_batch_size": 10}, 2))
+    resumed = epoch_of({**values, "per_device_train_batch_size": 5}, 4, position=40)
+    assert same({name: value[40:] for name, value in expected.items()}, resumed)
+    assert len({image.numpy().tobytes() for image in expected["pixel_values"]}) > 110
+    with pytest.raises(SystemExit):
+        parse_config(["--config", str(options[0]), "--streaming", "--repeated_augmentation", "2"])
+
+
+def test_sizes_grow_over_the_epochs(options):
+    """Each size has an equal share of the epochs; a batch is the same wherever the epoch was taken up again."""
+    values = {**options[1], "max_train_samples": 40, "num_train_epochs": 6, "train_image_size": [4, 6, 8]}
+    epochs = [epoch_of(values, 1, epoch) for epoch in range(7)]
+    assert [epoch["pixel_values"].shape[-1] for epoch in epochs] == [4, 4, 6, 6, 8, 8, 8]
+    resumed = epoch_of({**values, "dataloader_num_workers": 1}, 1, epoch=2, position=20)
+    assert same({name: value[20:] for name, value in epochs[2].items()}, resumed)
+    processor = make_processor(TrainingConfig(**{**values, "eval_image_size": 12}))
+    assert (
+        processor.size["shortest_edge"] == 12 and make_processor(TrainingConfig(**values)).size["shortest_edge"] == 8
+    )
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 40))
+def test_each_size_has_its_share(sizes, extra):
+    epochs = len(sizes) + extra
+    order = [size_of_epoch(list(range(len(sizes))), epochs, epoch) for epoch in range(epochs)]
+    shares = [order.count(index) for index in range(len(sizes))]
+    assert order == sorted(order) and max(shares) - min(shares) <= 1
+    assert size_of_epoch(sizes, epochs, epochs + 3) == sizes[-1]
 
 
 def test_a_stream_gives_every_image_once(digit_archives, options):
@@ -240,7 +297,7 @@ def test_training_batches_look_like_the_processors(options):
     config = TrainingConfig(**{**options[1], "image_size": 8, "random_crop_min_scale": None})
     images = load_images(config)[1].cast_column("image", Image(decode=False))
     transform = TrainingTransform(config, config.image_mean)
-    batch = TrainingBatches(images, transform, 10, 8).__getitems__([((0, 0, n), n) for n in range(6)])
+    batch = TrainingBatches(images, transform, 10, lambda epoch: 8).__getitems__([((0, 0, n), n) for n in range(6)])
     normalized = normalize(batch["pixel_values"], config)
     assert normalized.is_contiguous(memory_format=torch.channels_last) and batch["pixel_values"].dtype == torch.uint8
     expected = EvaluationBatches(images, make_processor(config), 10).__getitems__([(n != 5, n) for n in range(6)])

@@ -14,15 +14,10 @@ from runs import assert_same
 
 SHORT = {"max_train_samples": 240, "max_eval_samples": 60, "num_train_epochs": 2}
 SHORT |= {"checkpointing_steps": "3", "logging_steps": 5}
-RANDOM = {
-    "color_jitter": 0.3,
-    "auto_augment": "rand-m5-mstd0.5-inc1",
-    "mixup_alpha": 0.2,
-    "cutmix_alpha": 1.0,
-    "ema_decay": 0.9,
-}
+RANDOM = {"color_jitter": 0.3, "auto_augment": "rand-m5-mstd0.5-inc1", "mixup_alpha": 0.2, "cutmix_alpha": 1.0}
+RANDOM |= {"random_erase_prob": 0.5, "interpolation": "random", "mixup_prob": 0.8, "ema_decay": 0.9}
 KINDS = {
-    "files": {**SHORT, **RANDOM},
+    "files": {**SHORT, **RANDOM, "repeated_augmentation": 3, "train_image_size": [6, 8], "mixup_off_epoch": 1},
     "stream": {
         **SHORT,
         **RANDOM,
