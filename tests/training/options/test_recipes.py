@@ -1,5 +1,6 @@
 """Recipes and launch files of the repository."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,8 +11,13 @@ from rednet.training.options.packaged import find_architecture, find_recipe
 from rednet.training.options.parser import parse_options
 from rednet.training.train import parse_config
 
+from processes import Training
 
-def test_every_recipe_in_the_repository_is_valid(root):
+
+def test_every_recipe_in_the_repository_is_valid(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "validation"):
+        Path("outputs/data/open_clip_art", split).mkdir(parents=True)
     for path in (root / "configs/training").glob("[!cf]*.yaml"):  # not cityscapes, coco, finetune
         config = parse_config(["--config", str(path)])
         assert Path(find_architecture(config.config_name)).is_file()
@@ -29,6 +35,46 @@ def test_imagenet_recipes_are_the_papers(root, depth):
     assert config.config_name == f"rednet-{depth}"
 
 
+# Of "ResNet strikes back", table 2. The last column is the length of the warm-up in epochs.
+PROCEDURES = {
+    "a1": (600, 5e-3, 0.01, 224, "rand-m7-mstd0.5-inc1", 0.2, 3, 0.05, 0.1, 5),
+    "a2": (300, 5e-3, 0.02, 224, "rand-m7-mstd0.5-inc1", 0.1, 3, 0.05, 0.0, 5),
+    "a3": (100, 8e-3, 0.02, 160, "rand-m6-mstd0.5-inc1", 0.1, 1, None, 0.0, 5),
+}
+
+
+@pytest.mark.parametrize("depth", [26, 50])
+@pytest.mark.parametrize("name", PROCEDURES)
+def test_procedures_of_resnet_strikes_back(root, depth, name):
+    config = parse_config(["--config", f"imagenet_rednet{depth}_{name}"])
+    with_8_gpus = 8 * config.per_device_train_batch_size * config.gradient_accumulation_steps
+    values = (config.num_train_epochs, config.learning_rate, config.weight_decay, *config.train_sizes)
+    values += (config.auto_augment, config.mixup_alpha, config.repeated_augmentation, config.drop_path_rate)
+    assert (*values, config.label_smoothing, config.num_warmup_steps / (1281167 // 2048)) == PROCEDURES[name]
+    assert (with_8_gpus, config.optimizer, config.loss, config.eval_size) == (2048, "lamb", "bce", 224)
+    assert (config.cutmix_alpha, config.mixup_prob, config.mixup_switch_prob, config.crop_pct) == (1, 1, 0.5, 0.95)
+    assert config.learning_rate * config.warmup_start_factor == pytest.approx(1e-4)
+    assert config.no_decay_on_norm_and_bias and config.warmup_type == "linear" and config.max_grad_norm is None
+    assert (config.random_erase_prob, config.color_jitter, config.ema_decay) == (0, 0, None)
+
+
+@pytest.mark.parametrize("recipe", ["imagenet_rednet50_a1", "imagenet_rednet26_a3", "imagenet_rednet50_convnext"])
+def test_a_recipe_starts(recipe, root, options, tmp_path):
+    """Two steps on digits, with a small model; all other values are those of the recipe."""
+    small = {name: options[1][name] for name in ("config_name", "dataset_name", "validation_split")}
+    small |= {name: options[1][name] for name in ("image_column_name", "label_column_name")}
+    small |= {"image_size": 8, "train_image_size": "null", "eval_image_size": "null", "dataloader_num_workers": 0}
+    small |= {"per_device_train_batch_size": 20, "max_train_steps": 2, "max_eval_samples": 20, "logging_steps": 1}
+    words = [f"--{name}={value}" for name, value in small.items()]
+    training = Training(
+        root, tmp_path / "run.txt", ["--config", recipe, *words, "--output_dir", str(tmp_path / "run")]
+    )
+    assert training.wait() == 0, training.text()
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert results["steps"] == 2 and [line["step"] for line in lines if "loss" in line] == [1, 2]
+
+
 COMMANDS = re.compile(r"^#   (\S.*(?:\n#     .*)*)", re.M)  # with continuation lines
 PARSERS = {
     "training/train.py": train.parse_config,
@@ -42,16 +88,17 @@ PARSERS = {
 def test_the_commands_in_the_recipes_are_valid(root, tmp_path, monkeypatch):
     """Each names its own recipe and a launch file that exists."""
     monkeypatch.chdir(tmp_path)
-    for folder in ("pictures", "cityscapes/train", "cityscapes/val", "coco/train2017", "coco/val2017"):
+    clip_art = ("outputs/data/open_clip_art/train", "outputs/data/open_clip_art/validation")
+    for folder in (*clip_art, "pictures", "cityscapes/train", "cityscapes/val", "coco/train2017", "coco/val2017"):
         Path(folder).mkdir(parents=True)
     Path("coco/annotations").mkdir()
     for split in ("train", "val"):
         Path(f"coco/annotations/instances_{split}2017.json").touch()
     recipes = [*(root / "configs/training").glob("*.yaml"), *(root / "configs/ablations").glob("*.yaml")]
-    assert len(recipes) == 20
+    assert len(recipes) == 29
     for recipe in recipes:
         commands = [found.replace("\\\n#", "") for found in COMMANDS.findall(recipe.read_text())]
-        commands = [words for command in commands if (words := command.split())[0] in ("accelerate", "python")]
+        commands = [words for command in commands if set(words := command.split()) & PARSERS.keys()]
         assert commands, recipe
         for words in commands:
             script = next(word for word in words if word in PARSERS)
