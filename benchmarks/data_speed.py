@@ -54,11 +54,12 @@ def stored_images(stored: dict) -> Dataset:
 def stages(images: Dataset) -> dict[str, Callable]:
     """What a worker does for a batch, in its order. Each stage starts from the result of the one before it."""
     rows, keys = range(IMAGES), [(0, 0, n) for n in range(IMAGES)]
-    transform = TrainingTransform(TrainingConfig(rand_augment_magnitude=9), SIZE)
-    batches = TrainingBatches(images, TrainingTransform(TrainingConfig(), SIZE), 1)
+    config = TrainingConfig()
+    transform = TrainingTransform(TrainingConfig(auto_augment="rand-m9"), config.image_mean)
+    batches = TrainingBatches(images, TrainingTransform(config, config.image_mean), 1, lambda epoch: SIZE)
     content = read_file(images[0]["image"])
     decoded = opened(content).convert("RGB")
-    cropped = transform.crop(decoded)
+    cropped = transform.crop(decoded, SIZE)
     pixels = np.array(cropped)
 
     def decode_reduced() -> None:
@@ -70,7 +71,7 @@ def stages(images: Dataset) -> dict[str, Callable]:
     def crop() -> None:
         for key in keys:
             with seeded(*key):
-                transform.crop(decoded)
+                transform.crop(decoded, SIZE)
 
     def augment() -> None:
         for key in keys:
