@@ -27,7 +27,14 @@ from rednet.training.metrics.classification import evaluate_classification
 from rednet.training.options.groups import TrainingConfig
 from rednet.training.options.models import read_config
 from rednet.training.options.packaged import find_architecture
-from rednet.training.options.parser import MODELS, REPLACED, check_data_options, check_sizes, parse_options
+from rednet.training.options.parser import (
+    MODELS,
+    REPLACED,
+    check_data_options,
+    check_optimization_options,
+    check_sizes,
+    parse_options,
+)
 from rednet.training.utils.distributed import check_on_main_process
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -84,6 +91,7 @@ def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
     if (config.model_name_or_path is None) == (config.config_name is None):
         parser.error("give one of --model_name_or_path (weights to start from) and --config_name (from scratch)")
     check_data_options(config, parser)
+    check_optimization_options(config, parser)
     check_sizes(config.train_image_size, config.num_train_epochs, parser)
     if config.streaming and config.repeated_augmentation > 1:
         parser.error("--repeated_augmentation draws images by number: it is not supported with --streaming")

@@ -24,7 +24,7 @@ from rednet.training.metrics.detection import evaluate_detection
 from rednet.training.options.groups import DetectionConfig
 from rednet.training.options.models import check_model_name, read_config
 from rednet.training.options.packaged import find_architecture
-from rednet.training.options.parser import MODELS, REPLACED, parse_options
+from rednet.training.options.parser import MODELS, REPLACED, check_optimization_options, parse_options
 from rednet.training.utils.distributed import check_on_main_process
 from torch import nn
 from torch.utils.data import DataLoader
@@ -80,6 +80,7 @@ def parse_config(arguments: list[str] | None = None) -> DetectionConfig:
                 parser.error(f"--{option} {value}: no such {'folder' if exists is Path.is_dir else 'file'}")
     if config.detector == "retinanet" and config.head != "convolution":
         parser.error("--head involution is for the RPN and the mask head, which RetinaNet does not have")
+    check_optimization_options(config, parser)
     if config.torch_compile:
         parser.error("--torch_compile is not supported for detectors: their shapes depend on what they detect")
     return config

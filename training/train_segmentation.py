@@ -24,7 +24,7 @@ from rednet.training.metrics.segmentation import evaluate_segmentation
 from rednet.training.options.groups import SegmentationConfig
 from rednet.training.options.models import read_config
 from rednet.training.options.packaged import find_architecture
-from rednet.training.options.parser import check_data_options, parse_options
+from rednet.training.options.parser import check_data_options, check_optimization_options, parse_options
 from rednet.training.utils.distributed import check_on_main_process
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
@@ -76,6 +76,7 @@ def parse_config(arguments: list[str] | None = None) -> SegmentationConfig:
     if config.model_name_or_path is None and config.config_name is None:
         parser.error("give --config_name (the architecture), --model_name_or_path (weights to start from), or both")
     check_data_options(config, parser)
+    check_optimization_options(config, parser)
     return config
 
 

@@ -310,23 +310,6 @@ class OptimizationOptions(LayerOptions, ComputeOptions):
         False, "Let cuDNN time its algorithms. A resumed run may then choose others and end with other weights."
     )
 
-    def __post_init__(self) -> None:
-        """Raises ValueError if two options contradict each other."""
-        if self.min_learning_rate > self.learning_rate:
-            raise ValueError(
-                f"--min_learning_rate is {self.min_learning_rate:g}, expected at most --learning_rate "
-                f"{self.learning_rate:g}"
-            )
-        for name in ("opt_betas", "opt_eps"):
-            if getattr(self, name) is not None and self.optimizer == "sgd":
-                raise ValueError(f"--{name} is for the optimizers adamw, lamb and muon, but --optimizer is sgd")
-        if self.clip_mode == "agc" and self.max_grad_norm is None:
-            raise ValueError(
-                "--clip_mode agc requires --max_grad_norm, the fraction of the weights' norm, such as 0.01"
-            )
-        if self.ema_warmup and self.ema_decay is None:
-            raise ValueError("--ema_warmup requires --ema_decay")
-
 
 @dataclass
 class RunOptions:
@@ -411,11 +394,6 @@ class TrainingConfig(
         "Number of times that an image occurs in an epoch, each time with other random changes. With at least as many "
         "processes, its copies in a batch are on different ones. The epoch keeps its length, with fewer different images.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.bce_target_thresh is not None and self.loss != "bce":
-            raise ValueError(f"--bce_target_thresh is for --loss bce, but --loss is {self.loss}")
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from rednet.training.options.groups import DataOptions
+from rednet.training.options.groups import DataOptions, LossOptions, OptimizationOptions
 from rednet.training.options.packaged import find_recipe, recipe_names
 from rednet.training.options.types import Constraint
 from rednet.training.utils.errors import nearest
@@ -260,3 +260,21 @@ def check_folders(config: DataOptions, parser: argparse.ArgumentParser) -> None:
     for name in ("train_dir", "validation_dir"):
         if getattr(config, name) and not Path(getattr(config, name)).is_dir():
             parser.error(f"--{name} {getattr(config, name)}: there is no such folder")
+
+
+def check_optimization_options(config: OptimizationOptions, parser: argparse.ArgumentParser) -> None:
+    """Ends the script with a message if two options of the optimization contradict each other."""
+    if config.min_learning_rate > config.learning_rate:
+        parser.error(
+            f"--min_learning_rate is {config.min_learning_rate:g}, expected at most --learning_rate "
+            f"{config.learning_rate:g}"
+        )
+    for name in ("opt_betas", "opt_eps"):
+        if getattr(config, name) is not None and config.optimizer == "sgd":
+            parser.error(f"--{name} is for the optimizers adamw, lamb and muon, but --optimizer is sgd")
+    if config.clip_mode == "agc" and config.max_grad_norm is None:
+        parser.error("--clip_mode agc requires --max_grad_norm, the fraction of the weights' norm, such as 0.01")
+    if config.ema_warmup and config.ema_decay is None:
+        parser.error("--ema_warmup requires --ema_decay")
+    if isinstance(config, LossOptions) and config.bce_target_thresh is not None and config.loss != "bce":
+        parser.error(f"--bce_target_thresh is for --loss bce, but --loss is {config.loss}")

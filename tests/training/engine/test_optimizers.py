@@ -106,17 +106,3 @@ def test_three_steps_of_the_optimizers_of_timm(name, options, expected):
     for key, value in results[0].items():
         torch.testing.assert_close(value, results[1][key], rtol=0, atol=1e-4, msg=key)
     assert not torch.equal(results[0]["classifier.weight"], start["classifier.weight"])
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"min_learning_rate": 1.0}, "--min_learning_rate is 1, expected at most --learning_rate 0.8"),
-        ({"opt_betas": [0.9, 0.95]}, "--opt_betas is for the optimizers adamw, lamb and muon, but --optimizer is sgd"),
-        ({"clip_mode": "agc"}, "--clip_mode agc requires --max_grad_norm"),
-        ({"ema_warmup": True}, "--ema_warmup requires --ema_decay"),
-    ],
-)
-def test_contradictions_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        TrainingConfig(**options)

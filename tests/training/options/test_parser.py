@@ -58,6 +58,12 @@ def test_command_line_wins_over_the_file(options):
         ("random_flip: 1.5", ["--random_flip is 1.5", "from 0 to 1"]),
         ("crop_pct: 0", ["--crop_pct is 0,", "above 0"]),
         ("ema_decay: 1.0", ["--ema_decay is 1.0", "below 1"]),
+        ("min_learning_rate: 1", ["--min_learning_rate is 1, expected at most --learning_rate 0.8"]),
+        ("opt_betas: [0.9, 0.95]", ["--opt_betas is for the optimizers adamw, lamb and muon, but --optimizer is sgd"]),
+        ("opt_betas: [0.9]", ["--opt_betas is 0.9, expected two numbers from 0 to below 1"]),
+        ("clip_mode: agc", ["--clip_mode agc requires --max_grad_norm"]),
+        ("ema_warmup: true", ["--ema_warmup requires --ema_decay"]),
+        ("bce_target_thresh: 0.2", ["--bce_target_thresh is for --loss bce, but --loss is cross_entropy"]),
         ("momentum: 1", ["--momentum is 1,", "below 1"]),
         ("mixup_alpha: -1", ["--mixup_alpha is -1,", "at least 0"]),
         ("auto_augment: rand-m9-x3", ["--auto_augment is rand-m9-x3", "trivial", "rand-m7-mstd0.5-inc1"]),
@@ -95,6 +101,11 @@ def test_wrong_options_are_named(text, words, tmp_path, capsys):
             ["--random_scale is 2 1, expected a minimum and a maximum"],
         ),
         (
+            train_segmentation.parse_config,
+            "{config_name: a, dataset_name: b, ema_warmup: true}",
+            ["--ema_warmup requires --ema_decay"],
+        ),
+        (
             train_detection.parse_config,
             "detector: yolo",
             ["--detector is yolo, expected one of fasterrcnn, maskrcnn, retinanet"],
@@ -121,6 +132,7 @@ def test_all_scripts_check_values(parse, text, words, tmp_path, capsys):
         (["--image_mean", "0.5", "0.5"], "--image_mean is 0.5 0.5, expected 3 finite numbers"),
         (["--seed"], "--seed is empty, expected an integer from 0"),
         (["--seed", "3", "recipe.yaml"], "--seed is 3 recipe.yaml, expected an integer from 0"),
+        (["--optimizer", "adamw", "--opt_betas", "0.9", "1"], "--opt_betas is 0.9 1, expected two numbers from 0"),
         (["--no_nesterov", "false"], "--no_nesterov is false, expected no value"),
     ],
 )
