@@ -199,3 +199,15 @@ def test_published_models():
         ]
     top_1 = known_checkpoints()["rednet-50"]["released"]["paddleclas"]["top_1"]
     assert f"RedNet-50 with {top_1} % top-1" in words("README.md")
+
+
+def test_divergence():
+    """Losses, and steps of NaN, of all seeds of a protection and a learning rate."""
+    runs = [run for run in read_csv("divergence-fashion-mnist-2026-11-30") if run["operator_type"] == "involution"]
+    table = read_table("docs/train.md", "Divergence")
+    assert len(table) == len({run["protection"] for run in runs})
+    for protection, *cells in table:
+        for rate, cell in zip(("1", "10", "100"), cells, strict=True):
+            found = [run for run in runs if (run["protection"], run["learning_rate"]) == (protection, rate)]
+            losses, steps = ([run[name] for run in found if run[name]] for name in ("loss", "nan_at_step"))
+            assert numbers(cell) == losses + steps and ("NaN" in cell) == bool(steps)
