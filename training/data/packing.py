@@ -68,16 +68,15 @@ def pack_picture(content: bytes, shortest_edge: int, quality: int) -> bytes:
     image.load()
     if unchanged and image.format == "JPEG" and image.mode != "CMYK":
         return content
-    is_png = image.format == "PNG"
     turned = ImageOps.exif_transpose(image)
     if turned.size != image.size:
         size = size[::-1]
-    image = turned if turned.mode == "L" else turned.convert("RGB")
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.LANCZOS)
+    picture = turned if turned.mode == "L" else turned.convert("RGB")
+    if picture.size != size:
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
     packed = io.BytesIO()
-    image.save(packed, "JPEG", quality=quality, comment=b"")
-    return content if unchanged and is_png and len(content) <= packed.tell() else packed.getvalue()
+    picture.save(packed, "JPEG", quality=quality, comment=b"")
+    return content if unchanged and image.format == "PNG" and len(content) <= packed.tell() else packed.getvalue()
 
 
 def fitted(size: tuple[int, int], shortest_edge: int) -> tuple[int, int]:
@@ -203,7 +202,6 @@ def pack(splits: dict[str, Images], config: PackOptions, folder: Path) -> Iterat
         Packer(splits, config, folder),
         batch_size=None,
         sampler=order,
-        collate_fn=identity,
         num_workers=workers,
         prefetch_factor=1 if workers else None,
     )
@@ -211,10 +209,6 @@ def pack(splits: dict[str, Images], config: PackOptions, folder: Path) -> Iterat
         if isinstance(shard, OSError):
             raise shard
         yield shard
-
-
-def identity(shard: Shard) -> Shard:
-    return shard
 
 
 def hash_pictures(images: Images) -> str | None:
