@@ -59,7 +59,8 @@ class TensorBoardLog(TensorBoardCallback):
 
     def __init__(self, folder: Path):
         super().__init__()
-        self.logging_dir = self.logging_dir or str(folder / "runs" / PROJECT)
+        logs = os.environ.get("TENSORBOARD_LOGGING_DIR", str(folder / "runs" / PROJECT))
+        self.logging_dir: str = os.path.expanduser(logs)
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
