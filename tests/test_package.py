@@ -22,7 +22,17 @@ SOURCES = {
     "configs": "rednet/configs",
     "hub_cards": "rednet/hub_cards",
 }
-SCRIPTS = ["train", "pack", "train_segmentation", "train_detection", "finetune", "evaluate_model", "ablate", "demo"]
+SCRIPTS = [
+    "train",
+    "pack",
+    "train_segmentation",
+    "train_detection",
+    "finetune",
+    "evaluate_model",
+    "predict",
+    "ablate",
+    "demo",
+]
 
 
 def files_in(folder: Path) -> set[Path]:
