@@ -2,14 +2,17 @@
 
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
+from interpreter import python
 from involution import extension
 
 
+START = """
+import sys, warnings, torch
+warnings.simplefilter("error", RuntimeWarning)
+"""
 USE = """
 import involution
 from cases import Case, check_operators
@@ -25,9 +28,8 @@ with torch.autocast("cpu"):
 
 
 def run(root, code: str, *arguments) -> None:
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", "import sys, torch\n" + code + USE]
-    environment = {**os.environ, "PYTHONPATH": str(root / "tests/support")}
-    result = subprocess.run([*command, *map(str, arguments)], env=environment, capture_output=True, text=True)
+    code = START + code + USE
+    result = python("-c", code, *arguments, env={**os.environ, "PYTHONPATH": str(root / "tests/support")})
     assert result.returncode == 0 and not result.stderr, result.stdout + result.stderr
 
 

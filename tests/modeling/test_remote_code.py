@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from rednet.hub import check_hub_folder
 from rednet.hub.cards import imagenet_card
 from transformers import ConvNextImageProcessor, SegformerImageProcessor
 
+from interpreter import python
 from remote import WITHOUT_PACKAGES
 
 
@@ -185,7 +184,7 @@ def compare_with_remote_code(root, folder, model, processor, code: str) -> None:
     Image.new("RGB", (80, 60), "red").save(folder / "red.png")
 
     code = WITHOUT_PACKAGES + REMOTE + code + SAVE
-    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    result = python("-c", code, cwd=folder)
     assert result.returncode == 0, result.stderr
     with torch.no_grad():
         expected = model.double()(images).logits
@@ -224,8 +223,8 @@ def test_segments_as_the_package(root, tmp_path):
 @pytest.mark.parametrize("code", [EAGER, TRANSFORMS, TRACERS], ids=["eager", "transforms", "tracers"])
 def test_involution_in_plain_pytorch(root, code):
     """Against the definition in float64 and finite differences."""
-    command = [sys.executable, "-c", WITHOUT_PACKAGES + OPERATOR + code, str(root / "modeling/operator_rednet.py")]
-    result = subprocess.run(command, cwd=root / "tests/support", capture_output=True, text=True)
+    code = WITHOUT_PACKAGES + OPERATOR + code
+    result = python("-c", code, root / "modeling/operator_rednet.py", cwd=root / "tests/support")
     assert result.returncode == 0, result.stderr
 
 
@@ -251,8 +250,7 @@ def test_an_older_transformers_is_named(root, tmp_path):
     metadata.parent.mkdir(parents=True)
     metadata.write_text(f"Metadata-Version: 2.1\nName: transformers\nVersion: {old}\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "first")}
-    command = [sys.executable, "-c", WITHOUT_PACKAGES + OLD]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    result = python("-c", WITHOUT_PACKAGES + OLD, cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
     errors = result.stdout.splitlines()
     assert len(errors) == 2
@@ -277,10 +275,9 @@ def test_auto_map_names_files_that_are_there(tmp_path):
     """Of a configuration that was loaded without a model, the code of the models was not fetched."""
     config = RedNetConfig(embedding_size=32, hidden_sizes=[64], depths=[1])
     RedNetForImageClassification(config).save_pretrained(tmp_path / "model")
-    command = [sys.executable, "-c", WITHOUT_PACKAGES + SAVE_CONFIGURATION]
     # An empty cache: another test's model code would serve.
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    result = python("-c", WITHOUT_PACKAGES + SAVE_CONFIGURATION, cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
     for name, expected in (("model", AUTO_MAP), ("with_a_model", AUTO_MAP), ("alone", None)):
         auto_map = json.loads((tmp_path / name / "config.json").read_text())["auto_map"]

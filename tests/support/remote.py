@@ -1,9 +1,9 @@
 """Interpreters in which RedNet is remote code: `rednet` and `involution` cannot be imported."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
+
+from interpreter import python
 
 
 WITHOUT_PACKAGES = """
@@ -20,7 +20,6 @@ def run(code: str, *arguments: object, **environment: str) -> tuple[str, str]:
     """Output and errors of an interpreter that can import from this folder."""
     path = [str(Path(__file__).parent), environment.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))]
     variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment, "PYTHONPATH": os.pathsep.join(path)}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    result = subprocess.run(command, env=variables, capture_output=True, text=True)
+    result = python("-c", code, *arguments, env=variables)
     assert result.returncode == 0, result.stderr
     return result.stdout, result.stderr
