@@ -1,7 +1,5 @@
 """The loop over the taps, which runs without compiled kernels, against the definition in float64."""
 
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cases import Case, cases, check_fused, check_operators
+from interpreter import python
 from involution import involution2d, reference, taps
 
 
@@ -17,6 +16,7 @@ NAMES = ("involution2d", "involution2d_input_grad", "involution2d_kernel_grad")
 STRIDED_CASE = Case(1, 2, 3, (9, 7), (2, 3), (3, 2), (1, 2), (2, 1), torch.float32, "channels_last", "channels_last")
 # More columns of the stride than taps: some pixels of the input are not read at all.
 SPARSE_CASE = Case(1, 1, 2, (9, 7), (1, 2), (3, 3), (0, 1), (1, 3), torch.float64, "contiguous", "channels_last")
+HALF_CASE = Case(1, 2, 16, (9, 8), (3, 3), (2, 2), (1, 1), (1, 1), torch.bfloat16, "channels_last", "contiguous")
 LARGE_CASE = Case(1, 2, 16, (9, 8), (7, 7), (2, 2), (3, 3), (1, 1), torch.bfloat16, "channels_last", "contiguous")
 
 
@@ -44,7 +44,15 @@ def test_matches_definition(case):
     check_operators(functions(lambda function: function), case)
 
 
-@pytest.mark.parametrize("case", [STRIDED_CASE, SPARSE_CASE, LARGE_CASE])
+@pytest.mark.parametrize(
+    "case",
+    [
+        STRIDED_CASE,
+        SPARSE_CASE,
+        HALF_CASE,
+        pytest.param(LARGE_CASE, marks=pytest.mark.slow(reason="the same on graphs of 49 taps")),
+    ],
+)
 def test_form_for_compilers_matches_definition(case):
     check_operators(functions(lambda function: torch.compile(function, backend="eager", fullgraph=True)), case)
 
@@ -141,8 +149,7 @@ assert torch.ops.involution.involution2d.default in [node.target for node in pro
 @pytest.mark.parametrize("code", [OPERATORS, COMPILE], ids=["operators", "compile"])
 def test_without_a_library(root, tmp_path, code):
     """Eager operators, what they keep for the backward pass, and what a compiler sees, without a C++ compiler."""
-    command = [sys.executable, "-c", WITHOUT_LIBRARY + code, str(tmp_path)]
-    result = subprocess.run(command, cwd=root / "tests/support", capture_output=True, text=True)
+    result = python("-c", WITHOUT_LIBRARY + code, tmp_path, cwd=root / "tests/support")
     assert result.returncode == 0, result.stderr
 
 
