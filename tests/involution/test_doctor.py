@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 
+from interpreter import python
 from involution import doctor, libraries
 from wheels import write_wheel
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "involution.doctor", *arguments]
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600)
+    return python("-m", "involution.doctor", *arguments, env={**os.environ, **environment})
 
 
 def test_a_machine_on_which_all_is_well(tmp_path):

@@ -14,6 +14,7 @@ import torch
 
 from builds import SOURCE, Load
 from compilers import compilations, quick_compiler, recording_compiler
+from interpreter import python
 from involution import extension, libraries
 
 
@@ -40,10 +41,10 @@ def start(code: str, **environment: str) -> subprocess.Popen:
     )
 
 
-def finish(process: subprocess.Popen) -> tuple[str, str]:
-    output, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
-    return output, errors
+def run(code: str, **environment: str) -> tuple[str, str]:
+    result = python("-c", code, env={**os.environ, **environment})
+    assert result.returncode == 0, result.stderr
+    return result.stdout, result.stderr
 
 
 def wait_for(condition) -> None:
@@ -84,7 +85,7 @@ def test_four_processes_compile_once_after_a_fifth_was_killed(tmp_path):
 def test_compiled_kernels_run_without_ninja_and_compiler():
     """As on the nodes of a cluster."""
     assert extension.load("cpu")
-    output, errors = finish(start(USE, PATH="/nonexistent", CXX="missing-compiler"))
+    output, errors = run(USE, PATH="/nonexistent", CXX="missing-compiler")
     assert "cpu: compiled (" in output and "RuntimeWarning" not in errors
 
 
@@ -127,12 +128,11 @@ def test_the_command_repeats_a_compilation_that_failed(tmp_path):
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "CXX": compiler}
     for _ in range(2):
         before = compilations(compiler)
-        command = [sys.executable, "-m", "involution.build", "cpu"]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        result = python("-m", "involution.build", "cpu", env=environment)
         assert result.returncode == 1 and "compilation failed" in result.stderr
         assert compilations(compiler) > before  # by one for each source that ninja starts at the same time
     calls = compilations(compiler)
-    output, errors = finish(start(USE, **environment))
+    output, errors = run(USE, **environment)
     assert compilations(compiler) == calls
     assert errors.count("RuntimeWarning") == 1 and "cpu: plain PyTorch, because compilation failed" in output
 
@@ -206,8 +206,7 @@ def test_a_toolkit_in_a_path_with_a_space_is_named(tmp_path):
     nvcc.chmod(0o755)
     environment = {"CUDA_HOME": str(tmp_path / "the toolkit"), "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
     environment = {**os.environ, **environment, "TORCH_CUDA_ARCH_LIST": "9.0"}
-    command = [sys.executable, "-m", "involution.build", "cuda"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    result = python("-m", "involution.build", "cuda", env=environment)
     assert result.returncode == 1 and repr(environment["CUDA_HOME"]) in result.stderr
     assert "Set CUDA_HOME to a symbolic link" in result.stderr
 
@@ -332,7 +331,7 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16):
 
 def check_build(compiler: str, tmp_path) -> None:
     support = os.path.join(os.path.dirname(__file__), "..", "support")
-    finish(start(CHECK, CXX=compiler, TORCH_EXTENSIONS_DIR=str(tmp_path / "cache"), PYTHONPATH=support))
+    run(CHECK, CXX=compiler, TORCH_EXTENSIONS_DIR=str(tmp_path / "cache"), PYTHONPATH=support)
 
 
 @pytest.mark.skipif(shutil.which("clang++") is None, reason="needs clang++")
@@ -358,7 +357,7 @@ def test_processors_without_avx(tmp_path):
     ],
 )
 def test_without_compiled_kernels_one_warning_and_right_results(environment, reason, cure, tmp_path):
-    output, errors = finish(start(USE, **{"TORCH_EXTENSIONS_DIR": str(tmp_path), **environment}))
+    output, errors = run(USE, **{"TORCH_EXTENSIONS_DIR": str(tmp_path), **environment})
     assert errors.count("RuntimeWarning") == 1
     assert reason in errors and cure in errors
     assert "cpu: plain PyTorch, because" in output and reason in output
@@ -386,7 +385,7 @@ for memory_format in (torch.contiguous_format, torch.channels_last):
     assert output.is_contiguous(memory_format=memory_format)
 assert not torch._C._dispatch_has_kernel_for_dispatch_key("involution::involution2d", "CPU")
 """
-    finish(start(code, PATH="/nonexistent", TORCH_EXTENSIONS_DIR="/dev/null/cache"))
+    run(code, PATH="/nonexistent", TORCH_EXTENSIONS_DIR="/dev/null/cache")
 
 
 @pytest.mark.parametrize(
@@ -441,28 +440,23 @@ def test_architectures_are_numbers(monkeypatch):
 
 
 def test_importing_compiles_nothing(tmp_path):
-    finish(start("import involution; involution.show_config()", TORCH_EXTENSIONS_DIR=str(tmp_path)))
+    run("import involution; involution.show_config()", TORCH_EXTENSIONS_DIR=str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_reloaded_module_registers_nothing_twice():
-    finish(
-        start(
-            "import importlib, involution; importlib.reload(involution.registration); importlib.reload(involution)"
-            + USE
-        )
-    )
+    run("import importlib, involution; importlib.reload(involution.registration); importlib.reload(involution)" + USE)
 
 
 def test_build_ahead_of_time_prints_libraries_or_reasons():
-    command = [sys.executable, "-m", "involution.build"]
-    made = subprocess.run([*command, "cpu"], capture_output=True, text=True)
+    command = ["-m", "involution.build"]
+    made = python(*command, "cpu")
     assert made.returncode == 0 and made.stdout.startswith("cpu: ") and made.stdout.strip().endswith(".so")
     environment = {"PATH": "/nonexistent", "TORCH_CUDA_ARCH_LIST": "7.5", "CUDA_HOME": "/nonexistent"}
     environment = {**os.environ, **environment, "TORCH_EXTENSIONS_DIR": os.devnull + "/cache"}
-    failed = subprocess.run([*command, "cpu", "cuda"], capture_output=True, text=True, env=environment)
+    failed = python(*command, "cpu", "cuda", env=environment)
     assert failed.returncode == 1
     for device_type in ("cpu", "cuda"):
         assert f"{device_type}: there is no C++ compiler" in failed.stderr
-    unknown = subprocess.run([*command, "tpu"], capture_output=True, text=True)
+    unknown = python(*command, "tpu")
     assert unknown.returncode == 2 and "tpu" in unknown.stderr

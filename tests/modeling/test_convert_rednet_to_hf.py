@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 import subprocess
-import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -31,6 +30,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 
 from checkpoint_files import authors_weights, paddle_weights, write_pickle, write_to_cache
 from file_server import FileServer
+from interpreter import python
 
 
 @pytest.fixture(scope="module")
@@ -365,8 +365,7 @@ def test_an_html_page_is_named(tmp_path):
 
 
 def run(folder: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "rednet.convert_rednet_to_hf", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | environment)
+    return python("-m", "rednet.convert_rednet_to_hf", *arguments, cwd=folder, env=os.environ | environment)
 
 
 def test_command(root, authors_rednet26, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 import involution
 from builds import SOURCE
 from compilers import recording_compiler
+from interpreter import python
 from remote import WITHOUT_PACKAGES, run
 
 
@@ -36,9 +37,8 @@ def test_each_compiler_makes_a_kernel_of_its_own(tmp_path):
     for vendor in ("gnu", "llvm"):
         compiler = recording_compiler(tmp_path / vendor, f"{vendor} compiler 1.0")
         folder = tmp_path / f"from {vendor}"
-        command = [sys.executable, "-m", "involution.kernel_hub", "write", str(folder), "user/involution"]
         variables = {**os.environ, **environment, "CXX": compiler}
-        result = subprocess.run(command, env=variables, capture_output=True, text=True)
+        result = python("-m", "involution.kernel_hub", "write", folder, "user/involution", env=variables)
         assert result.returncode == 0, result.stderr
         names += [path.name for path in folder.glob("build/*/*.so")]
     assert len(set(names)) == 2
@@ -166,8 +166,7 @@ def test_the_card_is_a_template_of_kernel_builder(repository):
 
 
 def test_a_repository_needs_an_owner_and_a_name(tmp_path):
-    command = [sys.executable, "-m", "involution.kernel_hub", "write", str(tmp_path / "kernel"), "involution"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = python("-m", "involution.kernel_hub", "write", tmp_path / "kernel", "involution")
     assert result.returncode == 1 and "REPO is 'involution', expected OWNER/NAME" in result.stderr
     assert not (tmp_path / "kernel").exists()
 

@@ -3,8 +3,6 @@
 import os
 import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import rednet.checkpoints.download as downloads
 from rednet.checkpoints.download import PUBLISHED, download, locate
 
 from file_server import FileServer
+from interpreter import python
 from processes import Training
 
 
@@ -181,7 +180,7 @@ def test_proxies_of_the_environment_are_used(server, cache, tmp_path):
     )
     environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     environment |= {"HTTP_PROXY": server.url, "HF_HUB_DISABLE_PROGRESS_BARS": "0", "TQDM_POSITION": "-1"}
-    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    result = python("-c", program, env=environment)
     assert result.returncode == 0, result.stderr
     assert Path(result.stdout.strip()).read_bytes() == CONTENT
     assert {logged.address for logged in server.log} == {"http://far.invalid/RedNet26.pdparams"}

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from rednet.configuration_rednet import AUTO_MAP, REMOTE_CODE
 from rednet.hub.cards import EXAMPLE_PICTURE
 from transformers import ConvNextImageProcessor
 
+from interpreter import python
 from remote import WITHOUT_PACKAGES
 
 
@@ -60,8 +59,7 @@ def place(tmp_path):
 def run(hub, place, code: str, *arguments) -> str:
     """Runs code in a new interpreter with an empty cache, and returns what it prints."""
     environment = hub.environment(place / f"home-{len(list(place.iterdir()))}")
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    result = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    result = python("-c", code, *arguments, cwd=place, env=environment)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

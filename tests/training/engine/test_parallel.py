@@ -11,6 +11,7 @@ import torch
 from rednet.training.utils.cpus import available_cpus
 from safetensors.torch import load_file
 
+from interpreter import python
 from processes import start_together, together
 
 
@@ -177,5 +178,5 @@ from rednet.training.options import groups
 sys.argv = ["benchmark", "--device", "cuda"]
 print(groups.WORKERS, measure.arguments("").threads)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = python("-c", code)
     assert result.stdout.split() == ["1", "1"], result.stderr
