@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -38,6 +36,7 @@ from transformers import (
 )
 
 import card_metadata
+from interpreter import python
 from remote import WITHOUT_PACKAGES
 from small_models import small_config
 
@@ -217,9 +216,8 @@ def test_cards_of_other_models(hub, tmp_path, picture_url):
         ]
         assert all(EXAMPLE_PICTURE in block for block in blocks)
         runs.append((repo, str(tmp_path / variant), [block.replace(EXAMPLE_PICTURE, picture_url) for block in blocks]))
-    command = [sys.executable, "-c", WITHOUT_PACKAGES + EXAMPLES, json.dumps(runs)]
     environment = hub.environment(tmp_path / "home")
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    result = python("-c", WITHOUT_PACKAGES + EXAMPLES, json.dumps(runs), cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
     assert [line for line in result.stdout.splitlines() if line.startswith("done")] == [
         "done user/segmentation ['segment']",

@@ -11,6 +11,8 @@ import pytest
 from rednet.hub import check_hub_folder, check_replaceable, replacing
 from safetensors.torch import load_file, save_file
 
+from interpreter import python
+
 
 @pytest.fixture
 def write(tmp_path, write_folder):
@@ -231,12 +233,6 @@ def test_the_converter_checks_the_hub_first(tmp_path):
     (tmp_path / "some.pth").touch()
     command = ["--checkpoint", "some.pth", "--output_dir", "out", "--push_to_hub", "me"]
     environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_some", "HF_HUB_OFFLINE": "0"}
-    result = subprocess.run(
-        [sys.executable, "-m", "rednet.convert_rednet_to_hf", *command],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    result = python("-m", "rednet.convert_rednet_to_hf", *command, env=environment, cwd=tmp_path)
     assert result.returncode == 1 and not (tmp_path / "out").exists()
     assert "error: the Hub cannot be reached" in result.stderr and "Traceback" not in result.stderr
