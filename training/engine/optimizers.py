@@ -1,6 +1,7 @@
 """Which weights are trained, with which learning rate and weight decay, and by which optimizer."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import timm.optim
 import torch
@@ -61,9 +62,9 @@ def parameter_groups(
 def make_optimizer(groups: list[dict], config: OptimizationOptions) -> torch.optim.Optimizer:
     """The optimizer of the options. LAMB and Muon have the defaults of timm: LAMB limits the norm of all gradients to 1,
     and Muon updates BatchNorm, biases and other parameters that are no matrices as AdamW does."""
-    given = {"betas": config.opt_betas and tuple(config.opt_betas), "eps": config.opt_eps}
+    given: dict[str, Any] = {"betas": config.opt_betas and tuple(config.opt_betas), "eps": config.opt_eps}
     given = {name: value for name, value in given.items() if value is not None}
-    momentum = {"momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0}
+    momentum: dict[str, Any] = {"momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0}
     rate = config.learning_rate
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, rate, **momentum)

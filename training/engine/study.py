@@ -6,6 +6,7 @@ and no value, those of a model that differs in several options have the axis MOD
 
 import math
 import statistics
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +69,7 @@ def summarize(rows: list[dict], times: dict[tuple[str, str], dict[str, float]]) 
         if not runs:
             continue
         accuracies = [row["top_1"] for row in runs]
-        row = {"axis": axis, "value": value, "runs": len(runs)}
+        row: dict[str, Any] = {"axis": axis, "value": value, "runs": len(runs)}
         row |= {"parameters": runs[0]["parameters"], "macs": runs[0]["macs"], **milliseconds}
         row |= {"top_1_mean": statistics.mean(accuracies)}
         row |= {"top_1_error": statistics.stdev(accuracies) / math.sqrt(len(runs)) if len(runs) > 1 else None}
@@ -76,8 +77,8 @@ def summarize(rows: list[dict], times: dict[tuple[str, str], dict[str, float]]) 
         row |= {"difference": None, "difference_error": None}
         if base is not None and row is not base:
             row["difference"] = row["top_1_mean"] - base["top_1_mean"]
-            errors = [row["top_1_error"], base["top_1_error"]]
-            row["difference_error"] = None if None in errors else math.hypot(*errors)
+            if len(runs) > 1 and base["runs"] > 1:
+                row["difference_error"] = math.hypot(row["top_1_error"], base["top_1_error"])
         summary.append(row)
     return summary
 
