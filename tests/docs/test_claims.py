@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import peft
@@ -10,13 +9,14 @@ import torch
 from rednet import RedNetBackbone, RedNetForImageClassification
 from transformers import AutoModelForImageClassification, UperNetConfig, UperNetForSemanticSegmentation
 
+from interpreter import python
 from remote import WITHOUT_PACKAGES
 from small_models import random_images, small_config, small_model
 from snippets import read_blocks
 
 
 def run(code: str, folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    return python("-c", code, cwd=folder)
 
 
 def test_a_model_with_a_rednet_in_it_needs_the_import(root, tmp_path):
