@@ -24,7 +24,7 @@ from rednet.training.data.batches import TrainingBatches, fetch, training_order
 from rednet.training.data.packing import fitted, pack_picture
 from rednet.training.data.segmentation import PairReader, PairTransform
 from rednet.training.data.transforms import TrainingTransform, open_image, read_file
-from rednet.training.options.groups import SegmentationConfig, TrainingConfig
+from rednet.training.options.scripts import SegmentationConfig, TrainingConfig
 from rednet.training.utils.randomness import seeded
 from torchvision.transforms import v2
 

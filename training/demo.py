@@ -16,7 +16,7 @@ from rednet.training.data.sources import load_images
 from rednet.training.figures.curves import read_log
 from rednet.training.figures.demo import draw_demo
 from rednet.training.figures.style import save
-from rednet.training.options.groups import TrainingConfig
+from rednet.training.options.scripts import TrainingConfig
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 from transformers.utils.logging import disable_progress_bar
 

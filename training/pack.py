@@ -24,8 +24,8 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData
 from rednet.training.data.packing import Shard, hash_pictures, pack, packed_features
 from rednet.training.data.sources import Images, check_images, load_existing_images
-from rednet.training.options.groups import PackOptions
 from rednet.training.options.parser import check_folders, parse_options
+from rednet.training.options.scripts import PackOptions
 from rednet.training.utils.errors import clear_errors
 from rednet.training.utils.files import write_csv, write_json, write_text
 from tqdm.auto import tqdm

@@ -24,7 +24,6 @@ from rednet.training.engine.losses import Teacher, classification_loss, distilla
 from rednet.training.engine.models import check_batch_norm
 from rednet.training.engine.optimizers import freeze
 from rednet.training.metrics.classification import evaluate_classification
-from rednet.training.options.groups import TrainingConfig
 from rednet.training.options.models import read_config
 from rednet.training.options.packaged import find_architecture
 from rednet.training.options.parser import (
@@ -35,6 +34,7 @@ from rednet.training.options.parser import (
     check_sizes,
     parse_options,
 )
+from rednet.training.options.scripts import TrainingConfig
 from rednet.training.utils.distributed import check_on_main_process
 from torch import Tensor
 from torch.utils.data import DataLoader

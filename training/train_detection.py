@@ -21,10 +21,10 @@ from rednet.training.data.coco import categories_of, check_annotations, load_ann
 from rednet.training.data.detection import check_pictures, detection_loaders
 from rednet.training.engine.loop import Task, run_training
 from rednet.training.metrics.detection import evaluate_detection
-from rednet.training.options.groups import DetectionConfig
 from rednet.training.options.models import check_model_name, read_config
 from rednet.training.options.packaged import find_architecture
 from rednet.training.options.parser import MODELS, REPLACED, check_optimization_options, parse_options
+from rednet.training.options.scripts import DetectionConfig
 from rednet.training.utils.distributed import check_on_main_process
 from torch import nn
 from torch.utils.data import DataLoader

@@ -21,10 +21,10 @@ from rednet.training.engine.loop import Task, run_training
 from rednet.training.engine.models import check_batch_norm
 from rednet.training.engine.optimizers import freeze
 from rednet.training.metrics.segmentation import evaluate_segmentation
-from rednet.training.options.groups import SegmentationConfig
 from rednet.training.options.models import read_config
 from rednet.training.options.packaged import find_architecture
 from rednet.training.options.parser import check_data_options, check_optimization_options, parse_options
+from rednet.training.options.scripts import SegmentationConfig
 from rednet.training.utils.distributed import check_on_main_process
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor

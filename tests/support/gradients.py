@@ -14,7 +14,7 @@ from rednet.training.data.sources import class_names, load_images
 from rednet.training.engine.launch import make_accelerator
 from rednet.training.engine.optimization import train_step
 from rednet.training.engine.optimizers import parameter_groups
-from rednet.training.options.groups import TrainingConfig
+from rednet.training.options.scripts import TrainingConfig
 from rednet.training.train import compute_loss, make_model
 
 

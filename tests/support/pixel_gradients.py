@@ -6,7 +6,7 @@ import torch
 from rednet import RedNetConfig, RedNetForSemanticSegmentation
 from rednet.training.engine.launch import make_accelerator
 from rednet.training.engine.optimization import train_step
-from rednet.training.options.groups import SegmentationConfig
+from rednet.training.options.scripts import SegmentationConfig
 from rednet.training.train_segmentation import compute_loss, count_labeled
 
 from small_models import randomize_norms

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rednet.training.options.groups import SegmentationConfig
+from rednet.training.options.scripts import SegmentationConfig
 
 
 CLASSES = [[0, 1, 2, 255], [1, 0, 2, 2], [2, 1, 0, 0]]  # of three pictures of 2 x 2

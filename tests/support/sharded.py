@@ -4,7 +4,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from rednet.training import train
 from rednet.training.engine import launch, loop
-from rednet.training.options.groups import LoopOptions
+from rednet.training.options.optimization import LoopOptions
 
 
 def main(arguments: list[str]) -> None:

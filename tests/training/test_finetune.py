@@ -17,7 +17,7 @@ from rednet.training.figures.curves import read_log
 from rednet.training.figures.trade_off import read_result
 from rednet.training.finetune import load_model, main, parse_config
 from rednet.training.options.finetune import FinetuneConfig
-from rednet.training.options.groups import TrainingConfig
+from rednet.training.options.scripts import TrainingConfig
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from rednet.training.data.sources import load_images
-from rednet.training.options.groups import TrainingConfig
+from rednet.training.options.scripts import TrainingConfig
 from sklearn.metrics import accuracy_score
 from torchvision import transforms
 from transformers import (

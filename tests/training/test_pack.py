@@ -11,7 +11,7 @@ from PIL import Image
 from rednet.training import pack
 from rednet.training.data.batches import epoch_length, training_loader
 from rednet.training.data.sources import load_images
-from rednet.training.options.groups import TrainingConfig
+from rednet.training.options.scripts import TrainingConfig
 from sklearn.datasets import load_sample_images
 
 from processes import Training

@@ -13,7 +13,7 @@ from PIL import Image
 from rednet.configuration_rednet import REMOTE_CODE
 from rednet.training import train
 from rednet.training.data.sources import load_images
-from rednet.training.options.groups import TrainingConfig
+from rednet.training.options.scripts import TrainingConfig
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoImageProcessor, AutoModelForImageClassification

@@ -15,7 +15,7 @@ from rednet.mmdetection import ExactAnchors
 from rednet.training import train_detection
 from rednet.training.data.coco import read_annotations
 from rednet.training.metrics.detection import average_precision, to_coco
-from rednet.training.options.groups import DetectionConfig
+from rednet.training.options.scripts import DetectionConfig
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from coco_files import CATEGORIES, annotations, rectangle

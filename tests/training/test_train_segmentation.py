@@ -14,7 +14,7 @@ from PIL import Image
 from rednet import RedNetConfig, RedNetForImageClassification, count_parameters
 from rednet.training import train_segmentation
 from rednet.training.data.segmentation import load_pairs, segmentation_loaders
-from rednet.training.options.groups import SegmentationConfig
+from rednet.training.options.scripts import SegmentationConfig
 from sklearn.metrics import jaccard_score
 from transformers import AutoConfig, AutoImageProcessor, pipeline
 

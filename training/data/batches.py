@@ -20,7 +20,8 @@ from PIL import Image as PILImage
 from rednet.training.data.headers import check_mode
 from rednet.training.data.sources import Images
 from rednet.training.data.transforms import TrainingTransform, open_image
-from rednet.training.options.groups import ComputeOptions, SegmentationConfig, TrainingConfig, TrainingDataOptions
+from rednet.training.options.groups import ComputeOptions, TrainingDataOptions
+from rednet.training.options.scripts import SegmentationConfig, TrainingConfig
 from rednet.training.utils.randomness import seed_from
 from torch.utils.data import DataLoader, Sampler, default_convert
 from transformers import BaseImageProcessor

@@ -11,7 +11,7 @@ from typing import Any
 
 from pycocotools.coco import COCO
 from rednet.training.data.problems import first_of, raise_problems
-from rednet.training.options.groups import DetectionConfig
+from rednet.training.options.scripts import DetectionConfig
 from tqdm.auto import tqdm
 
 

@@ -18,7 +18,7 @@ from rednet.training.data.headers import (
 from rednet.training.data.problems import raise_problems, read_each
 from rednet.training.data.sources import limit
 from rednet.training.data.transforms import dense_augmentations
-from rednet.training.options.groups import DetectionConfig
+from rednet.training.options.scripts import DetectionConfig
 from rednet.training.utils.randomness import seeded
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors

@@ -1,7 +1,7 @@
 """Augmentation of a batch on the device: random erasing, then MixUp or CutMix."""
 
 import torch
-from rednet.training.options.groups import AugmentationOptions
+from rednet.training.options.augmentation import AugmentationOptions
 from rednet.training.utils.randomness import python_seeded
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor

@@ -25,7 +25,7 @@ from pyarrow import parquet
 from rednet.training.data.headers import check_mode
 from rednet.training.data.sources import LABELS_PER_BATCH, Images, class_names
 from rednet.training.data.transforms import read_file
-from rednet.training.options.groups import PackOptions
+from rednet.training.options.scripts import PackOptions
 from torch.utils.data import DataLoader
 
 

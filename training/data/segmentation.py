@@ -17,7 +17,7 @@ from rednet.training.data.sources import (
     with_validation,
 )
 from rednet.training.data.transforms import dense_augmentations
-from rednet.training.options.groups import CropOptions, MaskOptions, SegmentationConfig
+from rednet.training.options.scripts import CropOptions, MaskOptions, SegmentationConfig
 from rednet.training.utils.randomness import seeded
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors

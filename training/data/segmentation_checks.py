@@ -16,7 +16,7 @@ from rednet.training.data.headers import (
 from rednet.training.data.problems import first_of, raise_problems, read_each
 from rednet.training.data.segmentation import PairReader, name_of
 from rednet.training.data.sources import Images
-from rednet.training.options.groups import MaskOptions
+from rednet.training.options.scripts import MaskOptions
 from transformers import PreTrainedConfig
 
 

@@ -10,12 +10,8 @@ import fsspec
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
-from rednet.training.options.groups import (
-    AugmentationOptions,
-    DenseAugmentationOptions,
-    Interpolation,
-    NormalizationOptions,
-)
+from rednet.training.options.augmentation import AugmentationOptions, DenseAugmentationOptions, Interpolation
+from rednet.training.options.groups import NormalizationOptions
 from rednet.training.utils.randomness import python_seeded, seeded
 from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms import v2

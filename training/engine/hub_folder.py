@@ -12,7 +12,9 @@ from huggingface_hub import EvalResult, ModelCard
 from rednet.hub import check_token, make_card, push_hub_folder, pushed_url, save_hub_folder
 from rednet.training.options.describe import describe_augmentation, describe_dense_augmentation
 from rednet.training.options.finetune import FinetuneConfig
-from rednet.training.options.groups import DataOptions, HubOptions, LoopOptions, SegmentationConfig, TrainingConfig
+from rednet.training.options.groups import DataOptions, HubOptions
+from rednet.training.options.optimization import LoopOptions
+from rednet.training.options.scripts import SegmentationConfig, TrainingConfig
 from transformers import BaseImageProcessor
 
 

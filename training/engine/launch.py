@@ -7,7 +7,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, LoggerType, ProjectConfiguration, get_int_from_env
-from rednet.training.options.groups import ComputeOptions, LoopOptions
+from rednet.training.options.groups import ComputeOptions
+from rednet.training.options.optimization import LoopOptions
 from rednet.training.utils.cpus import available_cpus
 
 

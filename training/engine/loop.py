@@ -20,7 +20,8 @@ from rednet.training.engine.optimization import average_function, learning_rate_
 from rednet.training.engine.optimizers import layer_groups, make_optimizer
 from rednet.training.engine.run_folder import append_log, check_inputs, check_options, truncate_log
 from rednet.training.engine.trackers import start_trackers
-from rednet.training.options.groups import HubOptions, LoopOptions
+from rednet.training.options.groups import HubOptions
+from rednet.training.options.optimization import LoopOptions
 from rednet.training.utils.errors import clear_errors
 from rednet.training.utils.files import write_json
 from rednet.training.utils.hardware import describe_hardware

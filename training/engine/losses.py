@@ -6,8 +6,9 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from PIL import Image
 from rednet.training.engine.models import load_classifier
-from rednet.training.options.groups import DistillationOptions, LossOptions, NormalizationOptions
+from rednet.training.options.groups import NormalizationOptions
 from rednet.training.options.models import check_model_name
+from rednet.training.options.optimization import DistillationOptions, LossOptions
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor
 from transformers import AutoConfig, BaseImageProcessor, PreTrainedConfig, PreTrainedModel

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from rednet.training.options.groups import OptimizationOptions
+from rednet.training.options.optimization import OptimizationOptions
 from rednet.training.utils.randomness import seeded
 from timm.models import model_parameters
 from timm.utils import adaptive_clip_grad

@@ -7,7 +7,7 @@ import timm.optim
 import torch
 from rednet import RedNetBackbone, RedNetModel
 from rednet.training.options.finetune import FinetuneConfig
-from rednet.training.options.groups import OptimizationOptions
+from rednet.training.options.optimization import OptimizationOptions
 from torch import nn
 
 

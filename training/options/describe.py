@@ -1,6 +1,7 @@
 """Descriptions of options in words, for model cards."""
 
-from rednet.training.options.groups import AugmentationOptions, CropOptions
+from rednet.training.options.augmentation import AugmentationOptions
+from rednet.training.options.scripts import CropOptions
 
 
 def describe_augmentation(config: AugmentationOptions) -> str:

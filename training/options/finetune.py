@@ -2,17 +2,16 @@
 
 from dataclasses import dataclass, fields
 
+from rednet.training.options.augmentation import AugmentationOptions
 from rednet.training.options.groups import (
     WORKERS,
-    AugmentationOptions,
-    FreezingOptions,
     HubOptions,
-    LayerOptions,
     PictureOptions,
     TrainingDataOptions,
     option,
     with_default,
 )
+from rednet.training.options.optimization import FreezingOptions, LayerOptions
 from rednet.training.options.parser import check_data_options, check_sizes, parse_options
 from rednet.training.options.types import BelowOne, Count, Natural, NotNegative, Positive, Seed, Sizes
 from rednet.training.utils.errors import nearest

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from rednet.training.options.groups import DataOptions, LossOptions, OptimizationOptions
+from rednet.training.options.groups import DataOptions
+from rednet.training.options.optimization import LossOptions, OptimizationOptions
 from rednet.training.options.packaged import find_recipe, recipe_names
 from rednet.training.options.types import Constraint
 from rednet.training.utils.errors import nearest

@@ -7,7 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from rednet import RedNetBackbone, RedNetConfig, RedNetForImageClassification, RedNetForSemanticSegmentation
 from rednet.modeling_rednet import RedNetDropPath
 from rednet.training import train, train_detection
-from rednet.training.options.groups import DetectionConfig, TrainingConfig
+from rednet.training.options.scripts import DetectionConfig, TrainingConfig
 from timm.layers import DropPath
 
 from plain_rednet import plain

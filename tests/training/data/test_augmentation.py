@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from rednet.training.data.mixing import BatchAugmentation
 from rednet.training.data.transforms import TrainingTransform
-from rednet.training.options.groups import TrainingConfig
+from rednet.training.options.scripts import TrainingConfig
 from rednet.training.utils.randomness import python_seeded, seeded
 from sklearn.datasets import load_sample_image
 from timm.data import Mixup, create_transform

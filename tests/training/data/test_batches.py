@@ -25,7 +25,7 @@ from rednet.training.data.batches import (
 from rednet.training.data.mixing import BatchAugmentation
 from rednet.training.data.sources import load_images
 from rednet.training.data.transforms import TrainingTransform, normalize, open_image
-from rednet.training.options.groups import TrainingConfig
+from rednet.training.options.scripts import TrainingConfig
 from rednet.training.train import make_processor, parse_config
 from rednet.training.utils.randomness import seeded
 from timm.data.distributed_sampler import RepeatAugSampler

@@ -7,7 +7,7 @@ import pytest
 from datasets import Image
 from PIL import Image as PILImage
 from rednet.training.data import sources as data
-from rednet.training.options.groups import TrainingConfig
+from rednet.training.options.scripts import TrainingConfig
 
 
 @pytest.mark.parametrize("streaming", [False, True])

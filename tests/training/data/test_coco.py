@@ -16,7 +16,7 @@ from rednet.training.data.coco import (
 )
 from rednet.training.data.detection import detection_loaders
 from rednet.training.metrics.detection import average_precision
-from rednet.training.options.groups import DetectionConfig
+from rednet.training.options.scripts import DetectionConfig
 
 from coco_files import CATEGORIES, annotations, rectangle
 

@@ -11,7 +11,7 @@ from rednet.training.data.coco import (
     read_annotations,
 )
 from rednet.training.data.detection import TrainingPictures, check_pictures, pictures
-from rednet.training.options.groups import DetectionConfig
+from rednet.training.options.scripts import DetectionConfig
 from torchvision.ops import masks_to_boxes
 
 from coco_files import annotations, rectangle

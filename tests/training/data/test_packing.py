@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 from rednet.training.data.packing import fitted, num_shards, pack_picture
 from rednet.training.data.transforms import TrainingTransform, open_image
-from rednet.training.options.groups import TrainingConfig
+from rednet.training.options.scripts import TrainingConfig
 from sklearn.datasets import load_sample_images
 
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from rednet import RedNetConfig
 from rednet.training.data.segmentation import PairReader, PairTransform, load_pairs
-from rednet.training.options.groups import SegmentationConfig
+from rednet.training.options.scripts import SegmentationConfig
 from torchvision import tv_tensors
 
 

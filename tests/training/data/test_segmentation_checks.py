@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 from rednet import RedNetConfig
 from rednet.training.data.segmentation import load_pairs
 from rednet.training.data.segmentation_checks import check_pairs
-from rednet.training.options.groups import SegmentationConfig
+from rednet.training.options.scripts import SegmentationConfig
 
 from segmentation_files import CLASSES, small_pairs
 

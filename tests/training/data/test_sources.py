@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from rednet.training import train
 from rednet.training.data import sources as data
 from rednet.training.data.batches import EvaluationBatches
-from rednet.training.options.groups import TrainingConfig
+from rednet.training.options.scripts import TrainingConfig
 from rednet.training.train import make_model, make_processor
 
 

@@ -3,7 +3,7 @@
 from huggingface_hub import ModelCard
 from rednet import RedNetForSemanticSegmentation
 from rednet.training.engine.hub_folder import save_classifier_folder, save_segmentation_folder
-from rednet.training.options.groups import SegmentationConfig, TrainingConfig
+from rednet.training.options.scripts import SegmentationConfig, TrainingConfig
 from rednet.training.train import make_processor
 from rednet.training.train_segmentation import make_processor as make_segmentation_processor
 

@@ -9,7 +9,9 @@ from accelerate import Accelerator
 from PIL import Image
 from rednet.training.data.transforms import normalize
 from rednet.training.engine.losses import check_classes, classification_loss, distillation_loss, load_teacher
-from rednet.training.options.groups import DistillationOptions, LossOptions, NormalizationOptions, TrainingConfig
+from rednet.training.options.groups import NormalizationOptions
+from rednet.training.options.optimization import DistillationOptions, LossOptions
+from rednet.training.options.scripts import TrainingConfig
 from rednet.training.train import compute_loss
 from timm.data.mixup import mixup_target
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from rednet.training.engine.optimization import average_function, clip_gradients, learning_rate_factor
-from rednet.training.options.groups import TrainingConfig
+from rednet.training.options.scripts import TrainingConfig
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from timm.utils import ModelEmaV3
 from torch.optim.swa_utils import AveragedModel

@@ -6,7 +6,7 @@ from rednet import RedNetBackbone, RedNetForSemanticSegmentation
 from rednet.detection import fasterrcnn_rednet_fpn
 from rednet.training import train
 from rednet.training.engine.optimizers import backbone_parts, freeze, layer_groups, make_optimizer, parameter_groups
-from rednet.training.options.groups import TrainingConfig
+from rednet.training.options.scripts import TrainingConfig
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 

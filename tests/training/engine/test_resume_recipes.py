@@ -7,7 +7,7 @@ import pytest
 import torch
 from rednet import RedNetConfig, RedNetForImageClassification
 from rednet.training.engine.optimizers import layer_groups, make_optimizer
-from rednet.training.options.groups import TrainingConfig
+from rednet.training.options.scripts import TrainingConfig
 from safetensors.torch import load_file
 from transformers import ConvNextImageProcessor
 

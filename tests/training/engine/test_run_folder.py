@@ -7,8 +7,8 @@ from dataclasses import asdict
 import pytest
 from rednet import RedNetConfig, RedNetForImageClassification
 from rednet.training.engine.run_folder import append_log, check_inputs, check_options
-from rednet.training.options.groups import DetectionConfig, SegmentationConfig, TrainingConfig
 from rednet.training.options.resumable import PATH_OPTIONS, RESUMABLE_OPTIONS
+from rednet.training.options.scripts import DetectionConfig, SegmentationConfig, TrainingConfig
 from rednet.training.utils.files import write_json
 
 

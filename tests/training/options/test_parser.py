@@ -8,8 +8,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rednet.training import ablate, evaluate_model, finetune, train_detection, train_segmentation
-from rednet.training.options.groups import DetectionConfig, SegmentationConfig, TrainingConfig
 from rednet.training.options.parser import parse_options
+from rednet.training.options.scripts import DetectionConfig, SegmentationConfig, TrainingConfig
 from rednet.training.train import parse_config
 
 
