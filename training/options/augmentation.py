@@ -30,7 +30,7 @@ class AugmentationOptions:
         "each, 0.5) and inc1 (severity that increases with the magnitude), as in rand-m7-mstd0.5-inc1.",
     )
     random_erase_prob: Probability = option(
-        0.0, "Probability of erasing a rectangle of an image, from 2 to 33 % of its area."
+        0.0, "Probability of erasing a rectangle of an image, of 2 to 33 percent of its area."
     )
     random_erase_mode: EraseMode = option(
         "pixel", "What replaces it: const, the mean color; rand, one random color; pixel, random pixels."

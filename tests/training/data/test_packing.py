@@ -132,9 +132,10 @@ def test_numbers_of_shards(pictures, maximum):
 def test_a_crop_of_most_of_a_packed_picture_is_decoded_at_half_its_size():
     """From crops of 448 pixels on. Smaller ones need all pixels that the picture has."""
     content = saved(photograph(667, 500), quality=90)
-    decoded = set()
+    config = TrainingConfig(random_crop_min_scale=0.7)
+    transform, decoded = TrainingTransform(config, config.image_mean), set()
     for key in range(40):
         image = open_image({"bytes": content, "path": None})
-        TrainingTransform(TrainingConfig(random_crop_min_scale=0.7), 224)(image, (key,))
+        transform(image, (key,), 224)
         decoded.add(image.size)
     assert decoded == {(667, 500), (334, 250)}

@@ -49,12 +49,12 @@ def test_a_checkpoint_of_the_same_step_is_replaced(accelerator, tmp_path):
 
 
 def test_an_output_folder_with_other_files_is_refused(tmp_path):
-    check_options(str(tmp_path / "run"), {})
+    check_options(str(tmp_path / "run"), {}, {})
     for name in ("best", "last"):
         (tmp_path / f"run/{name}").mkdir(parents=True)
         (tmp_path / f"run/{name}/README.md").write_text("mine")
         with pytest.raises(SystemExit, match=f"run/{name} is not a folder of a saved RedNet, but has README.md"):
-            check_options(str(tmp_path / "run"), {})
+            check_options(str(tmp_path / "run"), {}, {})
         (tmp_path / f"run/{name}/README.md").unlink()
 
 
