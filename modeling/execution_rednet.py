@@ -15,12 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from typing_extensions import Self
 
-from .operator_rednet import involution2d_batch_norm, involution2d_fused
+from .operator_rednet import involution2d_batch_norm, involution2d_fused, is_transformed
 
 
 # The layers: each of these functions is what one `forward` in modeling_rednet.py returns
@@ -46,8 +45,10 @@ def conv_norm(convolution: nn.Module, norm: nn.Module, hidden_state: Tensor) -> 
     ):
         return norm(convolution(hidden_state))
     weight, bias = convolution.weight, convolution.bias
-    results = hidden_state.numel() // (hidden_state.shape[1] * math.prod(convolution.stride))
-    if is_affine(norm) and weight.dtype != torch.float16 and math.prod(weight.shape[1:]) < results:
+    # Both for one output channel, the results of the whole batch.
+    num_weights = math.prod(weight.shape[1:])
+    num_results = hidden_state.numel() // (hidden_state.shape[1] * math.prod(convolution.stride))
+    if is_affine(norm) and weight.dtype != torch.float16 and num_weights < num_results:
         scale, shift = (t.to(weight.dtype) for t in scale_and_shift(norm))
         bias = shift if bias is None else shift + bias * scale
         return _convolve(hidden_state, weight * scale[:, None, None, None], bias, convolution)
@@ -215,6 +216,55 @@ def _involution_scale_act(
     return activation((output * scale[:, None, None] + shift[:, None, None]).to(output.dtype))
 
 
+def can_normalize_involution(involution: nn.Module, norm: nn.Module, hidden_state: Tensor) -> bool:
+    """Whether a plain `RedNetInvolution` and a module after it are in a step of training that may save memory."""
+    span, height, width = involution.span, *hidden_state.shape[-2:]
+    return (
+        involution2d_batch_norm is not None
+        and torch.is_grad_enabled()
+        and hidden_state.device.type in ("cpu", "cuda")
+        and _runs_at_once(hidden_state)
+        and is_pointwise(span)
+        and is_plain(norm, nn.BatchNorm2d)
+        and norm.training
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and all(t is not None for t in (*norm._parameters.values(), *norm._buffers.values()))
+        and span.weight.dtype == norm.weight.dtype
+        and hidden_state.dtype in _input_dtypes(span.weight)
+        # BatchNorm refuses to normalize a single value.
+        and len(hidden_state) * math.ceil(height / involution.stride) * math.ceil(width / involution.stride) > 1
+    )
+
+
+def _input_dtypes(weight: Tensor) -> tuple[torch.dtype, ...]:
+    """The dtypes of inputs that a layer with this weight supports, outside and under autocast."""
+    device = weight.device.type
+    if weight.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return weight.dtype, torch.get_autocast_dtype(device)
+    return (weight.dtype,)
+
+
+def normalize_involution(involution: nn.Module, norm: nn.BatchNorm2d, hidden_state: Tensor) -> Tensor:
+    """Computes `norm(involution(hidden_state))` in less memory. Requires `can_normalize_involution`."""
+    features = involution.reduce(involution.pooler(hidden_state))
+    norm.num_batches_tracked.add_(1)
+    return involution2d_batch_norm(
+        hidden_state,
+        features,
+        involution.span.weight,
+        involution.span.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.weight,
+        norm.bias,
+        involution.kernel_size,
+        involution.stride,
+        momentum=norm.momentum,
+        eps=norm.eps,
+    )
+
+
 # When a shortcut applies
 
 
@@ -298,18 +348,15 @@ def _runs_at_once(input: Tensor) -> bool:
 
 
 def _is_transformed() -> bool:
-    """Whether a tracer, a transform of torch.func or forward-mode differentiation observes every operator."""
-    # Dynamo cannot trace these calls, and handles the transforms itself.
-    return not torch.compiler.is_compiling() and (
-        torch.jit.is_tracing() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    )
+    """`is_transformed()` outside of a compiler: Dynamo handles the transforms itself."""
+    return not torch.compiler.is_compiling() and is_transformed()
 
 
 # Values computed from the parameters of plain modules
 
 
 def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """The factor and the summand of an affine normalization: (C,) each, in float32 or float64."""
+    """Returns scale and shift of an affine normalization: (C,) each, in float32 or float64."""
     mean, variance, weight, bias = norm.running_mean, norm.running_var, norm.weight, norm.bias
     if mean.dtype.itemsize < 4:
         mean, variance = mean.float(), variance.float()
@@ -421,7 +468,7 @@ class FusionMixin:
             for layer in self.modules()
             for layer_class, name in self._fusible_layers.items()
             if isinstance(layer, layer_class)
-            and not isinstance(layer.normalization, (nn.Identity, RedNetFoldedNorm))  # a user's, or ours
+            and not isinstance(layer.normalization, (nn.Identity, RedNetFoldedNorm))  # folded by a user, or by fuse()
         ]
         for layer, name in layers:
             # An involution may be any module: folding changes only the BatchNorm after it.
@@ -475,52 +522,3 @@ class RedNetFoldedNorm(nn.Module):
         if self.scale is None:
             return hidden_state
         return (hidden_state * self.scale[:, None, None] + self.shift[:, None, None]).to(hidden_state.dtype)
-
-
-def normalize_involution(involution: nn.Module, norm: nn.BatchNorm2d, hidden_state: Tensor) -> Tensor:
-    """Computes `norm(involution(hidden_state))` in less memory. Requires `can_normalize_involution`."""
-    features = involution.reduce(involution.pooler(hidden_state))
-    norm.num_batches_tracked.add_(1)
-    return involution2d_batch_norm(
-        hidden_state,
-        features,
-        involution.span.weight,
-        involution.span.bias,
-        norm.running_mean,
-        norm.running_var,
-        norm.weight,
-        norm.bias,
-        involution.kernel_size,
-        involution.stride,
-        momentum=norm.momentum,
-        eps=norm.eps,
-    )
-
-
-def can_normalize_involution(involution: nn.Module, norm: nn.Module, hidden_state: Tensor) -> bool:
-    """Whether a plain `RedNetInvolution` and a module after it are in a step of training that may save memory."""
-    span, height, width = involution.span, *hidden_state.shape[-2:]
-    return (
-        involution2d_batch_norm is not None
-        and torch.is_grad_enabled()
-        and hidden_state.device.type in ("cpu", "cuda")
-        and _runs_at_once(hidden_state)
-        and is_pointwise(span)
-        and is_plain(norm, nn.BatchNorm2d)
-        and norm.training
-        and norm.track_running_stats
-        and norm.momentum is not None
-        and all(t is not None for t in (*norm._parameters.values(), *norm._buffers.values()))
-        and span.weight.dtype == norm.weight.dtype
-        and hidden_state.dtype in _dtypes_beside(span.weight)
-        # BatchNorm refuses to normalize a single value.
-        and len(hidden_state) * math.ceil(height / involution.stride) * math.ceil(width / involution.stride) > 1
-    )
-
-
-def _dtypes_beside(weight: Tensor) -> tuple[torch.dtype, ...]:
-    """The dtypes of inputs that a layer with this weight supports, outside and under autocast."""
-    device = weight.device.type
-    if weight.dtype == torch.float32 and torch.is_autocast_enabled(device):
-        return weight.dtype, torch.get_autocast_dtype(device)
-    return (weight.dtype,)

@@ -31,7 +31,7 @@ if involution2d_fused is None:
             )
         if torch.onnx.is_in_onnx_export() or _has_dynamic_size(kernel):
             return _unfolded_involution(input, kernel, stride, padding)
-        if torch.is_grad_enabled() and (input.requires_grad or kernel.requires_grad) and not _is_transformed():
+        if torch.is_grad_enabled() and (input.requires_grad or kernel.requires_grad) and not is_transformed():
             return _Involution.apply(input, kernel, stride, padding)
         return _involution(input, kernel, stride, padding)
 
@@ -45,7 +45,7 @@ def _has_dynamic_size(kernel: Tensor) -> bool:
     return not has_static_value(kernel.shape[4] * kernel.shape[5])
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether a tracer, a transform of torch.func or forward-mode differentiation observes every operator."""
     return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
@@ -93,7 +93,7 @@ class _Involution(torch.autograd.Function):
 def _involution(input: Tensor, kernel: Tensor, stride: int, padding: int) -> Tensor:
     """Sums tap * shifted input over the window (paper, equation 4): (B, C, H', W')."""
     dtype, output = _accumulation_dtype(input, kernel), None
-    multiply_add = torch.addcmul if _is_transformed() else Tensor.addcmul_  # vmap has no rule for addcmul_
+    multiply_add = torch.addcmul if is_transformed() else Tensor.addcmul_  # vmap has no rule for addcmul_
     for images, row in zip(_shifted(_padded(input.to(dtype), kernel, padding), kernel, stride), kernel.unbind(2)):
         for image, tap in zip(images, _taps(row.to(dtype), _is_channels_last(input))):
             output = image * tap if output is None else multiply_add(output, image, tap)
