@@ -281,19 +281,17 @@ class RedNetEncoder(nn.Module):
         )
 
     def forward(self, hidden_state: Tensor, output_hidden_states: bool = False) -> BaseModelOutputWithNoAttention:
-        hidden_states = (hidden_state,)
+        hidden_states = (hidden_state,) if output_hidden_states else None
         for stage in self.stages:
             hidden_state = stage(hidden_state)
-            hidden_states += (hidden_state,)
-        return BaseModelOutputWithNoAttention(
-            last_hidden_state=hidden_state, hidden_states=hidden_states if output_hidden_states else None
-        )
+            if output_hidden_states:
+                hidden_states += (hidden_state,)
+        return BaseModelOutputWithNoAttention(last_hidden_state=hidden_state, hidden_states=hidden_states)
 
 
 @auto_docstring
 class RedNetPreTrainedModel(FusionMixin, PreTrainedModel):
     config: RedNetConfig
-    config_class = RedNetConfig
     base_model_prefix = "rednet"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -397,8 +395,7 @@ class RedNetModel(RedNetPreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
-    RedNet model with an image classification head on top (a linear layer on top of the pooled features), e.g. for
-    ImageNet.
+    RedNet with a linear layer on the pooled features, for image classification.
     """
 )
 class RedNetForImageClassification(RedNetPreTrainedModel):
@@ -425,8 +422,8 @@ class RedNetForImageClassification(RedNetPreTrainedModel):
     ) -> ImageClassifierOutputWithNoAttention:
         r"""
         labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Labels for computing the image classification/regression loss. Indices should be in `[0, ...,
-            config.num_labels - 1]`. If `config.num_labels > 1` a classification loss is computed (cross-entropy).
+            The class of every image, from 0 to `config.num_labels - 1`, for computing the loss: cross-entropy, or the
+            loss of another `config.problem_type`.
         """
         outputs = self.rednet(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         logits = self.classifier(outputs.pooler_output)
@@ -498,9 +495,8 @@ class RedNetSegmentationHead(nn.Module):
 
 @auto_docstring(
     custom_intro="""
-    RedNet model with a semantic segmentation head on top (Semantic FPN, section 4 of the paper), e.g. for Cityscapes.
-    With `stem_kernel_size=7` and 19 classes, RedNet-50 has 18.5 million parameters, as in the paper, and 16.4 million
-    with `neck_type="involution"`.
+    RedNet with Semantic FPN (section 4 of the paper), for semantic segmentation. With `stem_kernel_size=7` and 19
+    classes, RedNet-50 has 18.5 million parameters, as in the paper, and 16.4 million with `neck_type="involution"`.
     """
 )
 class RedNetForSemanticSegmentation(RedNetPreTrainedModel):
@@ -540,7 +536,8 @@ class RedNetForSemanticSegmentation(RedNetPreTrainedModel):
         r"""
         labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             The class of every pixel, for computing the loss: the cross-entropy of the logits, upsampled to the size of
-            the labels, over the pixels whose label is not `config.semantic_loss_ignore_index`.
+            the labels, over the pixels whose label is not `config.semantic_loss_ignore_index`. Two classes or more are
+            needed.
 
         Examples:
 
@@ -558,6 +555,8 @@ class RedNetForSemanticSegmentation(RedNetPreTrainedModel):
         logits = self.decode_head(self.neck(hidden_states[1:]))
         loss = None
         if labels is not None:
+            if self.config.num_labels < 2:  # the cross-entropy of one class is always 0
+                raise ValueError(f"num_labels={self.config.num_labels} must be at least 2 to compute a loss")
             upsampled = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear")
             loss = F.cross_entropy(upsampled, labels, ignore_index=self.config.semantic_loss_ignore_index)
         return SemanticSegmenterOutput(
@@ -567,7 +566,7 @@ class RedNetForSemanticSegmentation(RedNetPreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
-    RedNet backbone, to be used with frameworks like DETR and MaskFormer.
+    RedNet that returns the feature maps of chosen stages, for the detection and segmentation models of Transformers.
     """
 )
 class RedNetBackbone(BackboneMixin, RedNetPreTrainedModel):

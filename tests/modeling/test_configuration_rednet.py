@@ -59,7 +59,8 @@ def test_what_is_accepted_runs(values):
         assert classifier(images).logits.shape == (2, config.num_labels)
         assert len(RedNetBackbone(config).eval()(images).feature_maps) == len(config.out_features)
         segmenter = RedNetForSemanticSegmentation(config).eval()
-        output = segmenter(images, labels=torch.zeros(2, 17, 20, dtype=torch.long))
+        labels = torch.zeros(2, 17, 20, dtype=torch.long) if config.num_labels > 1 else None
+        output = segmenter(images, labels=labels)
         assert output.logits.shape[1] == config.num_labels
     again = RedNetConfig.from_dict(json.loads(config.to_json_string()))
     assert again.to_dict() == config.to_dict()

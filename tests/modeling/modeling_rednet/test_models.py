@@ -1,6 +1,7 @@
 """The model family by the conventions of Transformers."""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -90,6 +91,20 @@ def test_hidden_states_and_tuples():
     model.config.return_dict = True
     pooled = model.rednet(images)
     assert torch.equal(pooled.pooler_output, pooled.last_hidden_state.mean((2, 3)))
+
+
+@torch.no_grad()
+def test_the_features_of_every_stage_are_kept_only_if_asked_for():
+    """The result of a stage is freed when the next stage has used it."""
+    model = small_model(hidden_sizes=[64, 128, 128], depths=[1, 1, 1]).eval()
+    first, _, last = model.rednet.encoder.stages
+    features, is_alive = [], []
+    first.register_forward_hook(lambda module, inputs, output: features.append(weakref.ref(output)))
+    last.register_forward_pre_hook(lambda module, inputs: is_alive.append(features[-1]() is not None))
+    images = random_images(1, 3, 32, 32)
+    model(images)
+    model(images, output_hidden_states=True)
+    assert is_alive == [False, True]
 
 
 def test_loss_is_the_cross_entropy_of_the_labels():

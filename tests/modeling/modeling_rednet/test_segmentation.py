@@ -112,6 +112,14 @@ def test_loss_leaves_out_what_is_not_labeled():
     torch.testing.assert_close(other(images, labels=labels).loss, -chosen[labels != 0].mean())
 
 
+def test_a_single_class_has_no_loss():
+    """It would be 0 for all weights, and a training would learn nothing."""
+    model, images = small_model(num_labels=1), random_images(1, 3, 32, 32)
+    assert model(images).logits.shape == (1, 1, 8, 8)
+    with pytest.raises(ValueError, match="num_labels=1 must be at least 2"):
+        model(images, labels=torch.zeros(1, 32, 32, dtype=torch.long))
+
+
 @pytest.mark.parametrize("neck_type", ["convolution", "involution"])
 def test_saves_and_loads(neck_type, tmp_path):
     model, images = small_model(neck_type=neck_type), random_images(1, 3, 64, 64)
