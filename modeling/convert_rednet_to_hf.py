@@ -13,13 +13,12 @@ MMDetection) becomes a folder for `rednet.detection.load_detector`.
 
 import argparse
 import hashlib
-import json
 import sys
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from rednet.checkpoints.download import PUBLISHED, PUBLISHED_FILES, locate
-from rednet.checkpoints.layouts import backbone_of, build_model, find_config, find_detector
+from rednet.checkpoints.layouts import backbone_of, build_model, check_config, find_config, find_detector
 from rednet.checkpoints.read import Checkpoint, read_checkpoint
 from rednet.checkpoints.samples import check_samples_available, describe_samples
 from rednet.configuration_rednet import RedNetConfig
@@ -33,6 +32,7 @@ from rednet.hub import (
     pushed_url,
     save_hub_folder,
 )
+from rednet.loading import find_class, read_object
 from transformers import BaseImageProcessor, ConvNextImageProcessor, SegformerImageProcessor
 
 
@@ -61,7 +61,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--config",
         type=Path,
-        help="a config.json that the checkpoint must match; it also gives the names of the classes",
+        help="a config.json that the checkpoint must match. It gives the names of the classes, and what the weights do not "
+        "show: channels per group, activation and stride of the stem",
     )
     parser.add_argument(
         "--backbone_only",
@@ -158,11 +159,16 @@ def makes_collection(options: argparse.Namespace) -> bool:
 
 def read_config(path: Path) -> RedNetConfig:
     """
+    Reads a `config.json`.
+
     Raises:
+        FileNotFoundError: the file does not exist.
         ValueError: the file is not a valid configuration of a RedNet.
     """
+    content = read_object(path)
+    find_class(content, path)
     try:
-        return RedNetConfig.from_dict(json.loads(path.read_text()))
+        return RedNetConfig.from_dict(content)
     except (ValueError, StrictDataclassError) as error:
         raise ValueError(f"{path} is not a valid configuration of a RedNet: {error}") from error
 
@@ -183,7 +189,7 @@ def convert(
         checkpoint: a name in `PUBLISHED`, a URL, or a path. The file is a `.pth` file of the authors or of a training
             with their code (a classifier, a backbone, Semantic FPN, Faster R-CNN, Mask R-CNN or RetinaNet), or a
             `.pdparams` file of PaddleClas.
-        config: gives what the weights do not show: channels per group, reduction ratio, and names of the classes.
+        config: gives the names of the classes, and what the weights do not show of the architecture, see `find_config`.
         repository: the repository that the examples of the card load, by default the name of `output_dir`.
         backbone_only: whether to leave out neck and head.
 
@@ -205,11 +211,8 @@ def convert(
             f"`hf upload {repository} {output_dir}`"
         )
     found = find_config(weights, config, content.labels)
-    for name in ("depths", "hidden_sizes", "embedding_size", "kernel_size", "stem_kernel_size"):
-        if config is not None and getattr(config, name) != getattr(found, name):
-            raise ValueError(
-                f"{name} is {getattr(config, name)} in the configuration, {getattr(found, name)} in the checkpoint"
-            )
+    if config is not None:
+        check_config(config, found)
     if detector is not None:
         from rednet.checkpoints.detectors import convert_detector  # it needs torchvision
 

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from rednet.configuration_rednet import RedNetConfig
 from rednet.hub import replacing
+from rednet.loading import read_object
 from rednet.mmdetection import Style, coarser_levels, rcnn_layers, retinanet_layers
 from rednet.modeling_rednet import RedNetBackbone, init_identity
 from safetensors import SafetensorError
@@ -265,13 +266,7 @@ def read_detector_config(folder_or_id: str | os.PathLike) -> dict | None:
     Raises:
         OSError, ValueError: as `load_detector`.
     """
-    path = _find_file(folder_or_id, CONFIG_NAME)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError(f"it contains a {type(config).__name__}, expected an object")
-    except ValueError as error:
-        raise ValueError(f"{folder_or_id}/{CONFIG_NAME} is damaged: {error}") from error
+    config = read_object(_find_file(folder_or_id, CONFIG_NAME), f"{folder_or_id}/{CONFIG_NAME}")
     if "detector" not in config:
         return None
     if config["detector"] not in list(DETECTORS):

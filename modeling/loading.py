@@ -1,12 +1,25 @@
 """Loads a RedNet with the class that its configuration names."""
 
+import json
 import os
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedConfig
 
-from . import modeling_rednet
-from .modeling_rednet import RedNetPreTrainedModel
+from .modeling_rednet import (
+    RedNetBackbone,
+    RedNetForImageClassification,
+    RedNetForSemanticSegmentation,
+    RedNetModel,
+    RedNetPreTrainedModel,
+)
+
+
+CLASSES: dict[str, type[RedNetPreTrainedModel]] = {
+    model_class.__name__: model_class
+    for model_class in (RedNetModel, RedNetForImageClassification, RedNetForSemanticSegmentation, RedNetBackbone)
+}
 
 
 def load_model(folder_or_id: str | os.PathLike) -> RedNetPreTrainedModel:
@@ -25,12 +38,46 @@ def load_model(folder_or_id: str | os.PathLike) -> RedNetPreTrainedModel:
         ValueError: the model is not a RedNet.
     """
     config, _ = PreTrainedConfig.get_config_dict(folder_or_id)
+    return find_class(config, folder_or_id).from_pretrained(folder_or_id, dtype=torch.float32)
+
+
+def find_class(config: dict, source: str | os.PathLike) -> type[RedNetPreTrainedModel]:
+    """
+    Returns the class that `load_model` loads.
+
+    Args:
+        config: the content of `config.json`.
+        source: where it was read, for the messages.
+
+    Raises:
+        ValueError: the model is not a RedNet.
+    """
     if config.get("model_type") != "rednet":
-        raise ValueError(f"{folder_or_id} has model_type {config.get('model_type')!r}, expected 'rednet'")
+        raise ValueError(f"{source} has model_type {config.get('model_type')!r}, expected 'rednet'")
     name = (config.get("architectures") or ["RedNetForImageClassification"])[0]
-    if name not in modeling_rednet.__all__:
-        raise ValueError(f"{folder_or_id} has architectures {name!r}, expected one of {modeling_rednet.__all__}")
-    return getattr(modeling_rednet, name).from_pretrained(folder_or_id, dtype=torch.float32)
+    if name not in CLASSES:
+        raise ValueError(f"{source} has architectures {name!r}, expected one of {list(CLASSES)}")
+    return CLASSES[name]
+
+
+def read_object(path: Path, name: str | os.PathLike | None = None) -> dict:
+    """
+    Returns the content of a JSON file, such as `config.json`.
+
+    Args:
+        name: what the messages call the file, by default its path.
+
+    Raises:
+        OSError: the file does not exist or cannot be read.
+        ValueError: it is not a JSON file, or contains something else than an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it contains a {type(content).__name__}, expected an object")
+    except ValueError as error:
+        raise ValueError(f"{name or path} is damaged: {error}") from error
+    return content
 
 
 __all__ = ["load_model"]

@@ -87,6 +87,8 @@ def convert_detector(
 
 def count_categories(detector: str, weights: dict[str, Tensor]) -> int:
     """
+    Returns the number of categories, without the background.
+
     Raises:
         ValueError: RetinaNet has another number of anchors than 9, or boxes are not predicted for each category.
     """
@@ -155,8 +157,8 @@ def background_of(detector: str) -> dict:
 
 
 def categories_of(count: int, config: RedNetConfig, labels: list[str] | None) -> list[dict]:
-    """Returns the categories in the form of COCO's files. COCO's own have the numbers that they have in its files."""
-    coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # at the place of its number; some are unused
-    own = [name for name in coco[1:] if name != "N/A"]
-    names = own if labels is None and count == len(own) else label_names(count, config, labels)
-    return [{"id": coco.index(name) if names == own else n, "name": name} for n, name in enumerate(names, start=1)]
+    """Returns the categories in the form of COCO's files. Those of COCO have the ids of its files, which have gaps."""
+    by_id = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # "N/A" at the ids that are not used
+    coco = [name for name in by_id[1:] if name != "N/A"]
+    names = coco if labels is None and count == len(coco) else label_names(count, config, labels)
+    return [{"id": by_id.index(name) if names == coco else n, "name": name} for n, name in enumerate(names, start=1)]

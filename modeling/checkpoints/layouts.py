@@ -10,14 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from rednet.checkpoints.read import shorten
 from rednet.configuration_rednet import RedNetConfig
-from rednet.modeling_rednet import (
-    RedNetForImageClassification,
-    RedNetForSemanticSegmentation,
-    RedNetModel,
-    RedNetPreTrainedModel,
-)
+from rednet.loading import CLASSES
+from rednet.modeling_rednet import RedNetPreTrainedModel
 from torch import Tensor, nn
 
 
@@ -50,13 +47,20 @@ RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     ),
     (r"^decode_head\.classifier\.", "decode_head.conv_seg."),
 ]
-# A weight of each model with neck and head, and its name in `rednet.detection`. The first that a checkpoint has counts.
+# A weight that only a Semantic FPN has, and one of each detector, with the name of the detector in `rednet.detection`. A
+# Mask R-CNN also has the weight of a Faster R-CNN: the first weight that a checkpoint has decides.
 SEMANTIC_FPN = "decode_head.scale_heads.0.0.conv.weight"
-DETECTORS = {
+DETECTOR_WEIGHTS = {
     "roi_head.mask_head.conv_logits.weight": "maskrcnn",
     "roi_head.bbox_head.fc_cls.weight": "fasterrcnn",
     "bbox_head.retina_cls.weight": "retinanet",
 }
+# What the weights show of an architecture, and what they do not.
+SHOWN = ["depths", "hidden_sizes", "num_channels", "embedding_size", "kernel_size", "stem_kernel_size"]
+SHOWN += ["reduction_ratio", "operator_type", "kernel_generation"]
+SHOWN_BY_SEMANTIC_FPN = ["neck_type", "neck_hidden_size", "decoder_hidden_size"]
+NOT_SHOWN = ["group_channels", "hidden_act", "stem_stride", "drop_path_rate", "classifier_dropout_prob"]
+NOT_SHOWN += ["semantic_loss_ignore_index"]
 # The prefixes of a backbone and of the classifier.
 BACKBONE = re.compile(r"(stem|layer\d+|fc)\.")
 
@@ -72,14 +76,14 @@ def find_detector(weights: dict[str, Tensor]) -> str | None:
     others = sorted(key for key in weights if not BACKBONE.match(key))
     if not others or SEMANTIC_FPN in weights:
         return None
-    if detector := next((name for key, name in DETECTORS.items() if key in weights), None):
+    if detector := next((name for key, name in DETECTOR_WEIGHTS.items() if key in weights), None):
         return detector
     if not any(BACKBONE.match(key) for key in weights):
         return None  # `find_config` says what is missing
     heads = [key for key in others if not key.startswith("neck.")] or others
     raise ValueError(
         f"the checkpoint has {shorten(heads)}, but neither {SEMANTIC_FPN!r} (Semantic FPN) nor "
-        f"{', '.join(map(repr, DETECTORS))} (Mask R-CNN, Faster R-CNN, RetinaNet): rednet does not have this model. "
+        f"{', '.join(map(repr, DETECTOR_WEIGHTS))} (Mask R-CNN, Faster R-CNN, RetinaNet): rednet does not have this model. "
         "--backbone_only converts its backbone"
     )
 
@@ -97,49 +101,33 @@ def find_config(
 
     Args:
         weights: as `read_checkpoint` returns them.
-        config: gives the channels per group and the reduction ratio, which the shapes of the weights do not determine.
-            By default they are 16 and 4, as in all published checkpoints. It also gives the names of the classes.
+        config: gives what the weights do not show (`NOT_SHOWN`: channels per group, activation, stride of the stem and
+            what is for the training), by default that of all published checkpoints, and the names of the classes. The
+            rest is not read, see `check_config`.
         labels: the names of the classes in the checkpoint.
 
     Returns:
         The configuration of a classifier, of a Semantic FPN, or, if the weights have neither head, of a `RedNetModel`.
 
     Raises:
-        ValueError: a weight is missing, or its shape is that of no RedNet.
+        ValueError: a weight is missing, or its shape is that of no RedNet with these channels per group.
     """
     config = config or RedNetConfig()
-
-    def shape(key: str) -> list[int]:
-        if key not in weights:
-            raise ValueError(f"the checkpoint is not that of a RedNet: {key!r} is missing")
-        return list(weights[key].shape)
-
-    def kernel_size(key: str, channels: int) -> int:
-        # The weight has kernel_size ** 2 output channels for each group.
-        group_channels = config.group_channels or channels
-        size = math.isqrt(shape(key)[0] * group_channels // channels)
-        if size % 2 == 0 or size**2 * channels != shape(key)[0] * group_channels:
-            raise ValueError(
-                f"the checkpoint is not that of a RedNet: {key!r} has shape {shape(key)}, expected the square of an odd "
-                f"number times the number of groups as its first size ({channels} channels in groups of {group_channels})"
-            )
-        return size
-
     stages = sorted({int(match[1]) for key in weights if (match := re.match(r"layer(\d+)\.", key))})
-    hidden_sizes = [shape(f"layer{n}.0.conv3.weight")[0] for n in stages] or shape("layer1.0.conv3.weight")
-    embedding_size = shape("stem.4.conv.weight")[0]
+    hidden_sizes = [_shape(weights, f"layer{n}.0.conv3.weight")[0] for n in stages or [1]]
+    embedding_size, width = _shape(weights, "stem.4.conv.weight")[0], hidden_sizes[0] // 4
     architecture: dict[str, Any] = {
-        "num_channels": shape("stem.0.conv.weight")[1],
+        "num_channels": _shape(weights, "stem.0.conv.weight")[1],
         "embedding_size": embedding_size,
         "hidden_sizes": hidden_sizes,
         "depths": [len({key.split(".")[1] for key in weights if key.startswith(f"layer{n}.")}) for n in stages],
-        "kernel_size": kernel_size("layer1.0.conv2.conv2.conv.weight", hidden_sizes[0] // 4),
-        "stem_kernel_size": kernel_size("stem.1.conv2.conv.weight", embedding_size // 2),
-        "group_channels": config.group_channels,
-        "reduction_ratio": config.reduction_ratio,
+        "kernel_size": _kernel_size(weights, "layer1.0.conv2", width, config.group_channels),
+        "stem_kernel_size": _kernel_size(weights, "stem.1", embedding_size // 2, config.group_channels),
+        "reduction_ratio": _reduction_ratio(weights, "layer1.0.conv2", width),
+        **{name: getattr(config, name) for name in NOT_SHOWN},
     }
     if SEMANTIC_FPN in weights:
-        model, num_labels = "RedNetForSemanticSegmentation", shape("decode_head.conv_seg.weight")[0]
+        model, num_labels = "RedNetForSemanticSegmentation", _shape(weights, "decode_head.conv_seg.weight")[0]
         if num_labels == 1:
             raise ValueError(
                 "the checkpoint has 'decode_head.conv_seg.weight' with 1 output, whose sign tells two classes apart, "
@@ -147,26 +135,78 @@ def find_config(
             )
         architecture |= {
             "neck_type": "involution" if "neck.fpn_convs.0.conv2.conv.weight" in weights else "convolution",
-            "neck_hidden_size": shape("neck.lateral_convs.0.conv.weight")[0],
-            "decoder_hidden_size": shape("decode_head.conv_seg.weight")[1],
+            "neck_hidden_size": _shape(weights, "neck.lateral_convs.0.conv.weight")[0],
+            "decoder_hidden_size": _shape(weights, "decode_head.conv_seg.weight")[1],
         }
     elif "fc.weight" in weights:
-        model, num_labels = "RedNetForImageClassification", shape("fc.weight")[0]
+        model, num_labels = "RedNetForImageClassification", _shape(weights, "fc.weight")[0]
     else:
-        return RedNetConfig(**architecture, architectures=["RedNetModel"])
-    names = label_names(num_labels, config, labels)
-    return RedNetConfig(
-        **architecture,
-        architectures=[model],
-        id2label=dict(enumerate(names)),
-        label2id={name: n for n, name in enumerate(names)},
-    )
+        model, num_labels = "RedNetModel", 0
+    architecture["architectures"] = [model]
+    if num_labels > 0:
+        names = label_names(num_labels, config, labels)
+        architecture |= {"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}}
+    try:
+        return RedNetConfig(**architecture)
+    except StrictDataclassError as error:
+        raise ValueError(f"the checkpoint is not that of a RedNet: {error}") from error
+
+
+def _shape(weights: dict[str, Tensor], key: str) -> list[int]:
+    if key not in weights:
+        raise ValueError(f"the checkpoint is not that of a RedNet: {key!r} is missing")
+    return list(weights[key].shape)
+
+
+def _kernel_size(weights: dict[str, Tensor], involution: str, channels: int, group_channels: int | None) -> int:
+    """Returns K of an involution: the last convolution of its kernel generation has K * K outputs for each group."""
+    key, group_channels = f"{involution}.conv2.conv.weight", group_channels or channels
+    outputs = _shape(weights, key)[0] * group_channels
+    size = math.isqrt(outputs // channels)
+    if size % 2 == 0 or size**2 * channels != outputs:
+        raise ValueError(
+            f"the checkpoint is not that of a RedNet: {key!r} has shape {_shape(weights, key)}, expected the square of an "
+            f"odd number times the number of groups as its first size ({channels} channels in groups of {group_channels})"
+        )
+    return size
+
+
+def _reduction_ratio(weights: dict[str, Tensor], involution: str, channels: int) -> int:
+    key = f"{involution}.conv1.conv.weight"
+    hidden_channels = _shape(weights, key)[0]
+    if hidden_channels < 1 or channels % hidden_channels != 0:
+        raise ValueError(
+            f"the checkpoint is not that of a RedNet: {key!r} has shape {_shape(weights, key)}, expected a divisor of the "
+            f"{channels} channels as its first size"
+        )
+    return channels // hidden_channels
+
+
+def check_config(config: RedNetConfig, found: RedNetConfig) -> None:
+    """
+    Checks that a configuration which the user gave is that of a checkpoint.
+
+    Args:
+        found: as `find_config` returns it.
+
+    Raises:
+        ValueError: the weights show another architecture.
+    """
+    is_semantic_fpn = found.architectures == ["RedNetForSemanticSegmentation"]
+    for name in SHOWN + (SHOWN_BY_SEMANTIC_FPN if is_semantic_fpn else []):
+        if getattr(config, name) != getattr(found, name):
+            raise ValueError(
+                f"{name} is {getattr(config, name)!r} in the configuration, {getattr(found, name)!r} in the checkpoint"
+            )
 
 
 def label_names(num_labels: int, config: RedNetConfig | None, labels: list[str] | None) -> list[str]:
     """
-    Returns the names in the configuration, or else those in the checkpoint, if there are as many; otherwise, 1000 classes
-    are those of ImageNet.
+    Returns the names of the classes: those in the configuration, or else those in the checkpoint, in both cases only if
+    they are `num_labels`. Otherwise 1000 classes have the names of ImageNet, and other classes `LABEL_0`, `LABEL_1` ...
+
+    Raises:
+        ModuleNotFoundError: as `imagenet_labels`.
     """
     if config and config.id2label and len(config.id2label) == num_labels and config.id2label[0] != "LABEL_0":
         return [config.id2label[n] for n in range(num_labels)]
@@ -197,10 +237,8 @@ def build_model(weights: dict[str, Tensor], config: RedNetConfig) -> RedNetPreTr
     Raises:
         ValueError: as `load_weights`.
     """
-    classes = (RedNetModel, RedNetForImageClassification, RedNetForSemanticSegmentation)
-    model_class = next(one for one in classes if config.architectures == [one.__name__])
     with torch.device("meta"):
-        model = model_class(config)
+        model = CLASSES[config.architectures[0]](config)
     try:
         load_weights(model, weights, {name: checkpoint_name(name) for name in model.state_dict()})
     except ValueError as error:
@@ -247,6 +285,8 @@ def load_weights(
 
 def check_values(name: str, weight: Tensor) -> None:
     """
+    Checks the values of one weight.
+
     Raises:
         ValueError: a value is not finite, or `weight` is the variances of a BatchNorm and these are not positive. Single
             variances may be 0: that is the variance of a channel that is always 0.

@@ -1,11 +1,10 @@
 """Classifies pictures that scikit-image ships, so that a person sees whether the weights of a model are alive."""
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from rednet.loading import load_model
+from rednet.loading import load_model, read_object
 from transformers import AutoImageProcessor
 
 
@@ -35,10 +34,9 @@ def describe_samples(folder: Path) -> str:
     from PIL import Image  # this and the next package are optional
     from skimage import data
 
-    config = json.loads((folder / "config.json").read_text())
-    if config.get("architectures") != ["RedNetForImageClassification"]:
+    if read_object(folder / "config.json").get("architectures") != ["RedNetForImageClassification"]:
         return "--check does nothing for this model: it does not classify pictures"
-    model, processor = load_model(folder).eval(), AutoImageProcessor.from_pretrained(folder)
+    model, processor = load_model(folder), AutoImageProcessor.from_pretrained(folder)
     is_imagenet = model.config.num_labels == 1000
     lines = []
     for name, (content, classes) in SAMPLES.items():

@@ -1,6 +1,5 @@
 """Writes a complete Hub repository into a folder, and checks such a folder."""
 
-import json
 import os
 import re
 import shutil
@@ -12,10 +11,10 @@ from pathlib import Path
 import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import StrictDataclassError
-from rednet import modeling_rednet
 from rednet.configuration_rednet import AUTO_MAP, REMOTE_CODE, RedNetConfig
 from rednet.hub.cards import PICTURE, repository_of
 from rednet.hub.notebook import NOTEBOOK, make_notebook
+from rednet.loading import find_class, read_object
 from rednet.modeling_rednet import RedNetPreTrainedModel
 from safetensors import SafetensorError, safe_open
 from transformers import BaseImageProcessor
@@ -130,10 +129,8 @@ def check_replaceable(folder: Path) -> None:
 def _has_saved_rednet(folder: Path) -> bool:
     """Returns whether a folder has the configuration of a RedNet, or of a detector with a RedNet as backbone."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_object(folder / "config.json")
     except (OSError, ValueError):
-        return False
-    if not isinstance(config, dict):
         return False
     backbone = config.get("backbone") if "detector" in config else config
     return isinstance(backbone, dict) and backbone.get("model_type") == "rednet"
@@ -195,17 +192,13 @@ def _check_exports(folder: Path) -> None:
 
 def _expected_shapes(config_path: Path) -> dict[str, list[int]]:
     """Returns the shapes of all weights of the model that a configuration describes."""
-    config = json.loads(config_path.read_text())
-    if config.get("model_type") != "rednet":
-        raise ValueError(f"{config_path} has model_type {config.get('model_type')!r}, expected 'rednet'")
+    config = read_object(config_path)
+    model_class = find_class(config, config_path)
     if config.get("auto_map") != AUTO_MAP:
         raise ValueError(f"{config_path} has auto_map {config.get('auto_map')}, expected {AUTO_MAP}")
-    architectures = config.get("architectures") or ["RedNetForImageClassification"]
-    if architectures[0] not in modeling_rednet.__all__:
-        raise ValueError(f"{config_path} has architectures {architectures}, expected one of {modeling_rednet.__all__}")
     try:
         with torch.device("meta"):
-            model = getattr(modeling_rednet, architectures[0])(RedNetConfig.from_dict(config))
+            model = model_class(RedNetConfig.from_dict(config))
     except StrictDataclassError as error:
         raise ValueError(f"{config_path} is not a valid configuration of a RedNet: {error}") from error
     return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -214,7 +207,12 @@ def _expected_shapes(config_path: Path) -> dict[str, list[int]]:
 def _saved_shapes(folder: Path) -> dict[str, list[int]]:
     """Returns the shapes of all weights in a folder. Reads only the headers of the files."""
     index = folder / SAFE_WEIGHTS_INDEX_NAME
-    names = {SAFE_WEIGHTS_NAME} if not index.is_file() else set(json.loads(index.read_text())["weight_map"].values())
+    names = {SAFE_WEIGHTS_NAME}
+    if index.is_file():
+        weight_map = read_object(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{index} has weight_map {weight_map!r}, expected an object")
+        names = set(weight_map.values())
     shapes: dict[str, list[int]] = {}
     for name in sorted(names):
         try:

@@ -24,7 +24,7 @@ from rednet.checkpoints import read
 from rednet.checkpoints.download import PUBLISHED
 from rednet.checkpoints.layouts import checkpoint_name
 from rednet.configuration_rednet import REMOTE_CODE
-from rednet.convert_rednet_to_hf import convert, main
+from rednet.convert_rednet_to_hf import convert, main, read_config
 from rednet.hub import check_hub_folder
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
@@ -226,6 +226,41 @@ def test_accuracies_are_claimed_only_of_published_file_names(paddle_rednet26, tm
     convert(write_pickle(tmp_path / "best_model.pdparams", paddle_rednet26), tmp_path / "mine")
     card = ModelCard.load(tmp_path / "mine/README.md")
     assert not card.data.eval_results and "PaddleClas" not in card.text
+
+
+def test_what_the_weights_do_not_show_comes_from_the_configuration(tmp_path):
+    """And what they show is checked."""
+    shown = {"embedding_size": 32, "hidden_sizes": [64], "depths": [1], "num_labels": 5, "reduction_ratio": 2}
+    given = RedNetConfig(**shown, group_channels=8, hidden_act="silu", stem_stride=2, drop_path_rate=0.1)
+    torch.save(authors_weights(RedNetForImageClassification(given)), tmp_path / "mine.pth")
+    convert(tmp_path / "mine.pth", tmp_path / "mine", given)
+    found = RedNetConfig.from_pretrained(tmp_path / "mine")
+    for name in (*shown, "group_channels", "hidden_act", "stem_stride", "drop_path_rate"):
+        assert getattr(found, name) == getattr(given, name), name
+    for change, message in (
+        ({"reduction_ratio": 4}, "reduction_ratio is 4 in the configuration, 2 in the checkpoint"),
+        ({"kernel_generation": "linear"}, "kernel_generation is 'linear' in the configuration, 'bottleneck' in"),
+        ({"num_channels": 1}, "num_channels is 1 in the configuration, 3 in the checkpoint"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert(
+                tmp_path / "mine.pth", tmp_path / "other", RedNetConfig(**{**shown, "group_channels": 8, **change})
+            )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "config.json is damaged: Expecting"),
+        ("[1]", "config.json is damaged: it contains a list, expected an object"),
+        ('{"model_type": "resnet"}', "config.json has model_type 'resnet', expected 'rednet'"),
+        ('{"model_type": "rednet", "stem_stride": 3}', "config.json is not a valid configuration of a RedNet"),
+    ],
+)
+def test_bad_configurations_are_refused(tmp_path, content, message):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_config(tmp_path / "config.json")
 
 
 HOLDS_ITSELF: dict = {"epoch": 3}

@@ -189,6 +189,12 @@ def damage(kind: str, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
         del config["auto_map"]["AutoBackbone"]
         (folder / "config.json").write_text(json.dumps(config))
+    elif kind == "half a configuration":
+        (folder / "config.json").write_text('{"model_type": "rednet"')
+    elif kind == "a list":
+        (folder / "config.json").write_text("[]")
+    elif kind == "no index":
+        (folder / "model.safetensors.index.json").write_text("{}")
     elif kind == "old export":
         for name, time in (
             ("onnx/model.onnx", weights.stat().st_mtime - 1),
@@ -207,6 +213,9 @@ def damage(kind: str, folder: Path) -> None:
         ("truncated", "model.safetensors cannot be read"),
         ("other weights", r"classifier.weight is \[2, 64\], expected \[3, 64\]"),
         ("auto_map", "auto_map"),
+        ("half a configuration", "things/config.json is damaged: Expecting"),
+        ("a list", "things/config.json is damaged: it contains a list, expected an object"),
+        ("no index", "model.safetensors.index.json has weight_map None, expected an object"),
         ("old export", r"exports that are older than its weights: onnx/model.onnx\. "),
     ],
 )
