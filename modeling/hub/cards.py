@@ -53,6 +53,10 @@ GENERATION = {
     "linear": "that pixel by one linear layer",
     "neighborhood": "that pixel and its neighbors by two small layers",
 }
+# What the weights that were published for each depth have in common.
+WIDTHS = ["embedding_size", "hidden_sizes"]
+LAYERS = ["num_channels", "hidden_act", "kernel_size", "stem_kernel_size", "stem_stride", "group_channels"]
+LAYERS += ["reduction_ratio", "kernel_generation", "operator_type"]
 # Model class, task and limits for the first name in `architectures`. Any other model is a classifier.
 TASKS = {
     "RedNetModel": (RedNetModel, "image-feature-extraction", LIMITS_OF_FEATURES),
@@ -93,7 +97,8 @@ def imagenet_card(
     sha256: str | None = None,
 ) -> ModelCard:
     """
-    Renders the card of converted weights. It has the results that the publisher reports for this depth, if any.
+    Renders the card of converted weights. A classifier of ImageNet with the architecture of a published depth has the
+    results that the publisher reports for it.
 
     Args:
         config: the configuration of the converted model.
@@ -103,10 +108,13 @@ def imagenet_card(
         source: the name or the URL of the converted file, without the path of a folder on this machine.
         sha256: the SHA-256 of this file, in hexadecimal digits.
     """
-    checkpoints, depths = known_checkpoints(), list(config.depths)
-    checkpoint = next((data for data in checkpoints.values() if data["depths"] == depths), {})
-    is_classifier = config.architectures not in (["RedNetModel"], ["RedNetForSemanticSegmentation"])
+    checkpoint, depths = {}, list(config.depths)
+    if _is_published(config, WIDTHS):
+        checkpoint = next((data for data in known_checkpoints().values() if data["depths"] == depths), {})
     name = checkpoint.get("name", f"RedNet with stages of {', '.join(map(str, depths))} bottlenecks")
+    task = task_of(config)
+    if not _is_published(config, LAYERS) or task == "image-segmentation":
+        checkpoint = {}  # for example, the backbone of a detector has another stem: nobody published its results
     origin, training, results = "a checkpoint", "The checkpoint does not say how it was trained.", []
     license, license_text = None, "The license of the weights is that of their publisher."
     comparison, details = None, {}
@@ -115,7 +123,7 @@ def imagenet_card(
         origin = f"a checkpoint of {publisher.name} ({publisher.url})"
         training, license = f"See {publisher.name}, {publisher.url}.", publisher.license
         license_text = f"The weights are those of {publisher.name}, licensed under {publisher.license_name}."
-        if checkpoint and is_classifier and config.num_labels == 1000:
+        if checkpoint and task == "image-classification" and config.num_labels == 1000:
             results = _published_results(checkpoint["released"][weights], publisher)
             training = PADDLE_RECIPE if weights == "paddleclas" else PAPER_RECIPE
             details, comparison = PAPER_DETAILS, _comparison(checkpoint, weights)
@@ -123,7 +131,7 @@ def imagenet_card(
     if source is not None:
         introduction += f" The converted file is {source if '://' in source else f'`{source}`'}"
         introduction += "." if sha256 is None else f", SHA-256 `{sha256}`."
-    if config.architectures == ["RedNetModel"]:
+    if task == "image-feature-extraction":
         introduction += " The model has no classifier: it computes features."
     return make_card(
         config,
@@ -131,7 +139,7 @@ def imagenet_card(
         repository,
         introduction,
         training,
-        image_size=(512, 1024) if config.architectures == ["RedNetForSemanticSegmentation"] else 224,
+        image_size=(512, 1024) if task == "image-segmentation" else 224,
         license=license,
         license_text=license_text,
         details=details,
@@ -140,6 +148,11 @@ def imagenet_card(
         comparison=comparison,
         speed=checkpoint.get("speed"),
     )
+
+
+def _is_published(config: RedNetConfig, names: list[str]) -> bool:
+    """Whether these parts of a configuration are those of the published weights, the defaults."""
+    return all(getattr(config, name) == getattr(RedNetConfig(), name) for name in names)
 
 
 def _comparison(checkpoint: dict, weights: str) -> dict:
@@ -229,11 +242,6 @@ def make_card(
         eval_results=results or None,
     )
     stages, convolution = config.stage_names[1:], config.operator_type == "convolution"
-    steps = ["runs the model", "shows the generated kernels", "fine-tunes it"]  # in the notebook
-    if convolution:
-        steps.remove("shows the generated kernels")
-    if task == "image-segmentation":
-        steps.remove("fine-tunes it")
     return ModelCard.from_template(
         card_data,
         template_path=str(FOLDER / "model_card.md"),
@@ -253,7 +261,7 @@ def make_card(
         group_channels=config.group_channels or "all",
         generation=GENERATION[config.kernel_generation],
         convolution=convolution,
-        notebook=" and ".join([", ".join(steps[:-1]), steps[-1]] if steps[1:] else steps),
+        notebook=_notebook_steps(task, convolution),
         picture=EXAMPLE_PICTURE,
         top=min(5, config.num_labels),
         license=license_text,
@@ -265,6 +273,16 @@ def make_card(
         speed=speed,
         options=options,
     )
+
+
+def _notebook_steps(task: str, convolution: bool) -> str:
+    """Returns what the notebook of `make_notebook` does, as a part of a sentence."""
+    steps = ["runs the model"]
+    if not convolution:
+        steps.append("shows the generated kernels")
+    if task != "image-segmentation":
+        steps.append("fine-tunes it")
+    return " and ".join([", ".join(steps[:-1]), steps[-1]] if steps[1:] else steps)
 
 
 def repository_of(card: ModelCard) -> str:
@@ -297,11 +315,8 @@ def set_repository(card: ModelCard, repository: str) -> None:
     """Lets the examples of a card that `make_card` rendered load `repository`, an id `owner/name`."""
     before, loaded, examples, after = _split(card.text, "examples")
     if loaded:
-        for before_it, after_it in (
-            ('"', '"'),
-            ("huggingface.co/", "/"),
-        ):  # in the code, and in the link to the notebook
-            examples = examples.replace(f"{before_it}{loaded}{after_it}", f"{before_it}{repository}{after_it}")
+        for place in ('"{}"', "huggingface.co/{}/"):  # in the code, and in the link to the notebook
+            examples = examples.replace(place.format(loaded), place.format(repository))
         card.text = before + _block("examples", repository, examples) + after
 
 

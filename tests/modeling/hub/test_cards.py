@@ -232,6 +232,22 @@ def test_an_unpublished_depth_claims_nothing():
     assert not card.data.eval_results and "Top-1" not in card.text and "## Comparison" not in card.text
 
 
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"hidden_sizes": [64, 128, 256, 512]}, "RedNet with stages of 3, 4, 6, 3 bottlenecks"),
+        ({"stem_kernel_size": 7}, "RedNet-50"),
+        ({"hidden_act": "silu"}, "RedNet-50"),
+        ({"architectures": ["RedNetForSemanticSegmentation"]}, "RedNet-50"),
+    ],
+)
+def test_another_network_of_a_published_depth_claims_nothing(changes, name):
+    """Neither accuracies nor speeds."""
+    card = imagenet_card(RedNetConfig(num_labels=1000, **changes), "x", "authors")
+    assert card.data.model_name == name and not card.data.eval_results
+    assert "Top-1" not in card.text and "x as fast" not in card.text and "## Comparison" not in card.text
+
+
 def test_unknown_names_are_rejected(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["cards", "rednet-34", "--output_dir", str(tmp_path / "out")])
