@@ -26,7 +26,7 @@ def check_token(repo_id: str, repo_type: str = "model", revision: str | None = N
         ConnectionError: the Hub cannot be reached, or failed.
     """
     is_pull_request = create_pr or (revision or "").startswith("refs/pr/")
-    api, is_missing = HfApi(), is_pull_request and revision not in (None, "main")
+    api, has_revision = HfApi(), revision in (None, "main")  # of a repository that the push creates
     with _clear_errors(repo_id):
         account, token = _whoami(api)
         if token.get("role") == "read" and not is_pull_request:
@@ -42,8 +42,8 @@ def check_token(repo_id: str, repo_type: str = "model", revision: str | None = N
             _check_namespace(repo_id.split("/")[0], f"create {repo_id}", account, token, "repo")
         else:
             if is_pull_request and revision is not None:
-                is_missing = not api.revision_exists(repo_id, revision, repo_type=repo_type)
-    if is_missing:
+                has_revision = api.revision_exists(repo_id, revision, repo_type=repo_type)
+    if is_pull_request and not has_revision:
         raise ValueError(f"{repo_id} has no revision {revision!r}, expected an existing one for a pull request")
 
 
