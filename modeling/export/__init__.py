@@ -27,7 +27,8 @@ class Format:
         suffixes: of the names of its files. The first is that of the file which is loaded.
         packages: that the format needs besides torch.
         packages_for_int8: that it needs as well, to quantize.
-        variants: whether it has custom nodes, and other data types than float32. A `.pt2` always has the operator.
+        variants: whether `involution` and `dtype` of `export_model` can be chosen, and a file has no device. A `.pt2`
+            always has the operator, in float32 and on one device.
         write: takes the model, pixel values (B, C, H, W) to trace it with, the names of its outputs, the variant, and a
             path.
         load: takes the path and the number of threads (None: that of torch), and returns a function from pixel values
@@ -179,22 +180,32 @@ def _pictures(variant: Variant, channels: int, device: str) -> list[Tensor]:
 def _compare(
     run: Callable[[Tensor], Any], pictures: list[Tensor], expected: list[list[Tensor]], tolerance: float
 ) -> tuple[float, float]:
-    """The largest difference, and the largest expected value. Raises RuntimeError if the file differs."""
+    """
+    Returns the largest difference, and the largest expected value.
+
+    Args:
+        run: runs the file.
+        expected: for each of the `pictures`, the outputs of the model.
+        tolerance: the allowed difference of an output, relative to its largest value.
+
+    Raises:
+        RuntimeError: an output of the file has another shape, or differs by more.
+    """
     difference = largest = 0.0
-    for picture, values in zip(pictures, expected, strict=True):
-        for a, b in zip(values, tree_leaves(run(picture)), strict=True):
-            if a.shape != b.shape:
+    for picture, outputs in zip(pictures, expected, strict=True):
+        for output, result in zip(outputs, tree_leaves(run(picture)), strict=True):
+            if output.shape != result.shape:
                 raise RuntimeError(
-                    f"the exported model returns {tuple(b.shape)} for pixel values {tuple(picture.shape)}, expected "
-                    f"{tuple(a.shape)}"
+                    f"the exported model returns {tuple(result.shape)} for pixel values {tuple(picture.shape)}, expected "
+                    f"{tuple(output.shape)}"
                 )
-            error, size = (a - b).abs().max().item(), a.abs().max().item()
-            if not error <= tolerance * size:  # so that NaN is refused
+            error, scale = (output - result).abs().max().item(), output.abs().max().item()
+            if not error <= tolerance * scale:  # so that NaN is refused
                 raise RuntimeError(
                     f"the exported model differs from the model by {error:.1e} for pixel values {tuple(picture.shape)}, "
-                    f"expected at most {tolerance:.0e} of the largest output, {size:.1e}"
+                    f"expected at most {tolerance:.0e} of the largest output, {scale:.1e}"
                 )
-            difference, largest = max(difference, error), max(largest, size)
+            difference, largest = max(difference, error), max(largest, scale)
     return difference, largest
 
 

@@ -1,5 +1,6 @@
 """Pictures from which a quantizer learns the ranges of activations."""
 
+import itertools
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ def calibration_batches(source: str, model: str) -> list[Tensor]:
         model: folder or Hub repository of the model.
 
     Returns:
-        Pixel values, (16, C, H, W) each. The last batch may be smaller.
+        Pixel values, (16, C, H, W) each. The last batch may be smaller, and so may others if the processor does not
+        resize and the pictures have several sizes.
 
     Raises:
         ModuleNotFoundError: `datasets` or Pillow is not installed.
@@ -38,8 +40,11 @@ def calibration_batches(source: str, model: str) -> list[Tensor]:
 
     processor = AutoImageProcessor.from_pretrained(model)
     pictures = _read_folder(Path(source)) or _read_data_set(source)
-    batches = [pictures[n : n + BATCH_SIZE] for n in range(0, len(pictures), BATCH_SIZE)]
-    return [torch.as_tensor(processor(batch, return_tensors="pt")["pixel_values"]) for batch in batches]
+    images = [torch.as_tensor(processor(picture, return_tensors="pt")["pixel_values"]) for picture in pictures]
+    batches = []
+    for _, group in itertools.groupby(images, key=lambda image: image.shape):
+        batches += torch.cat(list(group)).split(BATCH_SIZE)
+    return batches
 
 
 def _choose(candidates: Sequence) -> list:

@@ -16,7 +16,7 @@ from PIL import Image
 from rednet import RedNetConfig, RedNetForImageClassification, export
 from rednet.export import __main__ as export_command
 from rednet.export.calibration import calibration_batches
-from transformers import ConvNextImageProcessor
+from transformers import ConvNextImageProcessor, SegformerImageProcessor
 
 from involution import Involution2d, involution2d, involution2d_fused
 from small_models import model_without_zeros, random_images
@@ -280,6 +280,16 @@ def test_calibration_pictures(folder):
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(folder / "text")
     with pytest.raises(ValueError, match=r"text has no column of pictures, only \['text'\]"):
         calibration_batches(str(folder / "text"), str(folder / "model"))
+
+
+def test_calibration_pictures_of_several_sizes(folder):
+    """Without resizing, as for segmentation."""
+    SegformerImageProcessor(do_resize=False).save_pretrained(folder / "model")
+    for n in (7, 8):
+        Image.new("RGB", (30, 20)).save(folder / f"pictures/cats/{n:02}.png")
+    batches = calibration_batches(str(folder / "pictures"), str(folder / "model"))
+    assert sum(map(len, batches)) == 18 and max(map(len, batches)) <= 16
+    assert sorted({tuple(batch.shape[1:]) for batch in batches}) == [(3, 20, 30), (3, 50, 60)]
 
 
 def test_the_command_quantizes(folder, monkeypatch, capsys):
