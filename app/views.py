@@ -36,7 +36,7 @@ def load_model_and_processor(model_id: str) -> tuple[PreTrainedModel, BaseImageP
         model_id: a folder, or the id of a Hub repository.
 
     Raises:
-        ValueError: the model does not exist, is not a RedNet, or has no involutions.
+        ValueError: the model does not exist, is not a RedNet, has no involutions, or takes pictures without colors.
     """
     try:
         import rednet  # noqa: F401  registers RedNet with the Auto classes
@@ -50,6 +50,8 @@ def load_model_and_processor(model_id: str) -> tuple[PreTrainedModel, BaseImageP
             raise ValueError(f"model_type is {config.get('model_type')!r}, expected 'rednet'")
         if config.get("operator_type") == "convolution":
             raise ValueError("operator_type is 'convolution', expected 'involution'")
+        if config.get("num_channels", 3) != 3:
+            raise ValueError(f"num_channels is {config['num_channels']}, expected 3")
         # In any other model the classifier would be random, so it is loaded without one.
         classifier = "RedNetForImageClassification" in (config.get("architectures") or [])
         model_class = AutoModelForImageClassification if classifier else AutoModel

@@ -227,6 +227,7 @@ def test_a_model_without_classifier_shows_no_classes(tmp_path, model, processor,
         (None, "no/such-model cannot be shown"),
         ({"model_type": "resnet"}, "model_type is 'resnet', expected 'rednet'"),
         ({"model_type": "rednet", "operator_type": "convolution"}, "operator_type is 'convolution'"),
+        ({"model_type": "rednet", "num_channels": 1}, "num_channels is 1, expected 3"),
     ],
 )
 def test_models_that_cannot_be_shown_are_refused(tmp_path, capsys, config, message):
