@@ -15,7 +15,12 @@ import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from rednet.configuration_rednet import RedNetConfig
-from rednet.modeling_rednet import RedNetForImageClassification, RedNetForSemanticSegmentation, RedNetModel
+from rednet.modeling_rednet import (
+    RedNetForImageClassification,
+    RedNetForSemanticSegmentation,
+    RedNetModel,
+    RedNetPreTrainedModel,
+)
 from rednet.profile import count_activations, count_macs, count_parameters
 
 
@@ -53,12 +58,12 @@ GENERATION = {
     "linear": "that pixel by one linear layer",
     "neighborhood": "that pixel and its neighbors by two small layers",
 }
-# What the weights that were published for each depth have in common.
+# What the published classifiers of all depths have in common: the default values of these.
 WIDTHS = ["embedding_size", "hidden_sizes"]
 LAYERS = ["num_channels", "hidden_act", "kernel_size", "stem_kernel_size", "stem_stride", "group_channels"]
 LAYERS += ["reduction_ratio", "kernel_generation", "operator_type"]
 # Model class, task and limits for the first name in `architectures`. Any other model is a classifier.
-TASKS = {
+TASKS: dict[str, tuple[type[RedNetPreTrainedModel], str, str]] = {
     "RedNetModel": (RedNetModel, "image-feature-extraction", LIMITS_OF_FEATURES),
     "RedNetForSemanticSegmentation": (RedNetForSemanticSegmentation, "image-segmentation", LIMITS_OF_SEGMENTATION),
 }
@@ -108,13 +113,10 @@ def imagenet_card(
         source: the name or the URL of the converted file, without the path of a folder on this machine.
         sha256: the SHA-256 of this file, in hexadecimal digits.
     """
-    checkpoint, depths = {}, list(config.depths)
-    if _is_published(config, WIDTHS):
-        checkpoint = next((data for data in known_checkpoints().values() if data["depths"] == depths), {})
-    name = checkpoint.get("name", f"RedNet with stages of {', '.join(map(str, depths))} bottlenecks")
-    task = task_of(config)
-    if not _is_published(config, LAYERS) or task == "image-segmentation":
-        checkpoint = {}  # for example, the backbone of a detector has another stem: nobody published its results
+    checkpoint, task = _known_checkpoint(config), task_of(config)
+    name = checkpoint.get("name", f"RedNet with stages of {', '.join(map(str, config.depths))} bottlenecks")
+    if not _has_defaults(config, LAYERS) or task == "image-segmentation":
+        checkpoint = {}  # its results and its speed are those of another network
     origin, training, results = "a checkpoint", "The checkpoint does not say how it was trained.", []
     license, license_text = None, "The license of the weights is that of their publisher."
     comparison, details = None, {}
@@ -150,8 +152,22 @@ def imagenet_card(
     )
 
 
-def _is_published(config: RedNetConfig, names: list[str]) -> bool:
-    """Whether these parts of a configuration are those of the published weights, the defaults."""
+def can_be_published(config: RedNetConfig) -> bool:
+    """
+    Whether weights of such a network were published: it has a published depth with its widths, and, if it is a classifier,
+    1000 classes. The authors' detectors and segmentation models have another stem.
+    """
+    return _known_checkpoint(config) != {} and (task_of(config) != "image-classification" or config.num_labels == 1000)
+
+
+def _known_checkpoint(config: RedNetConfig) -> dict:
+    """Returns the data of the published depth that a network has, or nothing if its depth or its widths are others."""
+    if not _has_defaults(config, WIDTHS):
+        return {}
+    return next((data for data in known_checkpoints().values() if data["depths"] == list(config.depths)), {})
+
+
+def _has_defaults(config: RedNetConfig, names: list[str]) -> bool:
     return all(getattr(config, name) == getattr(RedNetConfig(), name) for name in names)
 
 
@@ -183,7 +199,11 @@ def _published_results(percentages: dict[str, float], publisher: Publisher) -> l
 
 def task_of(config: RedNetConfig) -> str:
     """Returns the name that the Hub has for the task of a model."""
-    return TASKS.get((config.architectures or [""])[0], CLASSIFICATION)[1]
+    return _task_data(config)[1]
+
+
+def _task_data(config: RedNetConfig) -> tuple[type[RedNetPreTrainedModel], str, str]:
+    return TASKS.get((config.architectures or [""])[0], CLASSIFICATION)
 
 
 def make_card(
@@ -225,7 +245,7 @@ def make_card(
         speed: measurements, in the form of the data files in `hub_cards`.
         options: all options of the training script, as YAML.
     """
-    model_class, task, limits = TASKS.get((config.architectures or [""])[0], CLASSIFICATION)
+    model_class, task, limits = _task_data(config)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     with torch.device("meta"):
         model = model_class(config)

@@ -194,12 +194,13 @@ def trained(layout: str) -> dict:
         "Lightning": lambda: {"state_dict": add("model.", weights), "hyper_parameters": {"lr": 0.1}},
         "net": lambda: {"net": weights, "acc": 50.0},
         "options of averaging": lambda: {"ema": {"decay": 0.99}, "model": weights},
+        "only weights": lambda: weights,
         "mmcls, unfinished": lambda: {"meta": {"epoch": 3}, "state_dict": weights, "optimizer": optimizer},
     }[layout]()  # fmt: skip
 
 
 LAYOUTS = ["DDP", "torch.compile", "DDP of torch.compile", "a compiled part", "averaged by torch", "averaged", "timm"]
-LAYOUTS += ["Lightning", "net", "options of averaging", "mmcls, unfinished"]
+LAYOUTS += ["Lightning", "net", "options of averaging", "only weights", "mmcls, unfinished"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
