@@ -63,6 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def default_model() -> str:
     """
+    Returns the folder or the id of the model that the app loads without --model.
+
     Raises:
         ValueError: README.md in this folder names no model, and outputs/demo contains none.
     """
@@ -101,6 +103,8 @@ def unreadable(error: BaseException) -> str:
 
 def build(model_id: str) -> gr.Blocks:
     """
+    Builds the page of a model, a folder or the id of a Hub repository.
+
     Raises:
         ValueError: the model cannot be shown.
     """

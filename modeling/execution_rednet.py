@@ -457,6 +457,9 @@ class FusionMixin:
         Folds every BatchNorm into the convolution or involution before it, in place, for inference. The model can
         neither be trained nor saved afterwards.
 
+        Returns:
+            The model itself.
+
         Raises:
             ValueError: the model is in training mode, or a layer has a hook, an adapter, or a BatchNorm without running
                 statistics, so that its BatchNorm cannot be folded. The model is unchanged then.

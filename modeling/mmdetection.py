@@ -105,7 +105,7 @@ class LinearP6P7(LastLevelP6P7):
 
 
 def rcnn_layers(style: Style, stem_stride: int, with_masks: bool) -> dict[str, nn.Module]:
-    """Returns the arguments of torchvision's Faster R-CNN or Mask R-CNN with which it has a style."""
+    """Returns the keyword arguments that give torchvision's Faster R-CNN or Mask R-CNN a style."""
     if not _is_mmdetection(style):
         return {}
     strides = [stem_stride * 2**n for n in range(5)]
@@ -117,7 +117,7 @@ def rcnn_layers(style: Style, stem_stride: int, with_masks: bool) -> dict[str, n
 
 
 def retinanet_layers(style: Style, stem_stride: int) -> dict[str, nn.Module]:
-    """Returns the arguments of torchvision's RetinaNet with which it has a style."""
+    """Returns the keyword arguments that give torchvision's RetinaNet a style."""
     if not _is_mmdetection(style):
         return {}
     strides = [stem_stride * 2**n for n in range(1, 6)]
@@ -130,6 +130,7 @@ def coarser_levels(style: Style, in_channels: int, channels: int) -> LastLevelP6
 
 
 def _is_mmdetection(style: str) -> bool:
+    """Raises ValueError if the style is unknown."""
     if style not in ("torchvision", "mmdetection"):
         raise ValueError(f"style is {style!r}, expected 'torchvision' or 'mmdetection'")
     return style == "mmdetection"

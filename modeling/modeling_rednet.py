@@ -101,7 +101,10 @@ class RedNetInvolution(nn.Module):
         return kernel.view(batch, self.groups, self.kernel_size, self.kernel_size, height, width)
 
     def has_pointwise_span(self) -> bool:
-        """Whether `span` is an unchanged 1x1 convolution, which one operator can run together with the involution."""
+        """
+        Whether `span` is an unchanged 1x1 convolution, which one operator can run together with the involution. A layer
+        from the Kernel Hub calls it.
+        """
         return is_pointwise(self.span)
 
     def forward(self, hidden_state: Tensor) -> Tensor:

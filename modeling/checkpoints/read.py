@@ -27,7 +27,7 @@ ENTRIES = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "model_s
 
 
 class Ignored:
-    """Takes the place of an object that a training has saved for its own continuation. It keeps nothing of it."""
+    """Replaces an object that a training saves only to resume, and keeps nothing of its content."""
 
     def __init__(self, *arguments: Any) -> None:
         pass
@@ -37,12 +37,12 @@ class Ignored:
 
 
 def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
-    """What a pickle fills with its numbers, whose shape comes with them: `shape` could allocate any memory."""
+    """Returns an array for a pickle to fill. Its shape comes with the numbers: `shape` could allocate any memory."""
     return np.ndarray.__new__(np.ndarray, (0,), "b")
 
 
 # Harmless classes in checkpoints besides tensors: the options of a script, NumPy's numbers and arrays, and the logs and
-# schedulers of OpenMMLab 2.x. Its pickles of schedulers look methods up: `getattr` is `Ignored`, so nothing is.
+# schedulers of OpenMMLab 2.x. A pickled scheduler calls `getattr`, which `Ignored` replaces: nothing is looked up.
 NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 SAFE_CLASSES: list[Any] = [
     argparse.Namespace,
@@ -77,7 +77,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file cannot be read, has no weights, or has weights that are not tensors.
+        ValueError: the file cannot be read, has no weights, has weights that are not tensors, or has a weight twice.
     """
     path = Path(path)
     if not path.is_file():
@@ -89,11 +89,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     content = _read(path, _load_torch)
     meta = content.get("meta") if isinstance(content, dict) else None
     meta = meta if isinstance(meta, dict) else {}
-    # A file that the authors published has weights and metadata, but nothing to resume the training with. They used
-    # OpenMMLab 1.x, before there was mmengine.
-    filled = {key for key, value in content.items() if value is not None} if isinstance(content, dict) else set()
-    is_published = filled <= {"meta", "state_dict"} or _weights_entry(content) is None
-    is_published = is_published and "mmengine_version" not in meta
+    is_published = _looks_published(content, meta)
     while entry := _weights_entry(content):
         content = content.pop(entry)  # `pop`, so that the loop ends even for a dict that contains itself
     if isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
@@ -107,6 +103,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     used = {key: value for key, value in unwrapped.items() if not key.startswith(UNUSED)}
     publisher = "authors" if is_published and used.keys() == content.keys() else None
     return Checkpoint(_from_mmcls(used), publisher, _labels(meta))
+
+
+def _looks_published(content: Any, meta: dict) -> bool:
+    """
+    Whether a file is like those of the authors: it has weights and metadata, but nothing to resume the training with. They
+    used OpenMMLab 1.x, before there was mmengine.
+    """
+    filled = {key for key, value in content.items() if value is not None} if isinstance(content, dict) else set()
+    has_only_weights = filled <= {"meta", "state_dict"} or _weights_entry(content) is None
+    return has_only_weights and "mmengine_version" not in meta
 
 
 def find_problem(path: Path) -> str | None:

@@ -18,6 +18,8 @@ SAMPLES = {
 
 def check_samples_available() -> None:
     """
+    Checks that the pictures are installed.
+
     Raises:
         ModuleNotFoundError: scikit-image is not installed.
     """

@@ -41,7 +41,7 @@ def calibration_batches(source: str, model: str) -> list[Tensor]:
     processor = AutoImageProcessor.from_pretrained(model)
     pictures = _read_folder(Path(source)) or _read_data_set(source)
     images = [torch.as_tensor(processor(picture, return_tensors="pt")["pixel_values"]) for picture in pictures]
-    batches = []
+    batches: list[Tensor] = []
     for _, group in itertools.groupby(images, key=lambda image: image.shape):
         batches += torch.cat(list(group)).split(BATCH_SIZE)
     return batches

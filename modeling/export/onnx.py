@@ -101,7 +101,7 @@ def _quantize(floating: Path, variant: Variant, path: Path) -> None:
             return None if batch is None else {"pixel_values": batch.numpy()}
 
     class Calibrator(MinMaxCalibrater):
-        """That of `quantize_static` knows no custom operators."""
+        """Its session loads the library of the operator. The session of `quantize_static` does not."""
 
         def create_inference_session(self) -> None:
             options = session_options(floating)

@@ -23,7 +23,8 @@ def write(
     import openvino
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        # Compressed to float16 when it is saved: the CPU plugin computes in the precision that it is asked for.
+        # Also for float16, the network is in float32. `save_model` compresses the weights, and the CPU plugin computes in
+        # the precision that `compile_model` asks for.
         file = Path(folder, "model.onnx")
         onnx.write_float(model, pixel_values, output_names, Variant(variant.involution), file)
         network = openvino.convert_model(file, extension=_extension() if variant.is_custom else None)
