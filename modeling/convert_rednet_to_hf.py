@@ -32,7 +32,7 @@ from rednet.hub import (
     pushed_url,
     save_hub_folder,
 )
-from rednet.hub.cards import can_be_published
+from rednet.hub.cards import has_published_weights
 from rednet.loading import find_class, read_object
 from transformers import BaseImageProcessor, ConvNextImageProcessor, SegformerImageProcessor
 
@@ -222,7 +222,7 @@ def convert(
         return
     model = build_model(weights, found)
     # A file of the user may look like those of the authors: only weights.
-    publisher = content.publisher if can_be_published(found) else None
+    publisher = content.publisher if has_published_weights(found) else None
     card = imagenet_card(found, repository or output_dir.name, publisher, source=source, sha256=sha256)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     save_hub_folder(output_dir, model, make_processor(found), card)

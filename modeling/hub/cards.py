@@ -116,7 +116,7 @@ def imagenet_card(
     checkpoint, task = _known_checkpoint(config), task_of(config)
     name = checkpoint.get("name", f"RedNet with stages of {', '.join(map(str, config.depths))} bottlenecks")
     if not _has_defaults(config, LAYERS) or task == "image-segmentation":
-        checkpoint = {}  # its results and its speed are those of another network
+        checkpoint = {}  # the published results and the measured speed are those of another network
     origin, training, results = "a checkpoint", "The checkpoint does not say how it was trained.", []
     license, license_text = None, "The license of the weights is that of their publisher."
     comparison, details = None, {}
@@ -152,10 +152,10 @@ def imagenet_card(
     )
 
 
-def can_be_published(config: RedNetConfig) -> bool:
+def has_published_weights(config: RedNetConfig) -> bool:
     """
-    Whether weights of such a network were published: it has a published depth with its widths, and, if it is a classifier,
-    1000 classes. The authors' detectors and segmentation models have another stem.
+    Whether the authors or PaddleClas published weights of such a network: it has one of their depths and their widths and,
+    if it is a classifier, 1000 classes. (The layers may differ: the authors' detectors have another stem.)
     """
     return _known_checkpoint(config) != {} and (task_of(config) != "image-classification" or config.num_labels == 1000)
 
