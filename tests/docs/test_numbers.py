@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results"
 NETWORK = "network-cpu-2-cores-zen3-2026-11-29"
 PLAIN_PYTORCH = "plain-cpu-2-cores-zen4-2026-11-25"
+OPERATOR = "operator-cpu-2-cores-zen3-2026-11-29"
 LIBRARY = "library-cpu-2-cores-zen3-2026-11-29"
 LIBRARY_COLUMNS = ("forward", "contiguous", "fused", "input grad", "kernel grad")
 EXPORTS = "export-cpu-2-cores-zen3-2026-11-29"
@@ -150,6 +151,14 @@ def test_library_in_the_wheel():
     for dtype, batch, *cells in rows:
         measured = [record[dtype, batch][name] for name in LIBRARY_COLUMNS]
         assert cells == [f"{ratio} x" for ratio in measured]
+
+
+def test_operator():
+    rows = [row for row in read_csv(OPERATOR) if row["dtype"] == "float32"]
+    faster = [row["forward: faster than unfold"] for row in rows]
+    slowest, fastest = (choose(faster, key=float) for choose in (min, max))
+    assert f"batch 16, the forward pass is {slowest} to {fastest} times as fast as unfold" in words("docs/operator.md")
+    assert sum(int(row["in RedNet-50"]) for row in rows) == 17 and all(row["input"].startswith("16 x") for row in rows)
 
 
 def words(page: str) -> str:
