@@ -79,14 +79,23 @@ def ratio(row: dict) -> str:
 
 
 def test_speed_on_the_first_page():
-    first, second = (ratio(measured("inference, compiled", batch, record=PLAIN_PYTORCH)) for batch in "18")
-    assert f"under `torch.compile`: {first} x (batch 1), {second} x (batch 8)." in words("README.md")
+    eager, compiled = (
+        [ratio(measured(f"inference, {mode}", batch, record=PLAIN_PYTORCH)) for batch in "18"]
+        for mode in ("eager", "compiled")
+    )
+    plain = f"{eager[0]} x and {eager[1]} x in eager mode, and under `torch.compile`: {compiled[0]} x (batch 1), "
+    assert f"{plain}{compiled[1]} x (batch 8)." in words("README.md")
     rows = read_table("README.md", "Speed")
     assert [cells[0] for cells in rows] == list(FIRST_PAGE)
     for name, *batches in rows:
         for batch, cell in zip(("1", "16"), batches, strict=True):
             if cell != "not measured":
                 assert numbers(cell) == [ratio(measured(FIRST_PAGE[name], batch))], name
+
+
+def test_bfloat16_without_instructions_for_it():
+    slow, fast = (numbers(measured(f"inference, eager{dtype}", "16")["RedNet-50"])[0] for dtype in (", bfloat16", ""))
+    assert f"RedNet-50 reaches {slow} instead of {fast} images/s" in words("docs/use.md")
 
 
 @pytest.mark.parametrize(
@@ -170,6 +179,7 @@ def test_demo():
     accuracy, seconds = 100 * results["eval_accuracy"], results["train_seconds"]
     reached = f"{accuracy:.2f} % top-1 on Fashion-MNIST in {results['epochs']} epochs and {seconds:.0f} s"
     assert reached in words("benchmarks/README.md")
+    assert f"reached {accuracy:.2f} % top-1 after {seconds:.0f} s of training" in words("README.md")
 
 
 def test_hours_of_imagenet():
