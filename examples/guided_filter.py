@@ -10,7 +10,6 @@ scikit-image and scikit-learn. The noise is added here.
 
 import argparse
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from involution import Involution2d
-from results import look, save
+from results import add_output_dir, look, save
 
 
 COLOR_NOISE, GRAY_NOISE = 50 / 255, 3 / 255  # standard deviations; pictures have values from 0 to 1
@@ -131,7 +130,7 @@ def draw(images: dict[str, np.ndarray]) -> Figure:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=600, help="training steps (default: %(default)s)")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/examples"), help="default: %(default)s")
+    add_output_dir(parser)
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     scenes, held_out = load_scenes()

@@ -9,7 +9,6 @@ One call replaces every 3x3 convolution. The digits come with scikit-learn: 1,79
 import argparse
 import math
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,7 @@ from torchvision.models import resnet18
 from tqdm import tqdm
 
 from involution import Involution2d
-from results import look, save
+from results import add_output_dir, look, save
 
 
 def replace_3x3_convolutions(network: nn.Module, kernel_size: int = 7) -> nn.Module:
@@ -130,11 +129,10 @@ def draw(curves: dict[str, dict], images: Tensor, kernels: Tensor) -> Figure:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=4, help="default: %(default)s")
-    parser.add_argument(
-        "--train_pictures", type=int, default=1437, help="at most, and at least 64 (default: %(default)s)"
-    )
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/examples"), help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=4, help="training epochs (default: %(default)s)")
+    help = "maximum number of training pictures, at least 64 (default: %(default)s)"
+    parser.add_argument("--train_pictures", type=int, default=1437, help=help)
+    add_output_dir(parser)
     options = parser.parse_args(arguments)
     if options.train_pictures < 64:
         parser.error(f"--train_pictures is {options.train_pictures}, expected at least 64, the size of a batch")

@@ -1,5 +1,6 @@
 """How the examples write their results."""
 
+import argparse
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,12 @@ from rednet.training.figures.style import look
 from rednet.training.utils.files import write_json
 
 
-__all__ = ["look", "save"]
+__all__ = ["add_output_dir", "look", "save"]
+
+
+def add_output_dir(parser: argparse.ArgumentParser) -> None:
+    help = "folder for the picture and its numbers (default: %(default)s)"
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/examples"), help=help)
 
 
 def save(folder: Path, name: str, figure: Figure, numbers: dict) -> None:

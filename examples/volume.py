@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from involution import Involution3d
-from results import look, save
+from results import add_output_dir, look, save
 
 
 NOISE = 0.1  # standard deviation; the median of the head is about 0.8
@@ -98,7 +98,7 @@ def draw(volumes: dict[str, Tensor], clean: Tensor) -> Figure:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1200, help="training steps (default: %(default)s)")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/examples"), help="default: %(default)s")
+    add_output_dir(parser)
     options = parser.parse_args(arguments)
     front, back = load_volume()
     torch.manual_seed(0)
