@@ -199,11 +199,12 @@ def check_images(splits: Mapping[str, Images], num_labels: int | None, config: D
     is None.
 
     Raises:
-        ValueError: a label is not a class of the model, or a file is not a picture.
+        ValueError: a split is empty, a label is not a class of the model, or a file is not a picture.
     """
     problems = []
     for split, images in splits.items():
         if isinstance(images, Dataset):
+            problems += [] if len(images) else [f"{split} has no images"]
             problems += label_problems(images, split, num_labels)
             problems += picture_problems(images, split, config.seed)
     raise_problems(problems, config.source)

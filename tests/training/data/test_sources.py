@@ -62,6 +62,15 @@ def test_files_that_cannot_be_read_are_named_before_the_first_step(damaged, fold
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("empty", ["train", "val"])
+def test_a_split_without_images_is_named_before_the_first_step(empty, folders):
+    """Otherwise the first evaluation, after an epoch, would fail."""
+    images = data.load_images(TrainingConfig(train_dir=str(folders / "train"), validation_dir=str(folders / "val")))
+    splits = {name: split.select([]) if name == empty else split for name, split in zip(("train", "val"), images)}
+    with pytest.raises(ValueError, match=f"has 1 problem:\n- {empty} has no images"):
+        data.check_images(splits, 2, TrainingConfig(train_dir=str(folders / "train")))
+
+
 def test_a_part_of_the_training_images_for_validation(folders):
     """A quarter of each class, by the seed; refused where there is a validation split."""
     values = {"train_dir": str(folders / "train"), "train_val_split": 0.25}
