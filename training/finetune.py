@@ -98,7 +98,7 @@ def finetune(config: FinetuneConfig, options: dict, hub_folder: Path) -> None:
         trainer = make_trainer(config, model, processor, frozen, train_images, eval_images)
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise ValueError("accelerate launch asks for FSDP or DeepSpeed: fine-tuning requires whole models")
-        inputs = check_inputs(config.output_dir, len(train_images), model)
+        inputs = check_inputs(config.output_dir, len(train_images), config.world_size, model)
     resume_trackers(trainer, Path(config.output_dir))
     set_threads(config.device)
     folder = Path(config.output_dir)

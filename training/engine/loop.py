@@ -61,10 +61,11 @@ class BatchOrder(Protocol):
 class Progress:
     """The state of a run that Accelerate does not save by itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, total_steps: int) -> None:
         self.epoch = 0
         self.position = 0  # images of the epoch that all processes together have seen
         self.step = 0  # optimizer steps
+        self.total_steps = total_steps  # of the whole run
         self.losses: list[float] = []  # of the steps since the last line of the log, means over all processes
         self.log_lines = 0
         self.best = -1.0  # of the task's metric
@@ -94,7 +95,6 @@ class Run:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     task: Task
     progress: Progress
-    total_steps: int
     bar: tqdm
 
     @property
@@ -131,13 +131,7 @@ def prepare(
 ) -> Run:
     """Moves the model to the device, creates optimizer and schedule, and loads the newest checkpoint."""
     folder, order = Path(config.output_dir), cast(BatchOrder, loader.batch_sampler)
-    with clear_errors():
-        inputs = check_inputs(config.output_dir, order.num_images, model)
-    accelerator.wait_for_everyone()  # before the files change that all processes check
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "options.json", asdict(config))
-        write_json(folder / "inputs.json", inputs)
+    record_start(config, accelerator, order, model)
     if config.sync_batch_norm:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(accelerator.device)
@@ -166,7 +160,7 @@ def prepare(
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, total_steps, config)
     )
-    progress = Progress()
+    progress = Progress(total_steps)
     accelerator.register_for_checkpointing(scheduler, progress)
     if newest := load_newest(accelerator, folder / "checkpoints"):
         accelerator.print(f"Resuming from step {progress.step}, epoch {progress.epoch} ({newest})")
@@ -175,8 +169,25 @@ def prepare(
     # Trackers accept numbers and strings, but no lists.
     options = {name: str(value) for name, value in asdict(config).items()}
     start_trackers(accelerator, folder, options, progress.step)
-    bar = tqdm(total=total_steps, initial=progress.step, unit="step", disable=not accelerator.is_local_main_process)
-    return Run(config, accelerator, loader, order, model, ema, optimizer, scheduler, task, progress, total_steps, bar)
+    bar = tqdm(
+        total=progress.total_steps,
+        initial=progress.step,
+        unit="step",
+        disable=not accelerator.is_local_main_process,
+    )
+    return Run(config, accelerator, loader, order, model, ema, optimizer, scheduler, task, progress, bar)
+
+
+def record_start(config: LoopOptions, accelerator: Accelerator, order: BatchOrder, model: torch.nn.Module) -> None:
+    """Compares inputs.json of a resumed run with this start, and writes it and options.json."""
+    folder = Path(config.output_dir)
+    with clear_errors():
+        inputs = check_inputs(config.output_dir, order.num_images, accelerator.num_processes, model)
+    accelerator.wait_for_everyone()  # before the files change that all processes check
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "options.json", asdict(config))
+        write_json(folder / "inputs.json", inputs)
 
 
 def train(run: Run) -> None:
@@ -185,9 +196,9 @@ def train(run: Run) -> None:
     trained = run.model if run.ema is None else run.ema.module
     results: dict = {}
     # A position above 0 after the last step: the run was killed before the evaluation that follows it.
-    while progress.step < run.total_steps or progress.position > 0:
+    while progress.step < progress.total_steps or progress.position > 0:
         train_epoch(run)
-        if progress.epoch % config.eval_epochs == 0 or progress.step >= run.total_steps:
+        if progress.epoch % config.eval_epochs == 0 or progress.step >= progress.total_steps:
             # Each process has the BatchNorm statistics of its own batches. All evaluate with those of the main
             # process, because those are saved.
             broadcast(list(trained.buffers()))
@@ -197,7 +208,7 @@ def train(run: Run) -> None:
             if results[task.metric] > progress.best:
                 progress.best = results[task.metric]
                 save(run, "best", trained, results)
-        if config.checkpointing_steps == "epoch" or progress.step >= run.total_steps:
+        if config.checkpointing_steps == "epoch" or progress.step >= progress.total_steps:
             save_checkpoint(accelerator, run.folder / "checkpoints", progress.step, config.checkpoints_total_limit)
     run.bar.close()
 
@@ -221,7 +232,7 @@ def train_epoch(run: Run) -> None:
     Raises:
         FloatingPointError: a loss, a weight or a statistic is not finite.
     """
-    config, accelerator, progress = run.config, run.accelerator, run.progress
+    config, accelerator, progress, total = run.config, run.accelerator, run.progress, run.progress.total_steps
     run.model.train()
     for module in run.task.frozen:
         module.eval()
@@ -230,7 +241,7 @@ def train_epoch(run: Run) -> None:
     hardware = describe_hardware(accelerator.device, accelerator.num_processes)
     start, images = time.perf_counter(), 0
     unread: list[torch.Tensor] = []
-    while progress.step < run.total_steps and (group := list(islice(batches, config.gradient_accumulation_steps))):
+    while progress.step < total and (group := list(islice(batches, config.gradient_accumulation_steps))):
         loss, grad_norm = train_step(
             accelerator, run.model, run.optimizer, group, config, run.task.loss, progress.step, run.task.count_items
         )
@@ -244,7 +255,7 @@ def train_epoch(run: Run) -> None:
         progress.step += 1
         run.bar.update()
 
-        if progress.step % config.logging_steps == 0 or progress.step == run.total_steps:
+        if progress.step % config.logging_steps == 0 or progress.step == total:
             read_losses(run, unread)
             seconds = time.perf_counter() - start
             values = {"loss": math.fsum(progress.losses) / len(progress.losses)}

@@ -49,29 +49,35 @@ def check_options(
         )
 
 
-def check_inputs(output_dir: str, train_samples: int, model: object) -> dict:
+def check_inputs(output_dir: str, train_samples: int, num_processes: int, model: object) -> dict:
     """
-    Checks that a resumed run has the training images and the architecture that it started with. Its paths may change.
+    Checks that a resumed run has the training images, the number of processes and the architecture that it started with.
+    Its paths may change.
 
     Args:
+        num_processes: it may change only if the run has results, and is evaluated but not trained.
         model: with the `config` of a Transformers model, which has the names of the classes, or without one.
 
     Returns:
         What inputs.json in `output_dir` records.
 
     Raises:
-        ValueError: the number of images, the classes or the architecture differ.
+        ValueError: the number of images or of processes, the classes or the architecture differ.
     """
     config = getattr(model, "config", None)
     architecture = {} if config is None else json.loads(config.to_json_string(use_diff=False))
     for name in ("_name_or_path", "transformers_version", "dtype"):
         architecture.pop(name, None)
-    inputs, path = {"train_samples": train_samples, "architecture": architecture}, Path(output_dir) / "inputs.json"
+    inputs = {"train_samples": train_samples, "processes": num_processes, "architecture": architecture}
+    path = Path(output_dir) / "inputs.json"
     if not path.exists():  # a new run, or one that was started by an older version
         return inputs
     before = json.loads(path.read_text())
     differences = [f"{before['train_samples']} -> {train_samples} training images"]
     differences *= before["train_samples"] != train_samples
+    started_on = before.get("processes", num_processes)  # an older version did not record it
+    if started_on != num_processes and not (Path(output_dir) / "results.json").exists():
+        differences.append(f"{started_on} -> {num_processes} processes")
     old = before["architecture"]  # another release of Transformers has other options
     differences += [
         f"{name} {old[name]!r:.200} -> {architecture[name]!r:.200}"
@@ -80,10 +86,10 @@ def check_inputs(output_dir: str, train_samples: int, model: object) -> dict:
     ]
     if differences:
         raise ValueError(
-            f"{output_dir} belongs to a run on other data or with another architecture ({', '.join(differences)}). Its "
-            "paths may change, but not the files in them"
+            f"{output_dir} belongs to a run on other data, on another number of processes or with another architecture "
+            f"({', '.join(differences)}). Its paths may change, but not the files in them"
         )
-    return inputs
+    return inputs | {"processes": started_on}
 
 
 def append_log(path: Path, values: dict) -> None:

@@ -76,15 +76,27 @@ def test_data_and_architecture_stay_the_same(tmp_path):
         RedNetForImageClassification(RedNetConfig(id2label={0: name}, stem_kernel_size=size, **sizes))
         for name, size in (("cat", 3), ("dog", 3), ("cat", 5))
     )
-    write_json(tmp_path / "inputs.json", check_inputs(str(tmp_path), 10, cats))
+    write_json(tmp_path / "inputs.json", check_inputs(str(tmp_path), 10, 2, cats))
     cats.config.name_or_path = "elsewhere"
-    assert check_inputs(str(tmp_path), 10, cats) == json.loads((tmp_path / "inputs.json").read_text())
+    assert check_inputs(str(tmp_path), 10, 2, cats) == json.loads((tmp_path / "inputs.json").read_text())
     for samples, model, words in (
         (11, cats, "10 -> 11 training images"),
         (10, dogs, "id2label.*cat.*dog"),
         (10, wide, "stem_kernel_size 3 -> 5"),
     ):
         with pytest.raises(ValueError, match=words):
-            check_inputs(str(tmp_path), samples, model)
-    write_json(tmp_path / "inputs.json", check_inputs(str(tmp_path / "detector"), 10, object()))
-    check_inputs(str(tmp_path), 10, object())
+            check_inputs(str(tmp_path), samples, 2, model)
+    write_json(tmp_path / "inputs.json", check_inputs(str(tmp_path / "detector"), 10, 2, object()))
+    check_inputs(str(tmp_path), 10, 2, object())
+
+
+def test_the_number_of_processes_stays_the_same(tmp_path):
+    """Batches, steps and learning rates depend on it. A finished run is only evaluated."""
+    write_json(tmp_path / "inputs.json", check_inputs(str(tmp_path), 10, 8, object()))
+    with pytest.raises(ValueError, match="8 -> 4 processes"):
+        check_inputs(str(tmp_path), 10, 4, object())
+    write_json(tmp_path / "results.json", {})
+    assert check_inputs(str(tmp_path), 10, 1, object())["processes"] == 8
+    (tmp_path / "results.json").unlink()
+    write_json(tmp_path / "inputs.json", {"train_samples": 10, "architecture": {}})  # of an older version
+    assert check_inputs(str(tmp_path), 10, 4, object())["processes"] == 4
