@@ -30,8 +30,9 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, limit: in
     accelerator.save_state(str(temporary))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        (temporary / CHECK_SUMS).write_text(json.dumps(check_sums(temporary)))
-        written = {CHECK_SUMS, *check_sums(temporary)}
+        sums = check_sums(temporary)
+        (temporary / CHECK_SUMS).write_text(json.dumps(sums))
+        written = {CHECK_SUMS, *sums}
         if final.exists():  # a damaged checkpoint that was skipped, or one of the same step within the epoch
             previous = folder / f"{final.name}.old"  # remains a checkpoint until the new one is in place
             if previous.exists():
