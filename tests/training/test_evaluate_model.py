@@ -24,7 +24,7 @@ from rednet.hub import check_hub_folder, save_hub_folder
 from rednet.hub.cards import add_results, imagenet_card, make_card
 from rednet.training.data.imagenet import RealLabels, match_labels
 from rednet.training.engine.results_table import add_row, has_row
-from rednet.training.evaluate_model import confused_pairs, main, unique
+from rednet.training.evaluate_model import confused_pairs, describe_environment, main, parse_config, unique
 from rednet.training.figures.trade_off import read_result
 from rednet.training.options.models import check_model_name
 from sklearn.calibration import calibration_curve
@@ -464,6 +464,22 @@ def test_rows_of_a_table_are_added_at_the_same_time(tmp_path):
     add_row(path, {"model": 3, "eval_accuracy": 0.5, "image_size": [8, 9]})
     (row,) = [row for row in csv.DictReader(path.open()) if row["model"] == "3"]
     assert (row["eval_accuracy"], row["image_size"], row["split"]) == ("0.5", "8 x 9", "")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--dataset_config_name", "fog"], ["--labels_by_number"], ["--train_val_split", "0.1"]],
+    ids=lambda more: more[0],
+)
+def test_a_row_is_of_one_configuration_and_assignment_of_classes(more, start, tmp_path):
+    """ImageNet-C has a configuration for each corruption: each is evaluated."""
+    model = AutoModelForImageClassification.from_pretrained(start)
+    arguments = ["--model_name_or_path", str(start), "--dataset_name", "imagenet-c"]
+    one, other = (
+        describe_environment(parse_config([*arguments, *given]), model, torch.device("cpu")) for given in ([], more)
+    )
+    add_row(tmp_path / "results.csv", one)
+    assert has_row(tmp_path / "results.csv", one) and not has_row(tmp_path / "results.csv", other)
 
 
 @pytest.mark.parametrize(
