@@ -118,6 +118,9 @@ def main(arguments: list[str] | None = None) -> None:
         real_labels = read_real_labels(config, images, len(class_order))
         size = image_size(processor)
         run = ExportedClassifier(config.exported_file, config.runtime, model, size) if exported else model
+        Path(config.output_dir).mkdir(
+            parents=True, exist_ok=True
+        )  # an invalid path ends the script before it evaluates
     model.to(accelerator.device, memory_format=torch.channels_last)
     rank = (accelerator.process_index, accelerator.num_processes)
     loader = evaluation_loader(images, config, processor, len(class_order), *rank, real_labels)
@@ -251,7 +254,6 @@ def describe_environment(config: EvaluationConfig, model: PreTrainedModel, devic
 def write(config: EvaluationConfig, results: dict, matrix: np.ndarray, names: list[str]) -> None:
     """Writes the files of `output_dir` and the card, and prints a summary."""
     folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "options.json", asdict(config))
     write_json(folder / "results.json", results)
     names = unique(names)

@@ -195,6 +195,10 @@ def test_a_folder_of_another_run_is_refused(start, pictures, tmp_path, monkeypat
         (["--top_k", "0"], "--top_k is 0, expected an integer of at least 1"),
         (["--model_name_or_path", "MODEL", "--input", "EMPTY", "--output", "b"], "has no pictures"),
         (["--model_name_or_path", "MODEL", "--input", "LOOP", "--output", "b"], "loop, which contains it"),
+        (
+            ["--model_name_or_path", "MODEL", "--input", "ONE", "--output", "one/1.png"],
+            "1.png is a file, expected a folder",
+        ),
         (["--model_name_or_path", "MODEL", "--input", "DIGITS", "--split", "x", "--output", "b"], "['test', 'train']"),
         (
             ["--model_name_or_path", "MODEL", "--input", "DIGITS", "--split", "test", "--output", "b"],
@@ -220,7 +224,9 @@ def test_wrong_options_are_named(given, words, start, digits, tmp_path, monkeypa
     config.patch_size = 4
     ViTForImageClassification(config).save_pretrained("vit")
     AutoImageProcessor.from_pretrained(start).save_pretrained("vit")
-    names = {"MODEL": start, "DIGITS": digits, "EMPTY": "empty", "LOOP": "loop", "VIT": "vit"}
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "one/1.png")
+    names = {"MODEL": start, "DIGITS": digits, "EMPTY": "empty", "LOOP": "loop", "ONE": "one", "VIT": "vit"}
     with pytest.raises(SystemExit) as stopped:
         main([str(names.get(word, word)) for word in given])
     assert words in f"{stopped.value} {capsys.readouterr().err}" and not (tmp_path / "b").exists()

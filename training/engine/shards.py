@@ -37,8 +37,10 @@ class Shards:
         """The numbers of the files that exist.
 
         Raises:
-            ValueError: a file belongs to a run with other options, or to no run.
+            ValueError: the folder is a file, or a file in it belongs to a run with other options, or to no run.
         """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"--output {self.folder} is a file, expected a folder")
         paths = sorted(self.folder.glob("part-*.parquet"))
         for path in paths:
             self.check(path)
@@ -60,9 +62,7 @@ class Shards:
     def write(self, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes one file to a temporary path, which is then renamed. Values that a row lacks are null."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = (
-            self.folder / f".{self.path(number).name}"
-        )  # a run that resumes overwrites the rest of a killed one
+        temporary = self.folder / f".{self.path(number).name}"  # a resumed run overwrites that of a killed one
         columns = {name: [row.get(name) for row in rows] for name in self.schema.names}
         parquet.write_table(pa.Table.from_pydict(columns, self.schema), temporary)
         temporary.replace(self.path(number))
