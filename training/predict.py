@@ -47,7 +47,7 @@ COLUMNS = {
     "embeddings": {"embedding": FLOATS},
 }
 # A resumed run may change these options: the rows stay the same, up to rounding.
-RESUMABLE_OPTIONS = {"output", "seed", "dataloader_num_workers", "per_device_eval_batch_size"}
+RESUMABLE_OPTIONS = {"output", "dataloader_num_workers", "per_device_eval_batch_size"}
 
 
 @dataclass

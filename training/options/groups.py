@@ -104,7 +104,7 @@ class StreamOptions:
 
 
 @dataclass
-class ComputeOptions(SeedOptions):
+class ComputeOptions:
     per_device_eval_batch_size: Count = option(64, "Evaluation batch size of each process.")
     dataloader_num_workers: Natural = option(WORKERS, "Number of worker processes that decode and augment images.")
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Data type of mixed precision.")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from rednet.training.options.groups import ComputeOptions, RunOptions, option
+from rednet.training.options.groups import ComputeOptions, RunOptions, SeedOptions, option
 from rednet.training.options.types import (
     BelowOne,
     Betas,
@@ -41,7 +41,7 @@ class LayerOptions:
 
 
 @dataclass
-class OptimizationOptions(LayerOptions, ComputeOptions):
+class OptimizationOptions(LayerOptions, ComputeOptions, SeedOptions):
     """An optimizer, and a learning rate schedule with a linear warm-up."""
 
     per_device_train_batch_size: Count = option(32, "Training batch size of each process.")
