@@ -82,7 +82,7 @@ def parse_config(arguments: list[str] | None = None) -> SegmentationConfig:
 
 def make_model(config: SegmentationConfig) -> rednet.RedNetForSemanticSegmentation:
     """A model with the neck, head and classes of `config_name`, and with stem, stages and weights of
-    `model_name_or_path`. Only one of both may be given.
+    `model_name_or_path`. One of the two is enough.
 
     Raises:
         ValueError: no configuration has the classes, or a model is not a RedNet.
@@ -102,10 +102,6 @@ def make_model(config: SegmentationConfig) -> rednet.RedNetForSemanticSegmentati
         raise ValueError(
             f"{config.model_name_or_path} has {len(own)} classes, {own[:3]} ..., but {config.config_name} has "
             f"{len(wanted)}, {wanted[:3]} ...: use --ignore_mismatched_sizes to train its weights on these"
-        )
-    if architecture.num_channels != 3:
-        raise ValueError(
-            f"{names[0]} has num_channels {architecture.num_channels}, expected 3: images are read as RGB"
         )
     for name in HEAD:
         setattr(architecture, name, getattr(given, name))
