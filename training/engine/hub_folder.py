@@ -56,9 +56,10 @@ def save_segmentation_folder(
         results: has `eval_mean_iou`, `eval_overall_accuracy` (both from 0 to 1), and what `trained_card` needs.
     """
     height, width = config.crop_size
+    crops = config.per_device_train_batch_size * config.gradient_accumulation_steps
     training = (
-        f"{describe_optimization(config)}, {config.per_device_train_batch_size} images per process and step. Training "
-        f"images: {describe_dense_augmentation(config)}."
+        f"{describe_optimization(config)}, {crops} crops per process and step. Training images: "
+        f"{describe_dense_augmentation(config)}."
     )
     metrics = {
         "mIoU": ("mean_iou", results["eval_mean_iou"]),

@@ -63,5 +63,7 @@ def test_of_a_segmenter(tmp_path):
     assert "random scales from 0.5 to 2, random crops of 64 x 96." in card and "flips" not in card
     assert "distortion" not in card and "SGD with momentum" in card
     assert "| Trained at | 64 x 96 |" in card and "| Evaluated at | the size of each image |" in card
-    card = segmenter_card(tmp_path / "b", random_scale=[1.0, 1.0])
+    assert "2 crops per process and step" in card
+    card = segmenter_card(tmp_path / "b", random_scale=[1.0, 1.0], gradient_accumulation_steps=4)
+    assert "8 crops per process and step" in card
     assert "random scales" not in card and "flips with a probability of 0.5, photometric distortion." in card
