@@ -3,6 +3,10 @@
 import json
 from pathlib import Path
 
+from pycocotools.coco import COCO
+from rednet.training.data.coco import annotation_problems, load_annotations, make_index
+from rednet.training.data.problems import raise_problems
+
 
 CATEGORIES = [{"id": 31, "name": "red"}, {"id": 7, "name": "blue"}]
 
@@ -19,3 +23,10 @@ def annotations(folder: Path, objects: list[dict], images: int | list[dict] = 1,
     content = {"images": images, "annotations": objects, "categories": CATEGORIES, **more}
     (folder / "annotations.json").write_text(json.dumps(content))
     return folder / "annotations.json"
+
+
+def read_annotations(path: Path, masks: bool) -> COCO:
+    """Reads, checks and indexes one file, as train_detection.py does with two."""
+    content = load_annotations(str(path))
+    raise_problems(annotation_problems(content, str(path), masks), "the data set")
+    return make_index(content)

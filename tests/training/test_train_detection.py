@@ -13,12 +13,11 @@ from rednet import RedNetConfig, RedNetForImageClassification, count_parameters
 from rednet.detection import load_detector
 from rednet.mmdetection import ExactAnchors
 from rednet.training import train_detection
-from rednet.training.data.coco import read_annotations
 from rednet.training.metrics.detection import average_precision, to_coco
 from rednet.training.options.scripts import DetectionConfig
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from coco_files import CATEGORIES, annotations, rectangle
+from coco_files import CATEGORIES, annotations, read_annotations, rectangle
 from processes import Training, start_together, together
 from runs import assert_same
 

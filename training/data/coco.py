@@ -25,20 +25,6 @@ MIN_SIDE = 0.01  # of a box in its picture, in pixels: torchvision rejects a box
 logger = logging.getLogger(__name__)
 
 
-def read_annotations(path: str, masks: bool) -> COCO:
-    """Reads, checks and indexes a COCO file.
-
-    Args:
-        masks: whether each annotation needs a mask.
-
-    Raises:
-        ValueError: it is not a COCO file, or has invalid entries. The message lists them.
-    """
-    content = load_annotations(path)
-    raise_problems(annotation_problems(content, path, masks), "the data set")
-    return make_index(content)
-
-
 def load_annotations(path: str) -> dict:
     """Reads a COCO file, and converts whole numbers to integers. `annotation_problems` checks its entries.
 

@@ -149,13 +149,16 @@ def detection_loaders(
     """Loaders of `TrainingPictures` and of `EvaluationPictures`, which include pictures without objects.
 
     Raises:
-        ValueError: there are no objects to evaluate on.
+        ValueError: the sample of `max_eval_samples` has no objects to evaluate on.
     """
     train_images = limit(pictures(train, config.train_dir, for_training=True), config.max_train_samples, config.seed)
     eval_images = pictures(validation, config.validation_dir, for_training=False)
     eval_images = limit(eval_images, config.max_eval_samples, config.seed)
     if not any(objects_of(validation, number) for number in eval_images["id"]):
-        raise ValueError(f"{config.validation_annotations} has no objects to evaluate on")
+        raise ValueError(
+            f"{config.validation_annotations} has no objects to evaluate on in a sample of {len(eval_images)} images: "
+            "use a larger --max_eval_samples"
+        )
     batch_size = config.per_device_train_batch_size
     train_order = TrainingOrder(train_images, batch_size, config.seed, process, num_processes)
     eval_order = EvaluationOrder(eval_images, config.per_device_eval_batch_size, process, num_processes)

@@ -11,14 +11,13 @@ from rednet.training.data.coco import (
     load_annotations,
     make_index,
     objects_of,
-    read_annotations,
     run_lengths,
 )
 from rednet.training.data.detection import detection_loaders
 from rednet.training.metrics.detection import average_precision
 from rednet.training.options.scripts import DetectionConfig
 
-from coco_files import CATEGORIES, annotations, rectangle
+from coco_files import CATEGORIES, annotations, read_annotations, rectangle
 
 
 MASK = np.asfortranarray(np.arange(90 * 100).reshape(90, 100) % 7 < 3, np.uint8)
@@ -186,5 +185,7 @@ def test_other_categories_and_no_objects_are_named(tmp_path):
         check_annotations(load_annotations(path), load_annotations(path), config)
     coco = make_index(load_annotations(annotations(tmp_path, [rectangle(1, 0, 7, 1, 1, 9, 9)], images=9)))
     config.max_eval_samples = 1
-    with pytest.raises(ValueError, match="annotations.json has no objects to evaluate on"):
+    with pytest.raises(
+        ValueError, match="no objects to evaluate on in a sample of 1 images: use a larger --max_eval_samples"
+    ):
         detection_loaders(coco, coco, config, 0, 1)

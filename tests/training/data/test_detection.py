@@ -5,16 +5,12 @@ import torch
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageColumn
 from PIL import ExifTags, Image
-from rednet.training.data.coco import (
-    categories_of,
-    objects_of,
-    read_annotations,
-)
+from rednet.training.data.coco import categories_of, objects_of
 from rednet.training.data.detection import TrainingPictures, check_pictures, pictures
 from rednet.training.options.scripts import DetectionConfig
 from torchvision.ops import masks_to_boxes
 
-from coco_files import annotations, rectangle
+from coco_files import annotations, read_annotations, rectangle
 
 
 def test_targets(tmp_path):

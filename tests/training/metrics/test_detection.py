@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from rednet.training.data.coco import read_annotations
 from rednet.training.metrics.detection import average_precision, to_coco
 
-from coco_files import annotations, rectangle
+from coco_files import annotations, read_annotations, rectangle
 
 
 def detection(score: float, x: float, y: float, w: float, h: float, image: int = 0, category: int = 7) -> dict:
