@@ -19,17 +19,22 @@ def image_size(processor: BaseImageProcessor) -> tuple[int, int]:
 
 def evaluate_classification(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader) -> dict:
     """Top-1 and top-5 accuracy and the mean cross-entropy over all images of an `evaluation_loader`."""
-    return summarize(sum_over_images(accelerator, model, loader))
+    return summarize(sum_over_images(accelerator, model, loader, confusion=False))
 
 
 @torch.no_grad()
 def sum_over_images(
-    accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader, class_order: list[int] | None = None
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    loader: DataLoader,
+    class_order: list[int] | None = None,
+    confusion: bool = True,
 ) -> dict[str, Tensor]:
     """The sums of `batch_sums` over all images of an `evaluation_loader`, on all processes.
 
     Args:
         class_order: the class of the model for each label, by default the same number.
+        confusion: see `batch_sums`.
     """
     model.eval()
     sums: dict[str, Tensor] = {}
@@ -37,12 +42,13 @@ def sum_over_images(
         images, labels = (batch[name].to(accelerator.device, non_blocking=True) for name in ("pixel_values", "labels"))
         with accelerator.autocast():
             logits = model(images.contiguous(memory_format=torch.channels_last)).logits.float()
-        for name, value in batch_sums(logits if class_order is None else logits[:, class_order], labels).items():
+        logits = logits if class_order is None else logits[:, class_order]
+        for name, value in batch_sums(logits, labels, confusion).items():
             sums[name] = sums[name] + value if name in sums else value
     return accelerator.reduce(sums, "sum")
 
 
-def batch_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def batch_sums(logits: Tensor, labels: Tensor, confusion: bool = True) -> dict[str, Tensor]:
     """
     What the metrics of a classifier are made of. Sums of several batches add up.
 
@@ -50,6 +56,8 @@ def batch_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         logits: float32 (images, classes).
         labels: int64 (images,), or (images, labels) if images have several labels, filled up with -1. Rows without a
             label do not count: some fill up the last batches.
+        confusion: whether the confusion matrix is one of the sums. It takes 8 bytes for each pair of classes: 3.8 GB
+            for the 21,841 classes of ImageNet-21k.
     """
     counts = (labels >= 0).view(len(labels), -1).any(1)
     logits, labels = logits[counts], labels[counts]
@@ -59,13 +67,13 @@ def batch_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     confidences = logits.softmax(1).gather(1, ranked[:, :1])[:, 0]
     # A sum over many images in float32 would lose digits. MPS has no float64.
     exact = torch.float32 if logits.device.type == "mps" else torch.float64
-    return {
+    sums = {
         "images": labels.new_tensor(len(labels)),
         "loss": F.cross_entropy(logits, labels, reduction="none").to(exact).sum(),
         "hits": top_k_hits(ranked, labels),
         "calibration": calibration_sums(ranked[:, 0], confidences.to(exact), labels),
-        "confusion": confusion_matrix(ranked[:, 0], labels, logits.shape[1]),
     }
+    return sums | ({"confusion": confusion_matrix(ranked[:, 0], labels, logits.shape[1])} if confusion else {})
 
 
 def best_labels(logits: Tensor, ranked: Tensor, labels: Tensor) -> Tensor:
