@@ -32,18 +32,19 @@ def main(arguments: list[str] | None = None) -> None:
     config = TrainingConfig(**json.loads((run / "options.json").read_text()))
     results = json.loads((run / "results.json").read_text())
     _, images = load_images(config)
-    rows = images.select(range(DRAWN))
-    names = images.features["label"].names
+    rows = images.select(range(min(DRAWN, len(images))))
 
     folder = str(run / "last")
     processor = AutoImageProcessor.from_pretrained(folder)
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    names = [model.config.id2label[n] for n in range(model.config.num_labels)]
     with torch.no_grad():
         logits = model(**processor(list(rows["image"]), return_tensors="pt")).logits
 
     classify = pipeline("image-classification", model=folder)
-    print(f"\nThe first {PRINTED} test images, by pipeline('image-classification', model='{folder}'):")
-    for row in rows.select(range(PRINTED)):
+    printed = rows.take(min(PRINTED, len(rows)))
+    print(f"\nThe first {len(printed)} test images, by pipeline('image-classification', model='{folder}'):")
+    for row in printed:
         top = classify(row["image"], top_k=3)
         guesses = ", ".join(f"{guess['label']} {100 * guess['score']:.0f} %" for guess in top)
         print(f"  {names[row['label']]:>16}: {guesses}")

@@ -1,5 +1,6 @@
 """Draws what `demo.py` shows of a run: predictions for test images, and the learning curve."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -24,14 +25,15 @@ def draw_demo(
     figure = Figure(figsize=(15, 9.5))
     images, curves = figure.subfigures(2, 1, height_ratios=[2, 1], squeeze=False).flat
     images.suptitle("Test images: predicted class, and the true class in brackets if it differs")
-    all_axes = images.subplots(len(probabilities) // COLUMNS, COLUMNS)
+    all_axes = images.subplots(math.ceil(len(probabilities) / COLUMNS), COLUMNS)
+    for axes in all_axes.flat:
+        axes.axis("off")
     for axes, row, probability in zip(all_axes.flat, rows, probabilities):
         best = int(probability.argmax())
         right = best == row["label"]
         axes.imshow(row["image"], cmap="gray_r")
         label = f"{names[best]} {100 * probability[best]:.0f} %" + ("" if right else f"\n({names[row['label']]})")
         axes.set_title(label, fontsize=9, color="tab:green" if right else "tab:red")
-        axes.axis("off")
 
     loss_axes, accuracy_axes = curves.subplots(1, 2)
     losses = [entry for entry in log if "loss" in entry]

@@ -15,6 +15,7 @@ from PIL import Image
 from rednet.training.figures.__main__ import main
 from rednet.training.figures.confusion_matrix import draw_confusion_matrix
 from rednet.training.figures.curves import draw_curves
+from rednet.training.figures.demo import draw_demo
 from rednet.training.figures.kernels import draw_kernels
 from rednet.training.figures.trade_off import draw_trade_offs
 from transformers import ConvNextImageProcessor
@@ -258,6 +259,16 @@ def test_curves_of_segmentation_and_detection(tmp_path, key, name):
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training"]
     assert [text.get_text() for text in accuracy.get_legend().get_texts()] == [name]
     assert not accuracy.texts  # that nothing is logged yet
+
+
+@pytest.mark.parametrize("number", [1, 9])
+def test_a_demo_of_few_pictures(number):
+    """Each has its prediction; what is left of the last row is blank."""
+    rows = [{"image": Image.new("L", (4, 4)), "label": 0}] * number
+    results = {"eval_accuracy": 1.0, "parameters": 5}
+    figure = draw_demo(rows, torch.tensor([[0.75, 0.25]] * number), ["cat", "dog"], LOG, results)
+    titles = [axes.get_title() for axes in figure.axes if not axes.axison]
+    assert titles[:number] == ["cat 75 %"] * number and not any(titles[number:]) and len(titles) % 8 == 0
 
 
 def test_what_is_missing_is_named(saved, tmp_path):
