@@ -154,6 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="writes OUTPUT.csv and OUTPUT.md")
     output = parser.parse_args().output
+    output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         rows = parse(compile_verbosely(Path(folder)), threads_per_block(Path(folder)))
     program = Path(cpp_extension.CUDA_HOME, "bin/nvcc")

@@ -58,8 +58,9 @@ def report(title: str, rows: list[dict], options: argparse.Namespace, more_packa
 def write(title: str, rows: list[dict], options: argparse.Namespace, conditions: str) -> None:
     """Writes OUTPUT.md and OUTPUT.csv."""
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(options.output.with_suffix(".md"), document(title, rows, conditions))
-    write_csv(options.output.with_suffix(".csv"), [{**row, "conditions": conditions} for row in rows])
+    # Not `with_suffix`, which would cut off what follows the point in a name such as network-torch-2.15.
+    write_text(Path(f"{options.output}.md"), document(title, rows, conditions))
+    write_csv(Path(f"{options.output}.csv"), [{**row, "conditions": conditions} for row in rows])
 
 
 def document(title: str, rows: list[dict], conditions: str) -> str:

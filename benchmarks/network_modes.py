@@ -22,12 +22,12 @@ from torch import nn
 from involution import timing
 from measure import arguments, describe_conditions, infer, report, train, write
 from networks import LOOP, OURS, installed_peers, loop_forward, peer, with_involution
-from tables import comma_separated
+from tables import comma_separated, some_of
 
 
 # Those that matter most come first: a run that ends early has them.
 PRECISIONS = ("bfloat16", "float32 with TF32", "float16", "float32")
-EAGER, COMPILED, GRAPH, COMPILED_GRAPH = "eager", "compiled", "CUDA graph", "compiled, CUDA graph"
+EAGER, COMPILED, GRAPH, COMPILED_GRAPH = "eager", "compiled", "CUDA graph", "compiled CUDA graph"
 MODES = (EAGER, COMPILED, GRAPH, COMPILED_GRAPH)
 NO_TIME = "not measured: no time left"
 
@@ -35,8 +35,10 @@ NO_TIME = "not measured: no time left"
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--phase", choices=("inference", "training"), required=True)
     parser.add_argument("--batches", type=comma_separated, default=["256", "1", "64"], help="(default: 256,1,64)")
-    parser.add_argument("--precisions", type=comma_separated, default=PRECISIONS, help=f"of {', '.join(PRECISIONS)}")
-    parser.add_argument("--modes", type=comma_separated, default=MODES, help=f"of {'; '.join(MODES)}; on a CPU 2")
+    parser.add_argument(
+        "--precisions", type=some_of(PRECISIONS), default=PRECISIONS, help=f"of {', '.join(PRECISIONS)}"
+    )
+    parser.add_argument("--modes", type=some_of(MODES), default=MODES, help=f"of {', '.join(MODES)}; on a CPU 2")
     parser.add_argument("--compile_first", type=int, default=math.inf, help="compiles only in the first N cases")
     parser.add_argument("--with_loop", action="store_true", help=f"compiled, also {LOOP}")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begins no row later than this")
@@ -68,7 +70,7 @@ class Benchmark:
         if not self.training and dtype != torch.float32:
             models = {name: copy.deepcopy(model).to(dtype) for name, model in models.items()}
         for mode in modes:
-            sides = {name: model for name, model in models.items() if name != LOOP or COMPILED in mode.split(", ")}
+            sides = {name: model for name, model in models.items() if name != LOOP or mode.startswith(COMPILED)}
             if time.monotonic() - self.start > self.options.seconds:
                 times, memory, problems = {}, {}, {OURS: NO_TIME}
             else:

@@ -12,6 +12,7 @@ import collections
 import math
 import os
 import time
+from pathlib import Path
 
 import torch
 from rednet.training.utils.files import write_json
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from involution import families, profile, timing
 from measure import arguments, describe_conditions, report, write
 from operator_speed import SHAPES
-from tables import comma_separated
+from tables import some_of
 
 
 TITLE = "The implementations of involution, in the seventeen involutions of RedNet-50"
@@ -31,7 +32,7 @@ Times = dict[tuple[str, tuple, str, str], float]  # dtype, shape, pass, implemen
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     dtypes = [dtype for dtype in profile.DTYPES if dtype != "float64"]
-    parser.add_argument("--dtypes", type=comma_separated, default=dtypes, help=f"(default: {','.join(dtypes)})")
+    parser.add_argument("--dtypes", type=some_of(dtypes), default=dtypes, help=f"(default: {','.join(dtypes)})")
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="the number of shapes (default: all)")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begins no shape later than this")
 
@@ -170,7 +171,7 @@ def main() -> None:
     report(TITLE, rows, options)
     settings = recommend(times, options.dtypes, options.device)
     if options.output:
-        write_json(options.output.with_suffix(".json"), {"device": timing.device_name(options.device),
+        write_json(Path(f"{options.output}.json"), {"device": timing.device_name(options.device),
                    "conditions": describe_conditions(options), "settings": settings})  # fmt: skip
     for setting in settings:
         print("{setting}, {dtype}: {recommended} (today {today}). {measured}".format(**setting))
