@@ -46,9 +46,9 @@ def main(arguments: list[str] | None = None) -> None:
         splits = read_splits(config)
         check_images(splits, None, config)
         folder = begin(output, splits, config)
-        known = [len(images) for images in splits.values() if isinstance(images, Dataset)]
+        lengths = [len(images) for images in splits.values() if isinstance(images, Dataset)]
         shards = []
-        with tqdm(total=sum(known) if len(known) == len(splits) else None, unit="picture", unit_scale=True) as bar:
+        with tqdm(total=sum(lengths) if len(lengths) == len(splits) else None, unit="picture", unit_scale=True) as bar:
             for shard in pack(splits, config, folder):
                 shards.append(shard)
                 bar.set_description(shard.split)

@@ -35,9 +35,8 @@ class TrainingOrder(Sampler):
     """Batch sampler of one process for training. `begin` chooses the epoch.
 
     A batch is a list of (key, row): the key of the image's random numbers (seed, epoch, position in the epoch), and an
-    index or a row of a stream. Of the
-    batches of an epoch, each process takes every `num_processes`-th. The images that do not fill a batch on all
-    processes are left out, because they would weigh more in the gradient than others.
+    index or a row of a stream. Of the batches of an epoch, each process takes every `num_processes`-th. The images that
+    do not fill a batch on all processes are left out, because they would weigh more in the gradient than others.
 
     Args:
         images: a data set, or a stream that is already shuffled.
@@ -87,11 +86,11 @@ class TrainingOrder(Sampler):
         for batch in range(self.first_batch, len(self)):
             start = (batch * self.num_processes + self.process) * self.batch_size
             positions = range(start, start + self.batch_size)
-            rows = order[self.places(batch)].tolist() if stream is None else itertools.islice(stream, self.batch_size)
+            rows = order[self.indices(batch)].tolist() if stream is None else itertools.islice(stream, self.batch_size)
             yield [((self.seed, self.epoch, position), row) for position, row in zip(positions, rows, strict=True)]
 
-    def places(self, batch: int) -> list[int]:
-        """The places of the images of a batch in the order of the epoch.
+    def indices(self, batch: int) -> list[int]:
+        """The indices of this process's images of a batch in the order of the epoch.
 
         Repeated images follow each other through the epoch, as in timm. Inside a batch of all processes, the first
         copies come first, then the second ones, and so on: with at least `repeats` processes, each copy of an image is

@@ -212,8 +212,8 @@ def pack(splits: dict[str, Images], config: PackOptions, folder: Path) -> Iterat
 
 
 def hash_pictures(images: Images) -> str | None:
-    """A hash of the names, labels and classes of all pictures, in their order. None for a stream, whose names are known
-    when they are read."""
+    """A hash of the names, labels and classes of all pictures, in their order. None for a stream, whose names are read
+    with its pictures."""
     if isinstance(images, IterableDataset):
         return None
     columns = images.cast_column("image", ImageFeature(decode=False)).flatten()

@@ -75,7 +75,7 @@ class TrainingTransform:
 
 
 def choose_resample(interpolation: Interpolation) -> Image.Resampling:
-    """The method of Pillow; for `random`, one of both, by torch's generator."""
+    """The method of Pillow; for `random`, one of the two, by torch's generator."""
     if interpolation == "random":
         interpolation = "bicubic" if torch.rand(()) < 0.5 else "bilinear"
     return RESAMPLE[interpolation]

@@ -19,7 +19,7 @@ class AugmentationOptions:
     )
     interpolation: Interpolation = option(
         "bilinear",
-        "Interpolation that resizes the training images: bilinear, bicubic, or random for one of both for each image.",
+        "Interpolation that resizes the training images: bilinear, bicubic, or random, one of the two for each image.",
     )
     random_flip: Probability = option(0.5, "Probability of a horizontal flip.")
     color_jitter: Probability = option(0.0, "Maximum relative change of brightness, contrast and saturation.")
@@ -33,10 +33,11 @@ class AugmentationOptions:
         0.0, "Probability of erasing a rectangle of an image, of 2 to 33 percent of its area."
     )
     random_erase_mode: EraseMode = option(
-        "pixel", "What replaces it: const, the mean color; rand, one random color; pixel, random pixels."
+        "pixel",
+        "What replaces an erased rectangle: the mean color (const), one random color (rand) or random pixels (pixel).",
     )
     random_erase_count: Count = option(
-        1, "Maximum number of rectangles of one image: the number is random, and they share the area."
+        1, "Maximum number of rectangles of an image: their number is random, and they share the area."
     )
     mixup_alpha: NotNegative = option(
         0.0, "Alpha of MixUp; 0 disables it. If CutMix is enabled as well, each batch gets one of the two at random."

@@ -203,10 +203,10 @@ def read_path(words: list[str], parser: argparse.ArgumentParser) -> Path:
     name = " ".join(words)
     path = find_recipe(name)
     if not path.is_file():
-        known = recipe_names()
+        names = recipe_names()
         parser.error(
-            f"--config {name}: there is no such file or packaged recipe{nearest(name, known)}; the packaged recipes are "
-            f"{', '.join(known)}"
+            f"--config {name}: there is no such file or packaged recipe{nearest(name, names)}; the packaged recipes are "
+            f"{', '.join(names)}"
         )
     return path
 
