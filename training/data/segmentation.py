@@ -79,7 +79,7 @@ class PairReader:
         model_config: has the number of classes, and the class of pixels that are not labeled.
 
     Raises:
-        ValueError: on a call: one of both cannot be read, their sizes differ, or the mask has an invalid value.
+        ValueError: on a call: one of the two cannot be read, their sizes differ, or the mask has an invalid value.
     """
 
     def __init__(self, model_config: PreTrainedConfig, config: MaskOptions):

@@ -217,10 +217,15 @@ def split_recipe(path: Path, parser: argparse.ArgumentParser) -> list[Words]:
         text = path.read_text()
         # The basic loader keeps words as they are written: `no` is not false, and 1e-4 is not text.
         words, values = yaml.load(text, yaml.BaseLoader) or {}, yaml.safe_load(text) or {}
+        node = yaml.compose(text, yaml.BaseLoader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: it is not text, or a date is invalid
         parser.error(f"{path} is not YAML: {error}")
     if not isinstance(words, dict):
         parser.error(f"{path} holds {words!r}, expected lines of `option: value`")
+    given = [name.value for name, _ in node.value] if node else []
+    for name in given:
+        if given.count(name) > 1:  # PyYAML keeps the last value
+            parser.error(f"{path}: --{name} is given {given.count(name)} times, expected once")
     return [(name, to_words(word, value)) for (name, word), value in zip(words.items(), values.values())]
 
 

@@ -77,6 +77,7 @@ def test_command_line_wins_over_the_file(options):
         ("learning_rate: null", ["--learning_rate is null, expected a finite number"]),
         ("dataset_name: null", ["--dataset_name is null, expected one value"]),
         ("config: other.yaml", ["unknown option --config"]),
+        ("logging_steps: 5\nseed: 1\nlogging_steps: 9", ["recipe.yaml: --logging_steps is given 2 times"]),
         ("num_warmup_steps: -1", ["--num_warmup_steps is -1", "at least 0"]),
         ("seed: -1", ["--seed is -1"]),
         ("max_grad_norm: 0", ["--max_grad_norm is 0,", "above 0"]),
@@ -84,7 +85,8 @@ def test_command_line_wins_over_the_file(options):
 )
 def test_wrong_options_are_named(text, words, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
-    path.write_text("\n".join(["config_name: a.json", "dataset_name: b", text]))
+    lines = {"config_name": "config_name: a.json", "dataset_name": "dataset_name: b", text.partition(":")[0]: text}
+    path.write_text("\n".join(lines.values()))
     with pytest.raises(SystemExit):
         parse_config(["--config", str(path)])
     error = capsys.readouterr().err
