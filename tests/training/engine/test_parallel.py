@@ -59,15 +59,16 @@ def test_many_batches_have_the_gradient_of_one(step, expected, batch_size, proce
 def test_two_processes_train_and_evaluate(root, options, tmp_path):
     """From options to results.json; 150 images to evaluate on do not divide by two batches of 64."""
     values = {**options[1], "max_train_samples": 200, "max_eval_samples": 150, "num_train_epochs": 2}
-    values |= {"per_device_train_batch_size": 10, "max_train_steps": 20, "ema_decay": 0.5, "mixup_alpha": 0.1}
+    values |= {"per_device_train_batch_size": 10, "ema_decay": 0.5, "mixup_alpha": 0.1}
     (tmp_path / "options.yaml").write_text(json.dumps(values))
     arguments = ["--config", str(tmp_path / "options.yaml"), "--output_dir", str(tmp_path / "run")]
     assert "Resuming" not in together(root, tmp_path / "output", arguments)
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert (results["steps"], results["eval_samples"], results["train_samples"]) == (20, 150, 200)
-    # One process evaluates the finished run again: the same images, the same weights.
+    # One process, on which two epochs are 40 steps, evaluates the finished run again: the same images, the same weights.
     assert "Resuming from step 20" in together(root, tmp_path / "again", arguments, processes=1)
     again = json.loads((tmp_path / "run/results.json").read_text())
+    assert again["steps"] == 20
     assert all(again[name] == pytest.approx(results[name], rel=1e-5) for name in again if name.startswith("eval"))
 
 
