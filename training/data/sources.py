@@ -30,7 +30,7 @@ def load_images(config: TrainingDataOptions) -> tuple[Images, Images]:
     Raises:
         ValueError: a split or a column is missing, the labels are not classes, or the classes of the splits differ.
     """
-    splits = with_validation(read_source(config), config)
+    splits = read_labeled(config)
     train, validation = (select(splits, option, config) for option in ("train_split", "validation_split"))
     if isinstance(train, Dataset) and isinstance(validation, Dataset):
         check_classes(train, validation, config)
@@ -39,12 +39,12 @@ def load_images(config: TrainingDataOptions) -> tuple[Images, Images]:
 
 def load_validation_images(config: DataOptions) -> Images:
     """The validation images of `load_images`, without the training images, which need not exist."""
-    return limit_evaluation(select(with_validation(read_source(config), config), "validation_split", config), config)
+    return limit_evaluation(select(read_labeled(config), "validation_split", config), config)
 
 
 def load_existing_images(config: TrainingDataOptions) -> dict[str, Images]:
     """The images of `load_images` by the names of their splits. One of the two splits may be missing."""
-    splits = with_validation(read_source(config), config)
+    splits = read_labeled(config)
     options = [o for o in ("train_split", "validation_split") if getattr(config, o) in splits]
     images = {o: select(splits, o, config) for o in options or ["train_split"]}  # which does not exist: an error
     train, validation = images.get("train_split"), images.get("validation_split")
@@ -55,6 +55,13 @@ def load_existing_images(config: TrainingDataOptions) -> dict[str, Images]:
     if validation is not None:
         images["validation_split"] = limit_evaluation(validation, config)
     return {getattr(config, o): images[o] for o in images}
+
+
+def read_labeled(config: DataOptions) -> Mapping[str, Images]:
+    """The splits of a source whose labels are classes, with those of `with_validation`."""
+    if config.dataset_name and Path(config.dataset_name).is_dir():
+        check_parquet_classes(config)
+    return with_validation(read_source(config), config)
 
 
 def with_validation(splits: Mapping[str, Images], config: DataOptions) -> Mapping[str, Images]:
@@ -80,7 +87,6 @@ def read_source(config: DataOptions) -> Mapping[str, Images]:
         return load_fashion_mnist()
     if Path(config.dataset_name).is_dir():
         check_linked_folders(config.dataset_name)
-        check_parquet_classes(config)
     return load_dataset(config.dataset_name, config.dataset_config_name, streaming=config.streaming)
 
 
@@ -116,13 +122,22 @@ def parquet_features(file: str) -> Features:
 
 
 def split_off_validation(splits: Mapping[str, Images], config: DataOptions) -> dict[str, Dataset]:
-    """Divides the training split, with the same share of each class if the labels are a `ClassLabel`."""
+    """Divides the training split, with the same share of each class if the labels are a `ClassLabel`.
+
+    Raises:
+        ValueError: the split is missing, a stream, or too small.
+    """
     train = split_named(splits, "train_split", config)
     if isinstance(train, IterableDataset):
         raise ValueError("train_val_split needs all images, not with streaming: give a validation split")
     label = config.label_column_name
     by_class = label if isinstance(train.features.get(label), ClassLabel) else None
-    parts = train.train_test_split(config.train_val_split, seed=config.seed, stratify_by_column=by_class)
+    try:
+        parts = train.train_test_split(config.train_val_split, seed=config.seed, stratify_by_column=by_class)
+    except ValueError as error:  # such as a class with a single image
+        raise ValueError(
+            f"--train_val_split {config.train_val_split} cannot divide the {len(train)} images of {config.source}: {error}"
+        ) from error
     return {config.train_split: parts["train"], config.validation_split: parts["test"]}
 
 

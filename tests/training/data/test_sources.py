@@ -10,6 +10,8 @@ from PIL import Image as PILImage
 from rednet.training import train
 from rednet.training.data import sources as data
 from rednet.training.data.batches import EvaluationBatches
+from rednet.training.data.pictures import read_split
+from rednet.training.options.groups import DataOptions
 from rednet.training.options.scripts import TrainingConfig
 from rednet.training.train import make_model, make_processor
 
@@ -82,6 +84,15 @@ def test_a_part_of_the_training_images_for_validation(folders):
     assert {np.array(image).max() for image in again["image"]} == shades[1]
     with pytest.raises(ValueError, match="'validation': leave out --train_val_split"):
         data.load_images(TrainingConfig(**values, validation_dir=str(folders / "val")))
+
+
+def test_too_few_images_for_a_validation_split(folders):
+    for path in (folders / "train/dog").glob("[1-9].png"):
+        path.unlink()
+    with pytest.raises(
+        ValueError, match="--train_val_split 0.25 cannot divide the 13 images of .*train: .*only 1 member"
+    ):
+        data.load_images(TrainingConfig(train_dir=str(folders / "train"), train_val_split=0.25))
 
 
 def test_labels_are_read_without_a_copy_of_the_pictures(tmp_path):
@@ -193,6 +204,8 @@ def test_classes_that_do_not_match_are_named(folders, options, tmp_path):
         Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"sets/{split}/0.parquet")
     with pytest.raises(ValueError, match=r"\['cat', 'dog'\].*\['dog', 'cat'\]"):
         data.load_images(TrainingConfig(dataset_name=str(tmp_path / "sets")))
+    pictures = read_split(DataOptions(dataset_name=str(tmp_path / "sets")))  # which predict.py reads without labels
+    assert pictures.column_names == ["image"]
     model = make_model(TrainingConfig(**options[1]), ["cat", "dog"])
     model.save_pretrained(tmp_path / "model")
     config = TrainingConfig(model_name_or_path=str(tmp_path / "model"))
