@@ -92,7 +92,7 @@ def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
         parser.error("give one of --model_name_or_path (weights to start from) and --config_name (from scratch)")
     check_data_options(config, parser)
     check_optimization_options(config, parser)
-    check_sizes(config.train_image_size, config.num_train_epochs, parser)
+    check_sizes(config.train_image_size, config.num_train_epochs, config.max_train_steps is not None, parser)
     if config.streaming and config.repeated_augmentation > 1:
         parser.error("--repeated_augmentation draws images by number: it is not supported with --streaming")
     return config

@@ -97,7 +97,7 @@ def parse_finetune_config(arguments: list[str] | None, description: str | None) 
     if not config.model_name_or_path:
         parser.error("give --model_name_or_path, a folder or the id of a Hub repository")
     check_data_options(config, parser)
-    check_sizes(config.train_image_size, config.num_train_epochs, parser)
+    check_sizes(config.train_image_size, config.num_train_epochs, config.max_steps > 0, parser)
     if config.streaming:
         parser.error("--streaming is not supported: fine-tuning draws images by number")
     if config.dataloader_persistent_workers:

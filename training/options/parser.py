@@ -252,9 +252,21 @@ def check_data_options(config: DataOptions, parser: argparse.ArgumentParser) -> 
     check_folders(config, parser)
 
 
-def check_sizes(sizes: list[int] | None, num_epochs: float, parser: argparse.ArgumentParser) -> None:
-    """Ends the script with a message if there are fewer epochs than sizes of training images."""
-    if sizes is not None and len(sizes) > max(num_epochs, 1):
+def check_sizes(
+    sizes: list[int] | None, num_epochs: float, limits_steps: bool, parser: argparse.ArgumentParser
+) -> None:
+    """Ends the script with a message if not each size of training images has its share of the epochs.
+
+    Args:
+        limits_steps: whether the number of steps is given, which overrides that of epochs.
+    """
+    if sizes is None or len(sizes) == 1:
+        return
+    if limits_steps:
+        parser.error(
+            f"--train_image_size has {len(sizes)} sizes, which share num_train_epochs: give this number, not that of steps"
+        )
+    if len(sizes) > num_epochs:
         parser.error(
             f"--train_image_size has {len(sizes)} sizes, but --num_train_epochs is {num_epochs:g}: each size needs an "
             "epoch"

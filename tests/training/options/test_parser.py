@@ -71,6 +71,10 @@ def test_command_line_wins_over_the_file(options):
         ("lr_steps: [true]", ["--lr_steps is true"]),
         ("lr_steps: []", ["--lr_steps is empty, expected one or more"]),
         ("train_image_size: [8, 0]", ["--train_image_size is 8 0", "one or more integers of at least 1"]),
+        (
+            "train_image_size: [8, 9]\nmax_train_steps: 9",
+            ["--train_image_size has 2 sizes, which share num_train_epochs: give"],
+        ),
         ("image_size: [8, 8]", ["--image_size is 8 8, expected an integer of at least 1"]),
         ("nesterov: maybe", ["--nesterov is maybe, expected true or false"]),
         ("ema_decay: often", ["--ema_decay is often, expected a number from 0 to below 1 or null"]),
