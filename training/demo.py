@@ -58,8 +58,12 @@ def main(arguments: list[str] | None = None) -> None:
 def save_examples(folder: Path, rows: Dataset) -> None:
     """Saves the first image of every class."""
     folder.mkdir(exist_ok=True)
-    for label in set(rows["label"]):
-        rows["image"][rows["label"].index(label)].save(folder / f"{label:02}.png")
+    labels = list(rows["label"])
+    for label in set(labels):
+        path = folder / f"{label:02}.png"
+        temporary = path.with_name(f".{path.name}")
+        rows[labels.index(label)]["image"].save(temporary, "PNG")
+        temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ python -m rednet.training.figures.draw_involution
 """
 
 from importlib.resources import files
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -74,7 +75,10 @@ def main() -> None:
         axes.set(xlim=(-1, 17.5), ylim=(-2.6, 9.2), aspect="equal")
         axes.axis("off")
     figure.tight_layout()
-    figure.savefig(str(files("rednet.hub_cards") / "involution.png"), dpi=110)
+    path = Path(str(files("rednet.hub_cards"))) / "involution.png"
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=110, format="png")
+    temporary.replace(path)
 
 
 if __name__ == "__main__":
