@@ -16,7 +16,7 @@ from rednet.training.engine.checkpoints import checkpoints, load_newest, save_ch
 from rednet.training.engine.hub_folder import check_push, push
 from rednet.training.engine.launch import make_accelerator
 from rednet.training.engine.models import enable_checkpointing
-from rednet.training.engine.optimization import average_function, learning_rate_factor, train_step
+from rednet.training.engine.optimization import average_function, check_warmup, learning_rate_factor, train_step
 from rednet.training.engine.optimizers import layer_groups, make_optimizer
 from rednet.training.engine.run_folder import append_log, check_inputs, check_options, truncate_log
 from rednet.training.engine.trackers import start_trackers
@@ -156,6 +156,7 @@ def prepare(
 
     steps_per_epoch = math.ceil(len(order) / config.gradient_accumulation_steps)
     total_steps = config.max_train_steps or config.num_train_epochs * steps_per_epoch
+    check_warmup(config, total_steps)
     # Not prepared: Accelerate would step it once for every process.
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, total_steps, config)

@@ -6,12 +6,16 @@ from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from accelerate.utils import send_to_device
 from rednet.training.options.optimization import OptimizationOptions
 from rednet.training.utils.randomness import seeded
 from timm.models import model_parameters
 from timm.utils import adaptive_clip_grad
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+logger = get_logger(__name__)
 
 
 def learning_rate_factor(step: int, total_steps: int, config: OptimizationOptions) -> float:
@@ -31,6 +35,15 @@ def learning_rate_factor(step: int, total_steps: int, config: OptimizationOption
         decay = (1 - progress) ** config.lr_power
     last = config.min_learning_rate / config.learning_rate
     return ramp * (last + (1 - last) * decay)
+
+
+def check_warmup(config: OptimizationOptions, total_steps: int) -> None:
+    """Warns if the warm-up takes the whole run, as that of ImageNet does on a small data set."""
+    if config.num_warmup_steps >= total_steps:
+        logger.warning(
+            f"--num_warmup_steps is {config.num_warmup_steps}, but the run has {total_steps} steps: its learning rate "
+            "never reaches --learning_rate"
+        )
 
 
 def average_function(decay: float, warmup: bool) -> Callable:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
-from rednet.training.engine.optimization import average_function, clip_gradients, learning_rate_factor
+from rednet.training.engine.optimization import average_function, check_warmup, clip_gradients, learning_rate_factor
 from rednet.training.options.scripts import TrainingConfig
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from timm.utils import ModelEmaV3
@@ -48,6 +48,14 @@ def test_schedules_of_segmentation_and_detection():
     assert math.isclose(learning_rate_factor(1100, 1200, steps), 0.01) and math.isclose(
         learning_rate_factor(1200, 1200, steps), 0.01
     )
+
+
+def test_a_warmup_of_the_whole_run_is_a_warning(caplog):
+    Accelerator(cpu=True)  # its logger needs it
+    check_warmup(TrainingConfig(num_warmup_steps=9), 10)
+    assert not caplog.records
+    check_warmup(TrainingConfig(num_warmup_steps=10), 10)
+    assert "--num_warmup_steps is 10, but the run has 10 steps" in caplog.text
 
 
 @pytest.mark.parametrize("prefix", [False, True])
