@@ -51,11 +51,16 @@ def window(
     return stride, [dilation[n] * (kernel_size[n] // 2) for n in range(dimensions)], dilation
 
 
-def check_types(function: str, **tensors: Tensor | None) -> None:
-    """Raises TypeError for arguments that are neither tensors nor None."""
+def check_types(function: str, **tensors: Tensor) -> None:
+    """Raises TypeError for arguments that are not tensors."""
     for name, tensor in tensors.items():
-        if tensor is not None and not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor):
             raise TypeError(f"{function}: {name} is {type(tensor).__name__}, expected a torch.Tensor")
+
+
+def check_optional_types(function: str, **tensors: Tensor | None) -> None:
+    """Raises TypeError for arguments that are neither tensors nor None."""
+    check_types(function, **{name: tensor for name, tensor in tensors.items() if tensor is not None})
 
 
 def is_batched(function: str, input: Tensor, dimensions: int, name: str, other: Tensor, shape: str) -> bool:
@@ -148,9 +153,9 @@ def check_channel_vectors(
         if tuple(vector.shape) != (input.shape[-3],):
             raise ValueError(f"{function}: {name} has shape {tuple(vector.shape)}, expected ({input.shape[-3]},)")
         if vector.dtype not in dtypes:
+            expected = " or ".join(map(str, dict.fromkeys(dtypes)))  # each dtype once
             raise TypeError(
-                f"{function}: {name} has dtype {vector.dtype}, expected {' or '.join(map(str, dtypes))} for an input "
-                f"of {input.dtype}"
+                f"{function}: {name} has dtype {vector.dtype}, expected {expected} for an input of {input.dtype}"
             )
         _check_device(function, name, vector, input)
 
@@ -160,10 +165,11 @@ def _check_dtypes_and_devices(function: str, input: Tensor, **others: Tensor) ->
         if tensor.dtype not in DTYPES:
             raise TypeError(f"{function}: {name} has dtype {tensor.dtype}, expected one of {DTYPES}")
     for name, tensor in others.items():
-        if tensor.dtype != input.dtype and not autocast.is_enabled(input.device.type):
+        is_cast = autocast.is_enabled(input.device.type) and torch.float64 not in (tensor.dtype, input.dtype)
+        if tensor.dtype != input.dtype and not is_cast:
             raise TypeError(
                 f"{function}: {name} has dtype {tensor.dtype}, expected the dtype of input, {input.dtype} "
-                "(they may differ only under torch.autocast)"
+                "(they may differ only under torch.autocast, which does not cast float64)"
             )
         _check_device(function, name, tensor, input)
 

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules.module import _has_any_global_hook
 
-from .arguments import check_types, numbers
+from .arguments import check_optional_types, check_types, numbers
 from .ops import involution1d, involution2d, involution2d_fused, involution3d
 from .reference import accumulation_dtype
 from .taps import is_channels_last
@@ -104,14 +104,13 @@ class _Involution(nn.Module):
         self.bias = nn.Parameter(torch.zeros(self.out_channels, **factory)) if bias else None
 
     def forward(self, input: Tensor, guide: Tensor | None = None) -> Tensor:
-        check_types(self._name(), input=input, guide=guide)
+        self._check_tensors(input, guide)
         if input.dim() == self._dimensions + 1:
             guide = None if guide is None else guide.unsqueeze(0)
             return self._apply_to_batch(input.unsqueeze(0), guide).squeeze(0)
         return self._apply_to_batch(input, guide)
 
     def _apply_to_batch(self, input: Tensor, guide: Tensor | None) -> Tensor:
-        self._check_tensors(input, guide)
         source = input if guide is None else guide
         features = None if self.kernel_generator is not None else self.reduce(self._pool(source))
         projected, window = self._window(input if self.project is None else self.project(input))
@@ -186,7 +185,10 @@ class _Involution(nn.Module):
             )
 
     def _check_tensors(self, input: Tensor, guide: Tensor | None) -> None:
-        if input.dim() != self._dimensions + 2 or input.shape[1] != self.channels:
+        check_types(self._name(), input=input)
+        check_optional_types(self._name(), guide=guide)
+        without_batch = self._dimensions + 1
+        if input.dim() not in (without_batch, without_batch + 1) or input.shape[-without_batch] != self.channels:
             expected = f"{self.channels}, {self._shape}"
             raise ValueError(
                 f"{self._name()}: input has shape {tuple(input.shape)}, expected (B, {expected}) or ({expected})"

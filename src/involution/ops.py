@@ -48,7 +48,7 @@ def involution2d(
         input: (B, C, H, W), in any memory format, or (C, H, W).
         kernel: (B, G, Kh, Kw, H', W') with C divisible by G, with any strides, or (G, Kh, Kw, H', W') for an input
             without batch. Its shape determines the kernel size and the number of groups. Its dtype is that of the
-            input; under autocast the two may differ.
+            input; under autocast the two may differ if neither is float64.
         stride: an int or a pair (vertical, horizontal).
         padding: an int or a pair. `None` is "same" padding, `dilation * (K - 1) / 2`, and requires odd kernel sizes.
         dilation: an int or a pair.
@@ -157,7 +157,8 @@ def involution2d_fused(
         TypeError, ValueError: see `involution2d`.
     """
     name = "involution2d_fused"
-    arguments.check_types(name, input=input, features=features, weight=weight, bias=bias, scale=scale, shift=shift)
+    arguments.check_types(name, input=input, features=features, weight=weight)
+    arguments.check_optional_types(name, bias=bias, scale=scale, shift=shift)
     kernel_size = arguments.numbers(name, "kernel_size", kernel_size, 1)
     batched = arguments.is_batched(name, input, 2, "features", features, arguments.FEATURES)
     window = arguments.window(name, kernel_size, stride, padding, dilation)

@@ -140,8 +140,13 @@ def test_transforms_run_the_composition(transform):
     "changes, error, words",
     [
         ({"gamma": torch.zeros(3)}, ValueError, r"gamma has shape \(3,\), expected \(4,\)"),
-        ({"running_mean": torch.zeros(4).half()}, TypeError, "running_mean has dtype torch.float16"),
+        (
+            {"running_mean": torch.zeros(4).half()},
+            TypeError,
+            "running_mean has dtype torch.float16, expected torch.float32 for",
+        ),
         ({"beta": "x"}, TypeError, "beta is str"),
+        ({"weight": None}, TypeError, "weight is NoneType, expected a torch.Tensor"),
         ({"features": torch.zeros(1, 3, 5, 4)}, ValueError, r"features has shape \(1, 3, 5, 4\)"),
         ({"input": torch.zeros(1, 4, 1, 1), "features": torch.zeros(1, 3, 1, 1)}, ValueError, "a single value"),
     ],

@@ -273,6 +273,7 @@ def test_training_keeps_no_kernel():
         ({"shift": torch.zeros(32, dtype=torch.float64)}, TypeError, "shift has dtype torch.float64"),
         ({"features": torch.zeros(2, 8, 9, 8, dtype=torch.float64)}, TypeError, "features has dtype torch.float64"),
         ({"weight": "x"}, TypeError, "weight is str"),
+        ({"features": None}, TypeError, "features is NoneType, expected a torch.Tensor"),
         ({"kernel_size": 0}, ValueError, "kernel_size is 0"),
     ],
 )  # fmt: skip

@@ -211,6 +211,8 @@ def test_invalid_options_raise(options, error, words):
     [
         ([(2, 4, 8, 7)], r"input has shape \(2, 4, 8, 7\), expected \(B, 8, H, W\) or \(8, H, W\)"),
         ([(8, 7)], r"input has shape \(8, 7\)"),
+        ([(4, 8, 7)], r"input has shape \(4, 8, 7\), expected \(B, 8, H, W\) or \(8, H, W\)"),
+        ([(8, 8, 7), (8, 7, 8)], r"guide has shape \(8, 7, 8\), expected that of input, \(8, 8, 7\)"),
         ([(2, 8, 8, 7), (8, 8, 7)], r"guide has shape \(8, 8, 7\), expected that of input, \(2, 8, 8, 7\)"),
         ([(2, 8, 8, 7), (2, 3, 8, 7)], r"guide has shape \(2, 3, 8, 7\)"),
     ],
@@ -218,6 +220,11 @@ def test_invalid_options_raise(options, error, words):
 def test_invalid_shapes_raise(shapes, words):
     with pytest.raises(ValueError, match=f"^Involution2d: {words}"):
         Involution2d(8, 3, group_channels=4)(*map(torch.zeros, shapes))
+
+
+def test_arguments_of_another_type_raise():
+    with pytest.raises(TypeError, match="^Involution2d: input is NoneType, expected a torch.Tensor"):
+        Involution2d(8, 3, group_channels=4)(None)
 
 
 def test_a_generated_kernel_of_another_shape_raises():

@@ -184,6 +184,10 @@ def test_autocast_leaves_float64_alone():
     input, kernel = random_pair(dtype=torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert involution2d(input, kernel).dtype == torch.float64
+        with pytest.raises(
+            TypeError, match="kernel has dtype torch.float32, expected the dtype of input, torch.float64"
+        ):
+            involution2d(input, kernel.float())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -270,6 +274,7 @@ def shaped(*shape, dtype=torch.float32, device="cpu"):
         (shaped(1, 32, 8, 8), shaped(1, 2, 3, 3, 8, 8).double(), {}, TypeError, ["kernel", "float64", "float32"]),
         (shaped(1, 32, 8, 8).int(), shaped(1, 2, 3, 3, 8, 8).int(), {}, TypeError, ["input", "int32", "float32"]),
         (shaped(1, 32, 8, 8), [1.0], {}, TypeError, ["kernel", "list", "Tensor"]),
+        (None, shaped(1, 2, 3, 3, 8, 8), {}, TypeError, ["input is NoneType, expected a torch.Tensor"]),
         (shaped(1, 32, 8, 8), shaped(1, 2, 3, 3, 8, 8, device="meta"), {}, ValueError, ["kernel", "meta", "cpu"]),
     ],
 )  # fmt: skip
