@@ -32,8 +32,10 @@ def allow(library: Path, operator: str, family: str, allowed: bool = True) -> No
     Raises:
         ValueError: there is no such operator or family, or it cannot be forbidden.
     """
+    if operator not in OPERATORS:
+        raise ValueError(f"operator is {operator!r}, expected one of {OPERATORS}")
     if family == GENERAL or family not in of(operator):
-        raise ValueError(f"family is {family!r}, expected one of {of(operator)[1:]}")
+        raise ValueError(f"family is {family!r}, expected one of {of(operator)[1:]} for {operator}")
     _functions(library).involution_allow(operator.encode(), family.encode(), int(allowed))
 
 

@@ -72,6 +72,19 @@ def library(shim, tmp_path) -> Path:
     return Path(shutil.copy(shim, tmp_path))
 
 
+@pytest.mark.parametrize(
+    "operator, family, words",
+    [
+        ("involution4d", "tiled", "operator is 'involution4d', expected one of"),
+        ("involution2d", "general", "family is 'general', expected one of .* for involution2d"),
+        ("involution2d", families.CONVOLUTION, "family is 'convolution [+] involution', expected one of"),
+    ],
+)
+def test_unknown_families_raise(operator, family, words):
+    with pytest.raises(ValueError, match=words):
+        families.allow(Path("absent.so"), operator, family)
+
+
 def test_kernels_agree_and_two_processes_check_once(library):
     started = [start(library), start(library)]
     outcomes = [finish(process) for process in started]
