@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .reference import accumulation_dtype
+from .taps import is_channels_last
 
 
 # The number of output pixels that share a window. A larger number gives larger products with a larger share of zeros.
@@ -21,6 +22,7 @@ TILE = 8
 
 
 def involution2d(input: Tensor, kernel: Tensor, stride, padding, dilation) -> Tensor:
+    """(B, C, H, W) and (B, G, Kh, Kw, H', W') -> (B, C, H', W')."""
     taps = _whole_tiles(kernel.permute(0, 1, 4, 5, 3, 2), 3)  # (B, G, H', tiles * TILE, Kw, Kh)
     return _involution(input, taps, kernel.shape[5], stride, padding, dilation).to(input.dtype)
 
@@ -38,6 +40,10 @@ def involution2d_fused(
     padding,
     dilation,
 ) -> Tensor:
+    """(B, C, H, W) and the features (B, R, H', W') -> (B, C, H', W').
+
+    The rows of the weight are sorted from (G, Kh, Kw) to (G, Kw, Kh), the order of the taps in a band.
+    """
     (rows, columns), (batch, hidden, height, width) = kernel_size, features.shape
     groups = weight.shape[0] // (rows * columns)
     pixels = _whole_tiles(features.permute(0, 2, 3, 1), 2)
@@ -52,8 +58,8 @@ def involution2d_fused(
     return (output.relu() if relu else output).to(input.dtype)
 
 
-def traced_involution2d(input: Tensor, kernel: Tensor, stride, padding, dilation) -> Tensor:
-    """The definition for `torch.jit.trace`: (B, C, H, W) and (B, G, Kh, Kw, H', W') -> (B, C, H', W').
+def unfolded_involution2d(input: Tensor, kernel: Tensor, stride, padding, dilation) -> Tensor:
+    """The definition (`reference.involution2d`) for `torch.jit.trace`: (B, C, H, W) -> (B, C, H', W').
 
     It reads each size as an element of a shape, because the tracer records all other sizes as constants.
     """
@@ -81,8 +87,7 @@ def _involution(input: Tensor, taps: Tensor, width: int, stride, padding, dilati
     output = bands.to(dtype).bmm(windows.to(dtype))  # (B * G * H' * tiles, TILE, C / G)
     output = output.reshape(batch, groups, height, taps.shape[3], input.shape[1] // groups).permute(0, 1, 4, 2, 3)
     output = output.flatten(1, 2).narrow(3, 0, width)
-    channels_last = input.stride(1) < input.stride(3)
-    return output.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return output.contiguous(memory_format=torch.channels_last if is_channels_last(input) else torch.contiguous_format)
 
 
 def _bands(taps: Tensor, span: int, stride: int, dilation: int) -> Tensor:

@@ -18,7 +18,7 @@ def involution2d(input: Tensor, kernel: Tensor, *window) -> Tensor:
     if _is_left_to_compiler(kernel):
         return _call_cast(taps.traced_involution2d, input.device.type, (input, kernel), *window)
     if _is_traced_for_onnx():
-        return decomposition.traced_involution2d(input, kernel, *window)
+        return decomposition.unfolded_involution2d(input, kernel, *window)
     if type(input) is not Tensor:
         sharding.prepare(input)
     return ops.involution2d.default(input, kernel, *window)
@@ -51,7 +51,7 @@ def involution2d_fused(input: Tensor, features: Tensor, weight: Tensor, bias: Te
         composition = partial(reference.involution2d_fused, involution2d=taps.traced_involution2d)
         return _call_cast(composition, input.device.type, (input, features, weight, bias), *arguments)
     if _is_traced_for_onnx():
-        composition = partial(reference.involution2d_fused, involution2d=decomposition.traced_involution2d)
+        composition = partial(reference.involution2d_fused, involution2d=decomposition.unfolded_involution2d)
         return composition(input, features, weight, bias, *arguments)
     if type(input) is not Tensor:
         sharding.prepare(input)

@@ -92,7 +92,11 @@ traced_involution2d = _Traced.apply
 
 
 def is_channels_last(image: Tensor) -> bool:
-    """The same rule as `is_channels_last` in geometry.h, where the reason is given."""
+    """Decides the memory format of every result, by the same rule as the compiled kernels.
+
+    It compares strides because they have a meaning for slices, expanded tensors and sizes of 1, for which "is
+    contiguous" is ambiguous.
+    """
     return image.stride(1) < image.stride(-1)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ._ops import ops
 from .reference import accumulation_dtype
+from .taps import is_channels_last
 
 
 def involution3d(
@@ -86,5 +87,4 @@ def _folded(volume: Tensor) -> Tensor:
 
 
 def _memory_format(volume: Tensor) -> torch.memory_format:
-    """By the rule of `is_channels_last` in geometry.h."""
-    return torch.channels_last_3d if volume.stride(1) < volume.stride(4) else torch.contiguous_format
+    return torch.channels_last_3d if is_channels_last(volume) else torch.contiguous_format
