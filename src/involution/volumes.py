@@ -27,10 +27,12 @@ def involution3d(
     involution2d = involution2d or ops.involution2d.default
     padded = _padded(input.to(accumulation_dtype(input.dtype)), padding[0])
     window = stride[1:], padding[1:], dilation[1:]
+    # Under `torch.compile`, a term may be a view from an autograd function (taps.py), which cannot be added to in place.
+    add = torch.add if torch.compiler.is_compiling() else Tensor.add_
     output = None
     for frames, tap in zip(_frames(kernel.shape[2], kernel.shape[5], stride, dilation), kernel.unbind(2)):
         term = involution2d(_folded(padded[:, :, frames]), _folded(tap.to(padded.dtype)), *window)
-        output = term if output is None else output.add_(term)
+        output = term if output is None else add(output, term)
     assert output is not None  # a kernel has at least one tap
     output = output.unflatten(0, (input.shape[0], kernel.shape[5])).movedim(1, 2)
     return output.to(input.dtype).contiguous(memory_format=_memory_format(input))

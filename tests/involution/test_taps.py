@@ -74,7 +74,7 @@ os.environ["TORCH_EXTENSIONS_DIR"] = sys.argv[1]
 warnings.simplefilter("ignore")
 import torch
 from cases import Case, check_fused, check_operators, plain_involution
-from involution import extension, involution2d, involution2d_fused
+from involution import extension, involution2d, involution2d_fused, involution3d, reference
 assert not extension.load("cpu")
 """
 
@@ -136,6 +136,13 @@ assert not any("involution" in str(node.target) for graph in graphs for node in 
 with torch.autocast("cpu", dtype=torch.bfloat16):
     output = torch.compile(involution2d, backend="aot_eager", fullgraph=True)(*(t.float() for t in pair), *case.window)
 assert output.dtype == torch.bfloat16
+
+ones = [1, 1, 1]
+volumes = [torch.randn(shape).double().requires_grad_() for shape in ((1, 2, 3, 4, 3), (1, 1, 3, 3, 3, 3, 4, 3))]
+compiled = torch.compile(involution3d, fullgraph=True, backend="aot_eager")
+outputs = compiled(*volumes), reference.involution(*volumes, ones, ones, ones)
+torch.testing.assert_close(*outputs)
+torch.testing.assert_close(*[torch.autograd.grad(output.sin().sum(), volumes) for output in outputs])
 
 class Layer(torch.nn.Module):
     def forward(self, input, kernel):
