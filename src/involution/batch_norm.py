@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import arguments, autocast, dispatch
 from .reference import accumulation_dtype, generated_kernel, generated_kernel_gradients
-from .transforms import bilinear
+from .transforms import bilinear, is_transformed
 
 
 def involution2d_batch_norm(
@@ -67,23 +66,13 @@ def involution2d_batch_norm(
         raise ValueError(f"{name}: input has a single value in each channel of the output, expected more than one")
 
     generation, norm = (input, features, weight, bias), (running_mean, running_var, gamma, beta)
-    if values == 0 or _is_transformed():
+    if values == 0 or dispatch.is_traced() or is_transformed():
         output = dispatch.involution2d_fused(*generation, None, None, False, kernel_size, *window)
         return F.batch_norm(output, *norm, True, momentum, eps)
     function = _NormalizedInvolution.apply
     if autocast.is_enabled(input.device.type):
         function = autocast.casting(function, input.device.type, len(generation))
     return function(*generation, *norm, kernel_size, window, momentum, eps)
-
-
-def _is_transformed() -> bool:
-    """Whether a compiler, a tracer, a transform or forward mode has to see each operator."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
 
 
 class _NormalizedInvolution(torch.autograd.Function):

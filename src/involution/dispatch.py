@@ -7,21 +7,37 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import autocast, decomposition, extension, reference, registration, sharding, taps, volumes  # noqa: F401, registers the operators
+from . import (
+    autocast,
+    decomposition,
+    extension,
+    reference,
+    registration,  # noqa: F401, registers the operators
+    sharding,
+    taps,
+    volumes,
+)
 from ._ops import ops
 from .transforms import bilinear, is_functionalized, is_transformed
 
 
 def involution2d(input: Tensor, kernel: Tensor, *window) -> Tensor:
-    if is_transformed():
-        return _call_cast(partial(bilinear, "involution2d"), input.device.type, (input, kernel), *window)
-    if _is_left_to_compiler(kernel):
-        return _call_cast(taps.traced_involution2d, input.device.type, (input, kernel), *window)
-    if _is_traced_for_onnx():
-        return decomposition.unfolded_involution2d(input, kernel, *window)
+    """(B, C, H, W) and (B, G, Kh, Kw, H', W') -> (B, C, H', W')."""
+    if (form := _replacement(kernel)) is not None:
+        return _call_cast(form, input.device.type, (input, kernel), *window)
     if type(input) is not Tensor:
         sharding.prepare(input)
     return ops.involution2d.default(input, kernel, *window)
+
+
+def involution2d_fused(input: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None, *arguments) -> Tensor:
+    """(B, C, H, W) and the features (B, R, H', W') -> (B, C, H', W')."""
+    if (form := _replacement(features)) is not None:
+        composition = partial(reference.involution2d_fused, involution2d=form)
+        return _call_cast(composition, input.device.type, (input, features, weight, bias), *arguments)
+    if type(input) is not Tensor:
+        sharding.prepare(input)
+    return ops.involution2d_fused.default(input, features, weight, bias, *arguments)
 
 
 def involution1d(input: Tensor, kernel: Tensor, stride, padding, dilation) -> Tensor:
@@ -31,34 +47,33 @@ def involution1d(input: Tensor, kernel: Tensor, stride, padding, dilation) -> Te
 
 
 def involution3d(input: Tensor, kernel: Tensor, *window) -> Tensor:
+    """The sum of 2-D involutions, one for each tap of the depth (volumes.py)."""
     function = partial(bilinear, "involution3d")
-    if _sees_operators():
-        form = partial(bilinear, "involution2d") if is_transformed() else involution2d
-        function = partial(volumes.involution3d, involution2d=form)
+    if is_traced():
+        function = partial(volumes.involution3d, involution2d=involution2d)
     return _call_cast(function, input.device.type, (input, kernel), *window)
 
 
-def _sees_operators() -> bool:
-    """Whether a compiler or a tracer needs a composition of operators, and no autograd function."""
+def is_traced() -> bool:
+    """Whether a compiler or a tracer records the operators that are called: most support no autograd functions."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_functionalized()
 
 
-def involution2d_fused(input: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None, *arguments) -> Tensor:
+def _replacement(like_output: Tensor) -> Callable | None:
+    """The form of `involution2d` that is called instead of the operator, or None if the operator is called.
+
+    The last two dimensions of `like_output` are the height and width of the output.
+    """
     if is_transformed():
-        composition = partial(reference.involution2d_fused, involution2d=partial(bilinear, "involution2d"))
-        return _call_cast(composition, input.device.type, (input, features, weight, bias), *arguments)
-    if _is_left_to_compiler(features):
-        composition = partial(reference.involution2d_fused, involution2d=taps.traced_involution2d)
-        return _call_cast(composition, input.device.type, (input, features, weight, bias), *arguments)
+        return partial(bilinear, "involution2d")
+    if _is_left_to_compiler(like_output):
+        return taps.traced_involution2d
     if _is_traced_for_onnx():
-        composition = partial(reference.involution2d_fused, involution2d=decomposition.unfolded_involution2d)
-        return composition(input, features, weight, bias, *arguments)
-    if type(input) is not Tensor:
-        sharding.prepare(input)
-    return ops.involution2d_fused.default(input, features, weight, bias, *arguments)
+        return decomposition.unfolded_involution2d
+    return None
 
 
-def _is_left_to_compiler(generated: Tensor) -> bool:
+def _is_left_to_compiler(like_output: Tensor) -> bool:
     """Whether `torch.compile` traces with fixed shapes, on a device without compiled kernels.
 
     Inductor fuses the loop over the taps. With a symbolic height or width, tracing it would take minutes.
@@ -67,8 +82,8 @@ def _is_left_to_compiler(generated: Tensor) -> bool:
         return False
     from torch.fx.experimental.symbolic_shapes import has_static_value  # imports SymPy
 
-    pixels = generated.shape[-2] * generated.shape[-1]
-    return has_static_value(pixels) and not _has_compiled_kernels(generated.device.type)
+    pixels = like_output.shape[-2] * like_output.shape[-1]
+    return has_static_value(pixels) and not _has_compiled_kernels(like_output.device.type)
 
 
 def _has_compiled_kernels(device_type: str) -> bool:
