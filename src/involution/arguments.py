@@ -21,9 +21,14 @@ _KERNEL = {1: "(B, G, K, L')", 2: "(B, G, Kh, Kw, H', W')", 3: "(B, G, Kd, Kh, K
 FEATURES = "(B, R, H', W')"
 
 
-def numbers(function: str, name: str, value: int | Sequence[int], minimum: int, dimensions: int = 2) -> list[int]:
-    """Returns an int, or a sequence of one int for each dimension, as a list."""
-    values = [value] * dimensions if isinstance(value, int) else list(value) if isinstance(value, Sequence) else []
+def per_dimension(
+    function: str, name: str, value: int | Sequence[int], minimum: int, dimensions: int = 2
+) -> list[int]:
+    """Returns `value`, an int or a sequence, as a list with one int per dimension; ValueError if it is invalid."""
+    if isinstance(value, int):
+        values = [value] * dimensions
+    else:
+        values = list(value) if isinstance(value, Sequence) else []
     if len(values) != dimensions or not all(isinstance(v, int) and minimum <= v < _LIMIT for v in values):
         many = {1: "a sequence of one", 2: "a pair of them", 3: "a sequence of three"}[dimensions]
         raise ValueError(f"{function}: {name} is {value!r}, expected an int >= {minimum} and < 2**31, or {many}")
@@ -39,14 +44,14 @@ def window(
 ) -> Window:
     """Returns stride, padding and dilation as lists; the padding None becomes "same" padding."""
     dimensions = len(kernel_size)
-    stride = numbers(function, "stride", stride, 1, dimensions)
-    dilation = numbers(function, "dilation", dilation, 1, dimensions)
+    stride = per_dimension(function, "stride", stride, 1, dimensions)
+    dilation = per_dimension(function, "dilation", dilation, 1, dimensions)
     if padding is not None:
-        return stride, numbers(function, "padding", padding, 0, dimensions), dilation
+        return stride, per_dimension(function, "padding", padding, 0, dimensions), dilation
     if any(size % 2 == 0 for size in kernel_size):
         raise ValueError(
             f"{function}: padding is None, which requires odd kernel sizes, but the kernel size is "
-            f"{_product(kernel_size)}. Give an explicit padding"
+            f"{_by(kernel_size)}. Give an explicit padding"
         )
     return stride, [dilation[n] * (kernel_size[n] // 2) for n in range(dimensions)], dilation
 
@@ -188,8 +193,8 @@ def output_size(function: str, input: Tensor, groups, kernel_size, stride, paddi
             f"{function}: input has {channels} channels, expected a multiple of the number of groups, {groups}"
         )
     if 0 in kernel_size:
-        least = _product([1] * dimensions)
-        raise ValueError(f"{function}: kernel has size {_product(kernel_size)}, expected at least {least}")
+        least = _by([1] * dimensions)
+        raise ValueError(f"{function}: kernel has size {_by(kernel_size)}, expected at least {least}")
     sizes = []
     for n, side in enumerate(_SIDES[dimensions]):
         size = input.shape[n - dimensions] + 2 * padding[n]
@@ -203,7 +208,8 @@ def output_size(function: str, input: Tensor, groups, kernel_size, stride, paddi
     return sizes
 
 
-def _product(sizes: Sequence[int]) -> str:
+def _by(sizes: Sequence[int]) -> str:
+    """Sizes as text, such as "7 x 7"."""
     return " x ".join(map(str, sizes))
 
 

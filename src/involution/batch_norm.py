@@ -55,7 +55,7 @@ def involution2d_batch_norm(
     vectors = {"running_mean": running_mean, "running_var": running_var, "gamma": gamma, "beta": beta}
     arguments.check_types(name, input=input, features=features, weight=weight)
     arguments.check_optional_types(name, bias=bias, **vectors)
-    kernel_size = arguments.numbers(name, "kernel_size", kernel_size, 1)
+    kernel_size = arguments.per_dimension(name, "kernel_size", kernel_size, 1)
     if not arguments.is_batched(name, input, 2, "features", features, arguments.FEATURES):
         raise ValueError(f"{name}: input has shape {tuple(input.shape)}, expected a batch (B, C, H, W)")
     window = arguments.window(name, kernel_size, stride, padding, dilation)

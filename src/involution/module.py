@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules.module import _has_any_global_hook
 
-from .arguments import check_optional_types, check_types, numbers
+from .arguments import check_optional_types, check_types, per_dimension
 from .ops import involution1d, involution2d, involution2d_fused, involution3d
 from .reference import accumulation_dtype
 from .taps import is_channels_last
@@ -21,13 +21,13 @@ from .taps import is_channels_last
 _PLAIN_TENSORS = (Tensor, nn.Parameter, FakeTensor, FunctionalTensor)
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether calling `module` does more than its class does: it or all modules have hooks, or its `forward` changed."""
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling `module` does more than its class: it or all modules have hooks, or its `forward` changed."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return "forward" in vars(module) or any(hooks) or _has_any_global_hook()
 
 
-def _is_plain(convolution: nn.Module) -> bool:
+def is_pointwise(convolution: nn.Module) -> bool:
     """Whether calling `convolution` computes a 1x1 convolution with its weight and bias, and does nothing else.
 
     If a user changes anything (hooks of this or of all modules, adapters, parametrizations, attributes, parameters of
@@ -36,7 +36,7 @@ def _is_plain(convolution: nn.Module) -> bool:
     return (
         (type(convolution) is nn.Conv1d or type(convolution) is nn.Conv2d)
         and "_conv_forward" not in vars(convolution)
-        and not _has_hooks(convolution)
+        and not has_hooks(convolution)
         and {*convolution.kernel_size, *convolution.stride, *convolution.dilation} == {1}
         and set(convolution.padding) == {0}
         and convolution.padding_mode == "zeros"
@@ -86,7 +86,7 @@ class _Involution(nn.Module):
         self.reduction_ratio = reduction_ratio
         self.kernel_normalization = kernel_normalization
         for name, value in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)):
-            setattr(self, name, tuple(numbers(self._name(), name, value, 1, self._dimensions)))
+            setattr(self, name, tuple(per_dimension(self._name(), name, value, 1, self._dimensions)))
         self._check_arguments(out_channels, kernel_generator)
         self.groups = self.out_channels // group_channels
 
@@ -150,7 +150,7 @@ class _Involution(nn.Module):
 
     def _can_fuse(self) -> bool:
         """Whether the last convolution of the kernel generation and the involution can run as one operator."""
-        return self._fused_involution is not None and self.kernel_normalization is None and _is_plain(self.span)
+        return self._fused_involution is not None and self.kernel_normalization is None and is_pointwise(self.span)
 
     def _normalized(self, kernel: Tensor) -> Tensor:
         """(B, G * taps, ...) -> (B, G, *kernel_size, ...), normalized over the taps if the layer does so."""

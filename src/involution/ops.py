@@ -159,7 +159,7 @@ def involution2d_fused(
     name = "involution2d_fused"
     arguments.check_types(name, input=input, features=features, weight=weight)
     arguments.check_optional_types(name, bias=bias, scale=scale, shift=shift)
-    kernel_size = arguments.numbers(name, "kernel_size", kernel_size, 1)
+    kernel_size = arguments.per_dimension(name, "kernel_size", kernel_size, 1)
     batched = arguments.is_batched(name, input, 2, "features", features, arguments.FEATURES)
     window = arguments.window(name, kernel_size, stride, padding, dilation)
     arguments.check_generation(name, input, features, weight, bias, kernel_size, *window)

@@ -295,7 +295,7 @@ def _geometry(options: argparse.Namespace) -> Geometry:
 
     def pair(name: str, minimum: int) -> list[int]:
         value = getattr(options, name)
-        return arguments.numbers(NAME, name, value[0] if len(value) == 1 else value, minimum)
+        return arguments.per_dimension(NAME, name, value[0] if len(value) == 1 else value, minimum)
 
     kernel_size = pair("kernel_size", 1)
     padding = None if options.padding is None else pair("padding", 0)

@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import per_dimension
 from .generated import generated_involution
 
 
@@ -16,14 +17,6 @@ _MODULES: dict[int, tuple[Any, ...]] = {
     2: (nn.Conv2d, nn.BatchNorm2d, nn.AvgPool2d, F.adaptive_avg_pool2d),
     3: (nn.Conv3d, nn.BatchNorm3d, nn.AvgPool3d, F.adaptive_avg_pool3d),
 }
-
-
-def _sizes(name: str, value: int | tuple[int, ...], dimensions: int, minimum: int) -> tuple[int, ...]:
-    """An int, or one for each dimension, as one for each dimension."""
-    sizes = value if isinstance(value, tuple) else (value,) * dimensions
-    if len(sizes) != dimensions or not all(isinstance(n, int) and n >= minimum for n in sizes):
-        raise ValueError(f"{name} is {value!r}, expected an int >= {minimum}, or a tuple of {dimensions} of them")
-    return sizes
 
 
 class _Involution(nn.Module):
@@ -51,12 +44,12 @@ class _Involution(nn.Module):
                 raise ValueError(f"{name}: {which} is {channels}, expected a multiple of groups = {groups}")
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = _sizes(f"{name}: kernel_size", kernel_size, dimensions, 1)
-        self.stride = _sizes(f"{name}: stride", stride, dimensions, 1)
+        self.kernel_size = tuple(per_dimension(name, "kernel_size", kernel_size, 1, dimensions))
+        self.stride = tuple(per_dimension(name, "stride", stride, 1, dimensions))
         self.groups = groups
         self.reduce_ratio = reduce_ratio
-        self.dilation = _sizes(f"{name}: dilation", dilation, dimensions, 1)
-        self.padding = _sizes(f"{name}: padding", padding, dimensions, 0)
+        self.dilation = tuple(per_dimension(name, "dilation", dilation, 1, dimensions))
+        self.padding = tuple(per_dimension(name, "padding", padding, 0, dimensions))
         self.bias = bias
         self.force_shape_match = force_shape_match
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..module import _has_hooks, _is_plain
+from ..module import has_hooks, is_pointwise
 from ..ops import involution2d, involution2d_fused
 
 
@@ -20,14 +20,15 @@ def generated_involution(
     """Applies `involution2d` with the kernel `span(features)`: (B, C, H, W) and (B, R, H', W') to (B, C, H', W').
 
     Args:
-        kernel_size: a pair (Kh, Kw).
         span: a 1x1 convolution to `G * Kh * Kw` channels, or an `nn.Sequential` with nothing else in it. If it is
-            unchanged (`_is_plain`), the fused operator runs it.
+            unchanged (`is_pointwise`), the fused operator runs it.
+        kernel_size: a pair (Kh, Kw).
+        stride, padding, dilation: see `involution2d`.
     """
     convolution = span
-    if type(span) is nn.Sequential and len(span) == 1 and not _has_hooks(span):
+    if type(span) is nn.Sequential and len(span) == 1 and not has_hooks(span):
         convolution = span[0]
-    if isinstance(convolution, nn.Conv2d) and _is_plain(convolution):
+    if isinstance(convolution, nn.Conv2d) and is_pointwise(convolution):
         window = stride, padding, dilation
         return involution2d_fused(input, features, convolution.weight, convolution.bias, kernel_size, *window)
     kernel = span(features).unflatten(1, (-1, *kernel_size))
