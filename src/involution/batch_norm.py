@@ -40,8 +40,9 @@ def involution2d_batch_norm(
 
     Args:
         input, features, weight, bias: see `involution2d_fused`.
-        running_mean, running_var: (C), updated in place, or None.
-        gamma, beta: (C), the weight and bias of the BatchNorm, or None.
+        running_mean, running_var: (C), updated in place, or both None.
+        gamma, beta: (C), the weight and bias of the BatchNorm, or None. These four have the dtype of the input or the
+            dtype that sums are accumulated in: float64 for a float64 input, float32 for all others.
         kernel_size, stride, padding, dilation: see `involution2d_fused`.
         momentum, eps: see `torch.nn.functional.batch_norm`.
 

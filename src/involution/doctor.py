@@ -35,11 +35,9 @@ from . import (
 from ._ops import ops
 
 
-VARIABLES = ("INVOLUTION_COMPILE", "INVOLUTION_TENSOR_CORES", "TORCH_EXTENSIONS_DIR", "TORCH_CUDA_ARCH_LIST") + (
-    "CUDA_HOME",
-    "CUDA_VISIBLE_DEVICES",
-    "CXX",
-    "CC",
+VARIABLES = (
+    *("INVOLUTION_COMPILE", "INVOLUTION_TENSOR_CORES", "TORCH_EXTENSIONS_DIR", "TORCH_CUDA_ARCH_LIST"),
+    *("CUDA_HOME", "CUDA_VISIBLE_DEVICES", "CXX", "CC"),
 )
 ABSENT = "not installed"
 # Channels-last and contiguous tensors of this size are computed on each device in each dtype.
@@ -70,11 +68,12 @@ class Report:
 
 def environment() -> dict[str, str]:
     """Machine, devices and versions."""
-    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
+    toolkit = {"CUDA": torch.version.cuda, "ROCm": torch.version.hip}
+    build = " ".join(f"{name} {release}" for name, release in toolkit.items() if release) or "the CPU"
     facts = {
         "system": platform.platform(),
         "Python": platform.python_version(),
-        "torch": f"{torch.__version__} for {'the CPU' if build.endswith('None') else build}",
+        "torch": f"{torch.__version__} for {build}",
         "CPU": timing.device_name("cpu"),
     }
     names = [f"{name} {_installed(name)}" for name in ("rednet", "triton", "numpy")]
@@ -122,11 +121,11 @@ def _runtime(runtime: str) -> str:
 
 
 def _program(command: list[str], word: str = "") -> str:
-    """A program and the line of its version that has this word, or the first one."""
+    """A program, and the first line with `word` of what it prints for `--version`."""
     text = compiler.version_text(command)
     if text is None:
-        return f"{command[0]} is not there"
-    lines = [line for line in text.splitlines() if word in line] or ["it does not tell its version"]
+        return f"{command[0]} not found"
+    lines = [line for line in text.splitlines() if word in line] or ["unknown version"]
     return f"{' '.join(command)} ({lines[0].strip()})"
 
 
@@ -175,7 +174,7 @@ def _unusable_gpu() -> str | None:
         return f"there is an NVIDIA GPU, but {compiler.obstacle('cuda')}"
     try:
         torch.cuda.init()
-        return "there is an NVIDIA GPU, but torch finds none. Look at CUDA_VISIBLE_DEVICES and at nvidia-smi"
+        return "there is an NVIDIA GPU, but torch finds none. Check CUDA_VISIBLE_DEVICES and the output of nvidia-smi"
     except (RuntimeError, AssertionError) as error:
         return f"there is an NVIDIA GPU, but torch cannot use it: {str(error).splitlines()[0]}"
 

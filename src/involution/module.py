@@ -50,7 +50,7 @@ class _Involution(nn.Module):
     """What the layers of one, two and three dimensions share. Each names its functions and modules."""
 
     _dimensions: int
-    _shape: str  # of one image, such as "H, W"
+    _shape: str  # the dimensions of an image without its channels, such as "H, W"
     _convolution: Callable[..., nn.Module]
     _norm: Callable[..., nn.Module]
     _average_pool: Callable[..., Tensor]
@@ -245,6 +245,7 @@ class Involution2d(_Involution):
         bias: whether to add a learned bias to the output. It is zero at the start.
         kernel_normalization: normalizes each kernel over its `Kh * Kw` taps: "softmax", or "l2", which divides by the
             Euclidean norm; in float32 for values of 16 bits. Default: no normalization.
+        device, dtype: of the parameters, as in `torch.nn.Conv2d`.
 
     Inputs:
         input: (B, channels, H, W) or (channels, H, W).

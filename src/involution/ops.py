@@ -139,14 +139,15 @@ def involution2d_fused(
 
     Args:
         input: (B, C, H, W), in any memory format, or (C, H, W).
-        features: (B, R, H', W'), or (R, H', W') for an input without batch.
+        features: (B, R, H', W'), or (R, H', W') for an input without batch. Features, weight and bias have the dtype
+            of the input; under autocast they may differ if none is float64.
         weight: (G * Kh * Kw, R, 1, 1) with C divisible by G, the weight of a `torch.nn.Conv2d`. Its first dimension
             and the kernel size determine the number of groups G.
-        bias: (G * Kh * Kw).
+        bias: (G * Kh * Kw), or None.
         kernel_size: an int or a pair (Kh, Kw).
         stride, padding, dilation: see `involution2d`.
         scale: (C), in the dtype that sums are accumulated in: float64 for a float64 input, float32 for all others.
-            A BatchNorm in evaluation mode is such a scale with a shift.
+            A BatchNorm in evaluation mode is such a scale with a shift. Default: None.
         shift: (C), in the dtype of `scale`. Give either both or neither of them.
         relu: whether to apply ReLU to the result.
 

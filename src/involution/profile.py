@@ -224,7 +224,7 @@ def _families(step: Pass, used: str) -> dict[str, Callable]:
             return step.call()
         finally:
             for name, is_allowed in allowed.items():
-                if name != "general":  # cannot be forbidden
+                if name != families.GENERAL:  # which cannot be forbidden
                     families.allow(library, operator, name, is_allowed)
 
     result: dict[str, Callable] = {}

@@ -230,13 +230,17 @@ def _register() -> None:
 
 
 def _check_schema(qualified: str, registered: torch.FunctionSchema, schema: str) -> None:
-    """An operator may exist already: a C++ program that loads a library before it starts Python has defined it."""
+    """Raises ImportError if an operator that existed already has another schema.
+
+    It may exist: a C++ program that loads a library before it starts Python has defined it.
+    """
     if registered != torch._C.parse_schema(qualified + schema):
         namespace = qualified.split("::")[0]
         raise ImportError(
-            f"another package has registered the operator `{registered}`, which is not that of this package. One process "
-            f"cannot use both, because both need the namespace torch.ops.{namespace}. That of the package `involution` of "
-            "2021 (Involution-PyTorch) is one: uninstall it, and use `involution.compat.tasaki_lab`"
+            f"another package has registered the operator `{registered}`, expected `{qualified}{schema}`. One process "
+            f"cannot use both packages, because both need the namespace torch.ops.{namespace}. The package `involution` "
+            "of 2021 (Involution-PyTorch) registers such an operator: uninstall it, and use "
+            "`involution.compat.tasaki_lab`"
         )
 
 

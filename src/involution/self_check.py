@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,8 +116,13 @@ def checks(supported: Sequence[str]) -> Iterator[Check]:
             yield Check(operator, family, dtype, memory_format, geometry)
 
 
-def run(operators, library: Path, check: Check, device: str) -> float:
+def run(operators: Any, library: Path, check: Check, device: str) -> float:
     """Runs a check and returns the largest difference, relative to the largest value.
+
+    Args:
+        operators: the namespace of the library, in `torch.ops`.
+        library: it has been loaded.
+        device: such as "cuda:0".
 
     Raises:
         ValueError: another family ran, or the results do not agree. The message is the problem.
@@ -143,11 +149,8 @@ def run(operators, library: Path, check: Check, device: str) -> float:
 
 def make_arguments(check: Check) -> list:
     """The arguments of the operator, on the CPU. A few values are NaN or infinite."""
-    g, channels, taps = (
-        check.geometry,
-        2 * check.geometry.group_channels,
-        2 * check.geometry.kernel_size[0] * check.geometry.kernel_size[1],
-    )
+    g = check.geometry
+    channels, generated = 2 * g.group_channels, 2 * g.kernel_size[0] * g.kernel_size[1]  # of two groups
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -162,11 +165,11 @@ def make_arguments(check: Check) -> list:
     if check.operator == "involution2d_fused":
         features = random(2, g.hidden_channels, *g.output_size)
         features[1, 0, 0, 1] = torch.nan
-        weight = random(taps, g.hidden_channels, 1, 1) / g.hidden_channels**0.5
+        weight = random(generated, g.hidden_channels, 1, 1) / g.hidden_channels**0.5
         accumulation = reference.accumulation_dtype(check.dtype)
         scale, shift = (torch.randn(channels, generator=generator).to(accumulation) for _ in range(2))
-        return [image, features, weight, random(taps), scale, shift, True, list(g.kernel_size), *g.window]
-    kernel = random(2, taps, *g.output_size).unflatten(1, (2, *g.kernel_size))
+        return [image, features, weight, random(generated), scale, shift, True, list(g.kernel_size), *g.window]
+    kernel = random(2, generated, *g.output_size).unflatten(1, (2, *g.kernel_size))
     kernel[1, 1, 0, 0, 0, 0] = kernel[1, 1, 0, 0, -1, -1] = torch.inf  # the first one is multiplied by padding
     if check.operator == "involution2d_input_grad":
         return [grad, kernel, list(g.size), *g.window]

@@ -46,9 +46,9 @@ def keep_freed_memory() -> None:
 def median_seconds(
     functions: dict[Key, Callable], repeats: int, warmup: int = 1, without_launches: bool = False
 ) -> dict[Key, float]:
-    """
-    Median duration of each function in seconds. The functions take turns, so that what slows the machine slows all of
-    them.
+    """Returns the median duration of each function in seconds.
+
+    The functions take turns, so that what slows the machine slows all of them.
 
     Args:
         functions: called without arguments. Work that they start on an accelerator is part of their duration.

@@ -55,7 +55,7 @@ def test_no_compiler_and_another_package_of_the_same_name(tmp_path):
     variables = {"CXX": "absent", "INVOLUTION_COMPILE": "1", "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
     result = run(**variables, PYTHONPATH=str(tmp_path / "other"), CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 1
-    assert "- C++ compiler: absent is not there" in result.stdout
+    assert "- C++ compiler: absent not found" in result.stdout
     verdict = result.stdout.split("## Verdict")[1]
     assert "1. the package `involution` also belongs to involution-pytorch: its files are mixed with those" in verdict
     assert "2. involution falls back" in verdict and "Install g++, or set CXX to a compiler" in verdict

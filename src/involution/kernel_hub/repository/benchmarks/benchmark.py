@@ -1,4 +1,4 @@
-"""Involution at the sizes of RedNet-50, beside plain PyTorch: `kernels benchmark FOLDER`."""
+"""Involution at the sizes of RedNet-50, compared with plain PyTorch: `kernels benchmark FOLDER`."""
 
 import torch
 import torch.nn.functional as F
