@@ -2,8 +2,8 @@
 
 Without arguments, it builds for the CPU, and also for CUDA if there is a GPU or `TORCH_CUDA_ARCH_LIST` is set. For
 the runtimes onnxruntime and openvino, it builds on request. Libraries for the CPU run on this machine and on others
-whose CPUs have the same instructions. Kernels for CUDA are compared with the definition on the GPUs of this machine. If
-a build fails or its kernels cannot be used, the command prints the reason and exits with status 1.
+whose CPUs have the same instructions. Kernels for CUDA are compared with the definition on the GPUs of this machine.
+If a build fails or its kernels cannot be used, the command prints the reason and exits with status 1.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def _verify(library: Path) -> bool:
-    """Prints what the check of a library for CUDA finds on each model of GPU. Returns whether its kernels can be used."""
+    """Prints what the check of a CUDA library finds on each model of GPU. Returns whether its kernels can be used."""
     records = verification.records(library)
     for record in records:
         print("\n".join(f"  {line}" for line in verification.summary(record)))

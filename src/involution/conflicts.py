@@ -1,7 +1,7 @@
 """Other packages that have the import name of this one.
 
-Several projects of 2021 are installed as `involution` too. pip lets the files of several distributions lie in one folder:
-the last one that is installed replaces `involution/__init__.py`, and removing one of them removes it.
+Several projects of 2021 are installed as `involution` too. pip lets the files of several distributions lie in one
+folder: the last one that is installed replaces `involution/__init__.py`, and removing one of them removes it.
 """
 
 import sys

@@ -1,10 +1,11 @@
 """Loads the C++ and CUDA kernels at their first use, and compiles them first if necessary.
 
-There is one library for the CPU, one for CUDA, and one for each other runtime (hosts.py), which loads it. A library that
-was compiled for this machine is preferred to the one in the wheel, if there is one. Otherwise it is compiled once for
-each machine, torch release, compiler and version of the sources, into torch's cache of extensions
+There is one library for the CPU, one for CUDA, and one for each other runtime (hosts.py), which loads it. A library
+that was compiled for this machine is preferred to the one in the wheel, if there is one. Otherwise it is compiled once
+for each machine, torch release, compiler and version of the sources, into torch's cache of extensions
 (`TORCH_EXTENSIONS_DIR`). A compilation that failed is not repeated until the compiler, its environment or the sources
-change. If there is no library, one warning gives the reason and the cure, and the operators fall back to plain PyTorch.
+change. If there is no library, one warning gives the reason and the cure, and the operators fall back to plain
+PyTorch.
 
 The kernels for CUDA are compared with the definition before they are used (verification.py).
 """
@@ -62,8 +63,8 @@ def load(device_type: str) -> bool:
             else:
                 if refused:
                     warnings.warn(
-                        f"involution replaces some of its CUDA kernels by slower ones, because they do not compute what "
-                        f"they should: {refused}",
+                        "involution replaces some of its CUDA kernels by slower ones, because they do not compute "
+                        f"what they should: {refused}",
                         RuntimeWarning,
                         stacklevel=2,
                     )

@@ -1,7 +1,7 @@
 """Compiled libraries: where they are, their names, and how to find them.
 
-A library for this machine is in torch's cache of extensions (`TORCH_EXTENSIONS_DIR`), in a folder of its own name, which
-contains everything that the library depends on. The folder also holds the file `complete` after a successful
+A library for this machine is in torch's cache of extensions (`TORCH_EXTENSIONS_DIR`), in a folder of its own name,
+which contains everything that the library depends on. The folder also holds the file `complete` after a successful
 compilation, and `failure.json` after a failed one. The wheel for x86-64 Linux contains a library for all machines.
 """
 

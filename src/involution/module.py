@@ -303,8 +303,8 @@ class Involution3d(_Involution):
     """`Involution2d` for volumes: (B, channels, D, H, W) or (channels, D, H, W) -> (B, out_channels, D', H', W').
 
     It has the arguments of `Involution2d`, with `Kd * Kh * Kw` in the place of `Kh * Kw`; `D'` is `ceil(D / stride)`.
-    The parameters have the same names, and the 1x1 convolutions are `torch.nn.Conv3d`. The kernel is written to memory:
-    `Kd * Kh * Kw / group_channels` times the output.
+    The parameters have the same names, and the 1x1 convolutions are `torch.nn.Conv3d`. The kernel is written to
+    memory: `Kd * Kh * Kw / group_channels` times the output.
     """
 
     _dimensions = 3

@@ -1,9 +1,10 @@
 """Times every implementation of one involution on this machine: `python -m involution.profile --shape 16,256,28,28`.
 
 The rows of a pass are the compiled kernels (on a CUDA device each family of them), the loop over the taps in plain
-PyTorch, eager and under `torch.compile`, and unfold. One row of each pass is marked: it is what the operator ran when it
-was called. Two limits are measured in the same run: the memory floor, in which a copy moves as many bytes as the pass
-reads and writes, and the arithmetic limit, in which a large matrix product makes as many multiplications and additions.
+PyTorch, eager and under `torch.compile`, and unfold. One row of each pass is marked: it is what the operator ran when
+it was called. Two limits are measured in the same run: the memory floor, in which a copy moves as many bytes as the
+pass reads and writes, and the arithmetic limit, in which a large matrix product makes as many multiplications and
+additions.
 """
 
 import argparse

@@ -32,7 +32,7 @@ def involution2d(input: Tensor, kernel: Tensor, stride, padding, dilation) -> Te
 
 
 def involution(input: Tensor, kernel: Tensor, stride, padding, dilation) -> Tensor:
-    """The definition in one, two or three dimensions: (B, C, *sizes) and (B, G, *kernel, *outputs) -> (B, C, *outputs).
+    """The definition in one, two or three dimensions: (B, C, *sizes), (B, G, *kernel, *outputs) -> (B, C, *outputs).
 
     Each dimension in turn is padded and divided into windows. The involution is the sum of kernel * windows.
     """

@@ -238,8 +238,8 @@ def _check_schema(qualified: str, registered: torch.FunctionSchema, schema: str)
         namespace = qualified.split("::")[0]
         raise ImportError(
             f"another package has registered the operator `{registered}`, expected `{qualified}{schema}`. One process "
-            f"cannot use both packages, because both need the namespace torch.ops.{namespace}. The package `involution` "
-            "of 2021 (Involution-PyTorch) registers such an operator: uninstall it, and use "
+            f"cannot use both packages, because both need the namespace torch.ops.{namespace}. The package "
+            "`involution` of 2021 (Involution-PyTorch) registers such an operator: uninstall it, and use "
             "`involution.compat.tasaki_lab`"
         )
 

@@ -1,7 +1,7 @@
-"""Compares every family of CUDA kernels with the definition, on small inputs: `python -m involution.self_check LIBRARY`.
+"""Compares all CUDA kernels with the definition, on small inputs: `python -m involution.self_check LIBRARY`.
 
-This is the process that can crash: verification.py starts it, reads what it prints and starts it again for the rest. It
-prints one JSON object per line: first the device and all checks, then for each check one before and one after it.
+This is the process that can crash: verification.py starts it, reads what it prints and starts it again for the rest.
+It prints one JSON object per line: first the device and all checks, then for each check one before and one after it.
 """
 
 import argparse

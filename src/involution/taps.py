@@ -148,8 +148,8 @@ def _taps(row: Tensor, channels_last: bool) -> tuple[Tensor, ...]:
 def _interleaved_sum(grad: Tensor, kernel: Tensor, size, stride, dilation) -> Tensor:
     """The sum of `grad * tap` over all taps, at the positions of `_shifted`: (B, C, *size).
 
-    Rows, and columns, that are equal modulo the stride get the products of the same taps. Each such subset of the image
-    is computed apart, (B, G, C/G, ceil(H / stride), ceil(W / stride)), and the subsets are interleaved.
+    Rows, and columns, that are equal modulo the stride get the products of the same taps. Each such subset of the
+    image is computed separately, (B, G, C/G, ceil(H / stride), ceil(W / stride)), and the subsets are interleaved.
     """
     height, width, lines = -(-size[0] // stride[0]), -(-size[1] // stride[1]), []
     for y in range(stride[0]):

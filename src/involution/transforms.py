@@ -4,8 +4,8 @@ Involution is bilinear in input and kernel, and so are its two gradients: the de
 is another of the three, to any order.
 
 For operators that are registered from Python, PyTorch has neither forward-mode derivatives nor rules for `torch.func`.
-In these cases `bilinear` calls an autograd function that has both. Those in three dimensions are not registered: outside
-of compilers, they are always called by this autograd function.
+In these cases `bilinear` calls an autograd function that has both. Those in three dimensions are not registered:
+outside of compilers, they are always called by this autograd function.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,8 @@
 """Has a library for CUDA checked on the GPUs of this machine, and keeps the results next to the library.
 
 Each family of kernels (families.py) is compared with the definition once for each library and model of GPU
-(self_check.py), in another process: a kernel that crashes or hangs there does no harm here. Such a family disagrees with
-the definition too. `extension.load` forbids families that disagree.
+(self_check.py), in another process: a kernel that crashes or hangs there does no harm here. Such a family disagrees
+with the definition too. `extension.load` forbids families that disagree.
 """
 
 import hashlib

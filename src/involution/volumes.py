@@ -4,9 +4,9 @@ For one tap of the depth, each frame of the output is the 2-D involution of one 
 batch of the 2-D operator. This is a view of the volume, without a copy, if the batch has one sample, or in the format
 channels_last_3d if all frames take part.
 
-Values of 16 bits are multiplied and summed in float32, as in the 2-D operator, over the taps of the depth too. For this,
-one tap of the kernel at a time is converted. The depth is padded with zero frames, not cut, so that infinities of the
-kernel reach the output over the padding, as in the definition.
+Values of 16 bits are multiplied and summed in float32, as in the 2-D operator, over the taps of the depth too. For
+this, one tap of the kernel at a time is converted. The depth is padded with zero frames, not cut, so that infinities
+of the kernel reach the output over the padding, as in the definition.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def involution3d(
     involution2d = involution2d or ops.involution2d.default
     padded = _padded(input.to(accumulation_dtype(input.dtype)), padding[0])
     window = stride[1:], padding[1:], dilation[1:]
-    # Under `torch.compile`, a term may be a view from an autograd function (taps.py), which cannot be added to in place.
+    # Under `torch.compile`, a term may be a view from an autograd function (taps.py): nothing can be added in place.
     add = torch.add if torch.compiler.is_compiling() else Tensor.add_
     output = None
     for frames, tap in zip(_frames(kernel.shape[2], kernel.shape[5], stride, dilation), kernel.unbind(2)):
@@ -78,7 +78,7 @@ def _padded(volume: Tensor, padding: int) -> Tensor:
 
 
 def _frames(taps: int, depth, stride, dilation) -> list[slice]:
-    """For each tap of the depth, the frames of the padded input that it is multiplied by, one for each output frame."""
+    """For each tap of the depth, the frames of the padded input that it is multiplied by: one per output frame."""
     starts = [tap * dilation[0] for tap in range(taps)]
     return [slice(start, start + (depth - 1) * stride[0] + 1, stride[0]) for start in starts]
 

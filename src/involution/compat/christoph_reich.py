@@ -80,8 +80,8 @@ class _Involution(nn.Module):
         if any(n not in (1, wanted) for n, wanted in zip(features.shape[2:], size)):
             raise ValueError(
                 f"{type(self).__name__}: the layer generates kernels for {tuple(features.shape[2:])} pixels, but its "
-                f"output has {tuple(size)}. Expected a size that the stride divides and 'same' padding, or stride 1 and "
-                "force_shape_match=True"
+                f"output has {tuple(size)}. Expected a size that the stride divides and 'same' padding, or stride 1 "
+                "and force_shape_match=True"
             )
         return features.expand(-1, -1, *size)
 
@@ -90,8 +90,8 @@ class Involution2d(_Involution):
     """(B, in_channels, H, W) -> (B, out_channels, H', W') with the H' and W' of a convolution.
 
     A 1x1 convolution first computes the output channels, if their number differs. The kernels come from the input:
-    average pooling by the stride, a 1x1 convolution to `out_channels // reduce_ratio` channels, BatchNorm with momentum
-    0.3 and ReLU, or `sigma_mapping`, and a 1x1 convolution.
+    average pooling by the stride, a 1x1 convolution to `out_channels // reduce_ratio` channels, BatchNorm with
+    momentum 0.3 and ReLU, or `sigma_mapping`, and a 1x1 convolution.
 
     Args:
         kernel_size, stride, dilation, padding: ints or pairs. The default padding fits the default kernel size only.
@@ -100,9 +100,9 @@ class Involution2d(_Involution):
         kwargs: ignored, as in the original.
 
     Raises:
-        ValueError: `groups` does not divide the channels; or, when called, there is neither one kernel for all pixels of
-            the output nor one for each. So it is in the original, except that a single window of the input is applied
-            to many kernels there.
+        ValueError: `groups` does not divide the channels; or, when called, there is neither one kernel for all pixels
+            of the output nor one for each. The original raises an error, too, except for a single window of the input,
+            which it multiplies by many kernels.
     """
 
     def __init__(
@@ -150,8 +150,8 @@ class Involution3d(_Involution):
         bias, force_shape_match, kwargs: see `Involution2d`.
 
     Raises:
-        ValueError: see `Involution2d`. Also if the windows, which ignore the dilation, are not as many as the pixels of
-            the output.
+        ValueError: see `Involution2d`. Also if the number of windows, which ignore the dilation, is not the number of
+            output pixels.
     """
 
     def __init__(
@@ -182,8 +182,8 @@ class Involution3d(_Involution):
             windows = windows.unfold(2 + n, self.kernel_size[n], self.stride[n])
         if math.prod(windows.shape[2:5]) != math.prod(size):
             raise ValueError(
-                f"Involution3d: there are {tuple(windows.shape[2:5])} windows for an output of {tuple(size)} pixels. The "
-                f"layer ignores the dilation when it cuts windows: expected 1, not {self.dilation}"
+                f"Involution3d: there are {tuple(windows.shape[2:5])} windows for an output of {tuple(size)} pixels. "
+                f"The layer ignores the dilation when it cuts windows: expected 1, not {self.dilation}"
             )
         windows = windows.reshape(input.shape[0], self.groups, -1, kernel.shape[3], *size)
         return (kernel * windows).sum(3).flatten(1, 2)

@@ -31,8 +31,8 @@ def _involution_cuda(
     wrong order.
 
     Raises:
-        ValueError: H' and W' are not those of the output. The original checks `H' == H // stride` instead. If the output
-            has another size, it reads the kernel in the wrong order and outside of its memory.
+        ValueError: H' and W' are not those of the output. The original checks `H' == H // stride` instead. If the
+            output has another size, it reads the kernel in the wrong order and outside of its memory.
     """
     output = involution2d(input, weight, stride, padding, dilation)
     return output if bias is None else output + bias.view(1, -1, 1, 1)
@@ -75,7 +75,7 @@ class involution(nn.Module):
         groups = channels // 16
         if groups == 0 or channels % groups:
             raise ValueError(
-                f"involution: channels is {channels}, expected at least 16, and a multiple of channels // 16 = {groups}"
+                f"involution: channels is {channels}, expected at least 16 and a multiple of channels // 16 = {groups}"
             )
         self.kernel_size = kernel_size
         self.stride = stride

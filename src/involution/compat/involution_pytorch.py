@@ -16,14 +16,14 @@ class Inv2d(nn.Module):
 
         output[b, c, i, j] = sum over k, l of kernel[b, g(c), k, i, l] * unfolded[b, c, k, l, j]
 
-    where l is a column of the kernels and a row of the image. Its trained weights give their results with this sum only,
-    so this layer computes it, in plain PyTorch. To train a new network, use `involution.Involution2d`.
+    where l is a column of the kernels and a row of the image. Its trained weights give their results with this sum
+    only, so this layer computes it, in plain PyTorch. To train a new network, use `involution.Involution2d`.
 
     The kernels come from two 1x1 convolutions with biases, without anything between them.
 
     Raises:
-        ValueError: `group_ch` does not divide `channels`; or, when called, the output is not square, the stride does not
-            divide the size, or the kernel size is even.
+        ValueError: `group_ch` does not divide `channels`; or, when called, the output is not square, the stride does
+            not divide the size, or the kernel size is even.
     """
 
     def __init__(self, channels: int, kernel_size: int, stride: int, group_ch: int = 16, red_ratio: int = 2) -> None:

@@ -1,4 +1,4 @@
-"""The layer of shikishima-TasakiLab: Involution-PyTorch and involution-cupy, whose packages are named `involution` too."""
+"""The layer of shikishima-TasakiLab: Involution-PyTorch and involution-cupy, packages that are named `involution`."""
 
 from torch import nn
 
@@ -11,8 +11,8 @@ __all__ = ["Involution2d"]
 class Involution2d(christoph_reich.Involution2d):
     """The same layer as `christoph_reich.Involution2d`, with the same names of parameters and another signature.
 
-    In Involution-PyTorch, the gradient of the input is wrong: it computes the column of an output pixel from the row of
-    the input pixel. Here it is right, so training continues differently.
+    In Involution-PyTorch, the gradient of the input is wrong: it computes the column of an output pixel from the row
+    of the input pixel. Here it is right, so training continues differently.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
-"""Layers whose `forward` replaces that of a module of the same name: `kernels.kernelize` and Transformers' `use_kernels`.
+"""Layers whose `forward` replaces that of a module of the same name.
 
-This file is also the module `layers` of the Kernel Hub kernel.
+`kernels.kernelize` and Transformers' `use_kernels` replace it. This file is also the module `layers` of the Kernel Hub
+kernel.
 """
 
 from collections.abc import Callable

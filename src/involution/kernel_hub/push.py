@@ -1,8 +1,8 @@
 """Pushes a repository for the Kernel Hub that `write` wrote, and the builds that kernel-builder added to it.
 
-The conventions are those of `kernel-builder upload`: the Hub has repositories of the type `kernel`, their branch `main`
-has the card, and the branch `v<version>` has the builds and benchmarks, which `kernels` loads by `version=<version>`.
-Unlike there, `main` also gets the sources, so that anybody can build them.
+The conventions are those of `kernel-builder upload`: the Hub has repositories of the type `kernel`, their branch
+`main` has the card, and the branch `v<version>` has the builds and benchmarks, which `kernels` loads by
+`version=<version>`. Unlike there, `main` also gets the sources, so that anybody can build them.
 """
 
 import json
@@ -43,8 +43,8 @@ def push(
         The commits, that of the builds first.
 
     Raises:
-        ValueError: `folder` has no `build.toml` or no builds, it is for no repository, the builds have another version,
-            or a pull request is asked for a branch that does not exist.
+        ValueError: `folder` has no `build.toml` or no builds, it is for no repository, the builds have another
+            version, or a pull request is asked for a branch that does not exist.
         PermissionError: no token is set.
         HfHubHTTPError: the token may not write there, or the Hub failed.
     """

@@ -5,9 +5,9 @@ also contains the two builds that do not require kernel-builder:
 
 - `build/torch-universal`, the Python package with its sources, which are compiled at first use, as in the installed
   package;
-- on Linux, a library for this release of torch and any CPU of this kind (x86-64 with AVX2 or AVX-512, chosen when it is
-  loaded, or arm64). It requires the C++ library and glibc of this machine or newer ones: kernel-builder builds for older
-  systems, and for CUDA.
+- on Linux, a library for this release of torch and any CPU of this kind (x86-64 with AVX2 or AVX-512, chosen when it
+  is loaded, or arm64). It requires the C++ library and glibc of this machine or newer ones: kernel-builder builds for
+  older systems, and for CUDA.
 """
 
 import base64

@@ -6,7 +6,10 @@ from kernels.benchmark import Benchmark
 
 
 class InvolutionBenchmark(Benchmark):
-    """Each workload is the 7x7 involution of one stage at 224 x 224: in forward, with the kernel given or generated."""
+    """Each workload is the forward pass of the 7x7 involution of one stage at 224 x 224.
+
+    The kernel is given, or generated from features.
+    """
 
     seed = 0
 

@@ -1,4 +1,7 @@
-"""The tests of the kernel, for kernel-builder: `nix run .#ci-test`. They compare with the definition in plain PyTorch."""
+"""The tests of the kernel, for kernel-builder: `nix run .#ci-test`.
+
+They compare with the definition in plain PyTorch.
+"""
 
 import pytest
 import torch
