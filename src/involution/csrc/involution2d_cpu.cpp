@@ -220,7 +220,7 @@ const bool defined = involution::define_operators(C10_STRINGIZE(INVOLUTION_NAMES
 
 INVOLUTION_EXPAND(STABLE_TORCH_LIBRARY_IMPL, INVOLUTION_NAMESPACE, CPU, m) {
   if (involution::kernels() == nullptr) {
-    return;
+    return;  // No kernel runs on this processor: the composite kernels in Python do.
   }
   m.impl("involution2d", TORCH_BOX(&involution2d));
   m.impl("involution2d_fused", TORCH_BOX(&involution2d_fused));

@@ -5,8 +5,8 @@
 //   Involution2dFused  input, features, weight, optional: bias, scale and shift (float32, for float64: float64)
 //                      attributes: kernel_size, stride, padding, dilation, relu (0 or 1)
 //
-// Shapes and results are those of involution2d and involution2d_fused in Python. An attribute without "(...)" is a list
-// of two integers.
+// Shapes and results are those of involution2d and involution2d_fused in Python. An attribute without "(...)" is a
+// list of two integers.
 
 #include "../csrc/checks.h"
 #include "../csrc/cpu/kernels.h"

@@ -1,9 +1,9 @@
 // The operators in OpenVINO: a library for `ov::Core::add_extension`. It also converts the nodes of ONNX files.
 //
 // The CPU plugin's convolutions compute in channels-last, but the plugin passes only contiguous tensors to other
-// libraries, so it would copy every image. Therefore the operators also take images as contiguous tensors (B, H, W, C),
-// between transpositions that the plugin drops where the convolutions have that layout. It drops them only if it knows
-// the shapes; otherwise they are copies as well, slower ones. The conversion from ONNX chooses.
+// libraries, so it would copy every image. Therefore the operators also take images as contiguous tensors (B, H, W,
+// C), between transpositions that the plugin drops where the convolutions have that layout. It drops them only if it
+// knows the shapes; otherwise they are copies as well, slower ones. The conversion from ONNX chooses.
 
 #include "../csrc/checks.h"
 #include "../csrc/cpu/kernels.h"

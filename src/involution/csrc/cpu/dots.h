@@ -123,6 +123,7 @@ class DotsStrip {
   const int64_t taps_step_;
   Buffer<scalar_t> taps_;
   int64_t offsets_[kPanel] = {};  // of the kernel of each channel
+  // A mask for the last vector of a kernel row: -1 in the lanes of its taps, 0 in the lanes after them.
   typename Vector<std::conditional_t<sizeof(acc_t) == 8, int64_t, int32_t>, kLanes>::type rest_ = {};
 };
 

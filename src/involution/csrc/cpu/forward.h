@@ -35,12 +35,12 @@ struct OutputRow {
   int64_t step;
 };
 
-// The largest stride with code of its own. Two vectors of a chunk share the loads of the kernel: with a stride of 2, sharing
-// those of the columns as well gains nothing.
+// The largest stride with code of its own. Two vectors of a chunk share the loads of the kernel: with a stride of 2,
+// sharing those of the columns as well gains nothing.
 constexpr int kForwardStrides = kChunkVectors == 1 ? 2 : 1;
 
-// Adds V taps of a kernel row for T pixels of N vectors. Each column is loaded once, for all pixels whose windows contain
-// it.
+// Adds V taps of a kernel row for T pixels of N vectors. Each column is loaded once, for all pixels whose windows
+// contain it.
 template <int V, int S, int T, int N, typename acc_t, typename TapsOfTile>
 INVOLUTION_INLINE inline void add_taps(Channels<acc_t> (&acc)[T][N], const acc_t* x, const TapsOfTile& taps,
                                        int64_t tap) {
@@ -174,8 +174,8 @@ struct Blocks {
   }
 };
 
-// Writes the blocks of an output: in place if the channels of a chunk are adjacent in memory, otherwise into a buffer that
-// `finish` unpacks.
+// Writes the blocks of an output: in place if the channels of a chunk are adjacent in memory, otherwise into a buffer
+// that `finish` unpacks.
 template <typename scalar_t, typename acc_t>
 class BlockWriter {
  public:

@@ -47,8 +47,8 @@ struct Generator {
         weight(&generation.weight, g.groups * taps * hidden),
         bias(generation.bias, g.groups * taps) {}
 
-  // Computes all taps of one group for a block of pixels, in tiles of nearly equal numbers of taps: the 49 of the paper are
-  // 4 tiles of 6 and 5 of 5.
+  // Computes all taps of one group for a block of pixels, in tiles of nearly equal numbers of taps: the 49 of the
+  // paper are 4 tiles of 6 and 5 of 5.
   void operator()(int64_t group, const acc_t* features, int64_t pixels, acc_t* out) const {
     const acc_t *w = weight.get() + group * taps * hidden, *b = bias.get() + group * taps;
     const int64_t tiles = ceil_div(taps, kMostTaps);

@@ -35,8 +35,8 @@ INVOLUTION_INLINE inline void scatter_taps(acc_t* row, const acc_t* grad, const 
   }
 }
 
-// Scatters T output gradients of N vectors, multiplied by the kernel row `u`, into the packed input row that this kernel
-// row applied to.
+// Scatters T output gradients of N vectors, multiplied by the kernel row `u`, into the packed input row that this
+// kernel row applied to.
 template <int S, int T, int N, typename acc_t, typename TapsOfTile>
 INVOLUTION_NOINLINE void input_grad_tile(const Geometry& g, const acc_t* grad, TapsOfTile taps, int64_t u,
                                          acc_t* row) {

@@ -63,7 +63,8 @@ inline void kernel_grad_tiles(int64_t taps, const KernelGradPixels<acc_t>& from,
   kernel_grad_tile<M, R>(from, columns, out);
 }
 
-// Writes the taps of up to `kLanes` neighboring pixels. They are given in order, a few at a time: `next`, ..., `flush`.
+// Writes the taps of up to `kLanes` neighboring pixels. They are given in order, a few at a time: `next`, ...,
+// `flush`.
 template <typename scalar_t>
 class TapWriter {
  public:

@@ -1,8 +1,8 @@
 // Selects the kernels for this processor.
 //
 // A library that is compiled on the machine that runs it (with -march=native) has one copy of the kernels. A library
-// for other x86-64 machines (kernel-builder and the wheel define CPU_KERNEL) has two, for AVX2 and for AVX-512, because
-// code for every x86-64 processor would be several times slower.
+// for other x86-64 machines (kernel-builder and the wheel define CPU_KERNEL) has two, for AVX2 and for AVX-512,
+// because code for every x86-64 processor would be several times slower.
 
 #include "kernels.h"
 

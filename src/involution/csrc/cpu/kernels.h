@@ -55,8 +55,8 @@ struct Kernels {
 // process calls its own.
 [[gnu::visibility("hidden")]] const Kernels* kernels();
 
-// Whether this processor has instructions that multiply matrices of bfloat16. Without them, matrix libraries are many times
-// slower in bfloat16 than the kernels, which compute in float.
+// Whether this processor has instructions that multiply matrices of bfloat16. Without them, matrix libraries are many
+// times slower in bfloat16 than the kernels, which compute in float.
 bool multiplies_bfloat16();
 
 }  // namespace involution

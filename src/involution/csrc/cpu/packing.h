@@ -1,10 +1,10 @@
 // Packing: how the CPU kernels read images, and how they divide the work.
 //
 // The kernels compute from small packed buffers in the accumulation type (float, or double for double). A buffer holds
-// the input rows that a strip of output rows needs, with their border of zeros, and up to `kChunk` adjacent channels. Because
-// packing reads any strides and any dtype, one code path supports both memory formats, slices, 16-bit types and every
-// geometry. The inner loops need no bounds checks. Padding is a zero that is multiplied, as in the definition: an
-// infinite kernel value over the padding gives NaN.
+// the input rows that a strip of output rows needs, with their border of zeros, and up to `kChunk` adjacent channels.
+// Because packing reads any strides and any dtype, one code path supports both memory formats, slices, 16-bit types
+// and every geometry. The inner loops need no bounds checks. Padding is a zero that is multiplied, as in the
+// definition: an infinite kernel value over the padding gives NaN.
 #pragma once
 
 #include "kernels.h"
@@ -15,13 +15,13 @@ namespace {
 
 // The channels of a chunk, and the vectors that they are on AVX2 and on AVX-512.
 constexpr int64_t kChunk = kGroupChannels, kChunkVectors = kChunk / kLanes;
-// The accumulators of a tile fit into registers: those of 14 output pixels and one vector of channels, or of 5 pixels and
-// two vectors. Two vectors share the loads of the kernel. 56, 28, 14 and 7 are multiples of 7.
+// The accumulators of a tile fit into registers: those of 14 output pixels and one vector of channels, or of 5 pixels
+// and two vectors. Two vectors share the loads of the kernel. 56, 28, 14 and 7 are multiples of 7.
 constexpr int kTile = 7, kPairTile = 5;
 // Up to 128 output pixels are computed at a time. The fused kernel generates their kernels as [tap][pixel]. The stride
-// between taps is not a power of two, which would map the taps of a pixel to a few cache sets. 49 taps occupy 28 KB and
-// stay in the L1 cache. Features are packed as [slice][hidden][kSlice pixels], so that a slice streams through the L1 cache
-// as well.
+// between taps is not a power of two, which would map the taps of a pixel to a few cache sets. 49 taps occupy 28 KB
+// and stay in the L1 cache. Features are packed as [slice][hidden][kSlice pixels], so that a slice streams through the
+// L1 cache as well.
 constexpr int64_t kBlock = 128, kTapStride = kBlock + kLanes;
 // Two vectors of pixels share each broadcast weight of the generation.
 constexpr int kSliceVectors = 2;
@@ -169,8 +169,8 @@ INVOLUTION_NOINLINE void pack_planes(acc_t* to, int64_t size, const PackedRows& 
   }
 }
 
-// Packs pixels of a row with any strides into [pixel][size], where size is a multiple of `kLanes`. Lanes without a channel
-// are zeros.
+// Packs pixels of a row with any strides into [pixel][size], where size is a multiple of `kLanes`. Lanes without a
+// channel are zeros.
 template <typename scalar_t, typename acc_t>
 void pack_pixels(acc_t* to, int64_t size, const scalar_t* from, int64_t stride_c, int64_t stride_w, int64_t pixels,
                  int64_t channels) {
@@ -235,8 +235,8 @@ void unpack_pixels(scalar_t* to, int64_t stride_c, int64_t stride_w, const acc_t
   }
 }
 
-// Packs `count` image rows from `y` on, `step` rows apart, for one chunk of channels, as [row][column][chunk.size()]. Rows
-// outside the image are zeros.
+// Packs `count` image rows from `y` on, `step` rows apart, for one chunk of channels, as [row][column][chunk.size()].
+// Rows outside the image are zeros.
 template <typename scalar_t, typename acc_t>
 INVOLUTION_NOINLINE void pack_rows(const Image<const scalar_t>& x, acc_t* packed, const PackedRows& rows, int64_t b,
                                    const Chunk& chunk, int64_t y, int64_t step, int64_t count) {
@@ -296,12 +296,12 @@ void with_static_window(const Geometry& g, const F& f) {
   }
 }
 
-// Calls f(S) with the horizontal stride as a compile-time constant if it is at most `most` and windows are not dilated,
-// otherwise f(0).
+// Calls f(S) with the horizontal stride as a compile-time constant if it is at most `most` and windows are not
+// dilated, otherwise f(0).
 template <typename acc_t, int most, typename F>
 void with_static_stride(const Geometry& g, const F& f) {
   using std::integral_constant;
-  if constexpr (std::is_same_v<acc_t, float>) {  // Double serves tests: it does not need the code.
+  if constexpr (std::is_same_v<acc_t, float>) {  // Double is mostly used in tests, and needs no such code.
     if (g.dilation_w == 1 && g.stride_w == 1) {
       return f(integral_constant<int, 1>{});
     }
@@ -314,7 +314,8 @@ void with_static_stride(const Geometry& g, const F& f) {
   f(integral_constant<int, 0>{});
 }
 
-// Calls f(V, v) for the taps of a kernel row, V taps from v on at a time: 7, 5, 3 and 1, so that any width has few steps.
+// Calls f(V, v) for the taps of a kernel row, V taps from v on at a time: 7, 5, 3 and 1, so that any width has few
+// steps.
 template <typename F>
 INVOLUTION_INLINE inline void for_taps(int64_t width, const F& f) {
   using std::integral_constant;
@@ -335,8 +336,9 @@ INVOLUTION_INLINE inline void for_taps(int64_t width, const F& f) {
   }
 }
 
-// Calls f(tile width, first pixel) for each tile of a row of `width` pixels and N vectors of channels. For two vectors:
-// tiles of 5 or less, of nearly equal width. For one: tiles of 7, 4, 2 and 1, and of 14 where it is the usual number.
+// Calls f(tile width, first pixel) for each tile of a row of `width` pixels and N vectors of channels. For two
+// vectors: tiles of 5 or less, of nearly equal width. For one: tiles of 7, 4, 2 and 1, and of 14 where it is the usual
+// number.
 template <int N, typename F>
 inline void for_tiles(int64_t width, const F& f) {
   if constexpr (N > 1) {

@@ -1,4 +1,5 @@
-// Rows in which the columns that neighboring output pixels need for a tap are adjacent, for kernels whose lanes are pixels.
+// Rows in which the columns that neighboring output pixels need for a tap are adjacent, for kernels whose lanes are
+// pixels.
 #pragma once
 
 #include "packing.h"
@@ -6,8 +7,9 @@
 namespace involution {
 namespace {
 
-// Packed rows of several channels, [row][channel][phase][column]. The columns of an image row are sorted by their remainder
-// of a number of phases, for example the horizontal stride: then the columns of neighboring output pixels are adjacent.
+// Packed rows of several channels, [row][channel][phase][column]. The columns of an image row are sorted by their
+// remainder modulo the number of phases. If this number is the horizontal stride, the columns of neighboring output
+// pixels are adjacent.
 struct PhaseRows {
   int64_t channels, phases, columns, phase_step, channel_step, row_step;
 
@@ -23,7 +25,8 @@ struct PhaseRows {
   }
 };
 
-// Packs up to `kLanes` pixels of `kLanes` adjacent channels into [channel][to_step]. The lanes after them become zeros.
+// Packs up to `kLanes` pixels of `kLanes` adjacent channels into [channel][to_step]. The lanes after them become
+// zeros.
 template <typename scalar_t, typename acc_t>
 INVOLUTION_NOINLINE void pack_transposed(acc_t* to, int64_t to_step, const scalar_t* from, int64_t stride_w,
                                          int64_t pixels) {

@@ -1,7 +1,7 @@
 // The forward pass on the CPU for small groups and a kernel whose pixels are adjacent (a contiguous kernel).
 //
-// Most of the time is that of reading the kernel. It is read nearly in the order of memory, a few planes of taps at a time,
-// while the sums stay in the cache. Lanes are neighboring output pixels.
+// Most of the time is that of reading the kernel. It is read nearly in the order of memory, a few planes of taps at a
+// time, while the sums stay in the cache. Lanes are neighboring output pixels.
 #pragma once
 
 #include "forward.h"
@@ -19,9 +19,9 @@ struct PlaneRows {
   int64_t kernel_step, x_step, sums_step;
 };
 
-// Adds V taps of a kernel row, planes of `tap_stride`, to the sums of one channel. `columns` are the offsets of the taps in
-// packed rows. The taps that are used next, `next_taps` further, are prefetched. The sums are whole vectors; of the kernel,
-// nothing after `last` is read.
+// Adds V taps of a kernel row, planes of `tap_stride`, to the sums of one channel. `columns` are the offsets of the
+// taps in packed rows. The taps that are used next, `next_taps` further, are prefetched. The sums are whole vectors;
+// of the kernel, nothing after `last` is read.
 template <int V, typename scalar_t, typename acc_t>
 INVOLUTION_NOINLINE void add_planes(PlaneRows<scalar_t, acc_t> at, const int64_t* columns, int64_t tap_stride,
                                     int64_t next_taps, int64_t rows, int64_t pixels, const scalar_t* last) {

@@ -1,4 +1,4 @@
-// Vectors of channels and taps, buffers, and transposition: the building blocks of the CPU kernels.
+// Vectors, buffers and transposition: the building blocks of the CPU kernels.
 //
 // Everything is in anonymous namespaces, and nothing is instantiated from the standard library: a library with kernels
 // for several instruction sets must not share a function between them (cpu/kernels.cpp).
@@ -29,8 +29,8 @@ namespace involution {
 namespace {
 
 // The channels that are computed together fill one register of floats, so that the accumulators of 14 pixels fit into
-// the 32 registers of AVX-512 or the 16 of AVX2. Vectors of several registers spill: on AVX2, 16 channels took up to 18
-// times as long.
+// the 32 registers of AVX-512 or the 16 of AVX2. Vectors of several registers spill: on AVX2, 16 channels took up to
+// 18 times as long.
 #if defined(__AVX512F__)
 constexpr int64_t kLanes = 16;
 #else
@@ -38,8 +38,6 @@ constexpr int64_t kLanes = 8;
 #endif
 // The channels of a group in the paper.
 constexpr int64_t kGroupChannels = 16;
-// The kernel gradient computes 8 taps of a kernel row at a time: 7 taps, and one unused lane, fill one AVX2 register.
-constexpr int64_t kTapLanes = 8;
 
 constexpr int64_t min(int64_t a, int64_t b) {
   return a < b ? a : b;
@@ -57,8 +55,6 @@ struct Vector {
 };
 template <typename acc_t>
 using Channels = typename Vector<acc_t, kLanes>::type;
-template <typename acc_t>
-using Taps = typename Vector<acc_t, kTapLanes>::type;
 
 template <typename V, typename T>
 inline V load(const T* p) {
@@ -164,8 +160,8 @@ inline void copy_half(To* to, const From* from, int64_t count) {
   }
 }
 
-// acc += a * b with one rounding. Left to the compiler, one layout of a kernel would be rounded differently from another:
-// GCC avoids chains of fused multiply-adds when it tunes for some processors.
+// acc += a * b with one rounding. Left to the compiler, one layout of a kernel would be rounded differently from
+// another: GCC avoids chains of fused multiply-adds when it tunes for some processors.
 template <typename acc_t>
 inline void add_product(Channels<acc_t>& acc, const Channels<acc_t>& a, acc_t b) {
 #if defined(__AVX512F__)
@@ -204,8 +200,8 @@ inline void zero(acc_t* to, int64_t count) {
   std::memset(to, 0, count * sizeof(acc_t));
 }
 
-// Asks for the cache lines of `count` values, which need not exist. For memory that the prefetcher of the processor does not
-// expect: it follows neither short runs nor long strides.
+// Asks for the cache lines of `count` values, which need not exist. For memory that the prefetcher of the processor
+// does not expect: it follows neither short runs nor long strides.
 template <typename T>
 inline void prefetch(const T* from, int64_t count) {
   const uintptr_t first = reinterpret_cast<uintptr_t>(from), last = first + count * sizeof(T);

@@ -1,7 +1,7 @@
 // The families of kernels: which of them may run, and which one ran last.
 //
-// The package forbids families whose results differ from the definition on a GPU of this machine (verification.py), and
-// measurements forbid families to measure the others. "general" is the last resort and cannot be forbidden.
+// The package forbids families whose results differ from the definition on a GPU of this machine (verification.py),
+// and measurements forbid families to measure the others. "general" is the last resort and cannot be forbidden.
 #pragma once
 
 #include <atomic>
