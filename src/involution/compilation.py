@@ -37,9 +37,10 @@ _ENVIRONMENT = (
 # Messages of failures that may not occur again: on the next start there may be more memory or space, or a missing
 # header may be installed. "code=1.." is what ninja reports if a signal ended the compiler.
 _TRANSIENT = re.compile(
-    r"No space left|quota exceeded|Input/output error|Read-only file system|Stale file handle|No such file or directory"
-    r"|cannot find -l|[Pp]ermission denied|temporarily unavailable|Too many open files|[Oo]ut of memory|bad_alloc"
-    r"|[Cc]annot allocate memory|memory exhausted|signal terminated|Killed|interrupted by user|code=1(29|3\d|4\d)"
+    r"No space left|quota exceeded|Input/output error|Read-only file system|Stale file handle"
+    r"|No such file or directory|cannot find -l|[Pp]ermission denied|temporarily unavailable|Too many open files"
+    r"|[Oo]ut of memory|bad_alloc|[Cc]annot allocate memory|memory exhausted"
+    r"|signal terminated|Killed|interrupted by user|code=1(29|3\d|4\d)"
 )
 
 

@@ -67,7 +67,7 @@ def digest(device_type: str) -> str | None:
 
 
 def device_compiler() -> str:
-    """The path that nvcc, or hipcc for a ROCm build of torch, has to have."""
+    """The path of nvcc, or of hipcc for a ROCm build of torch. There may be no such file."""
     from torch.utils import cpp_extension
 
     if torch.version.hip is not None:

@@ -1,4 +1,4 @@
-"""The runtimes that the kernels run in besides PyTorch: their releases, and what a library for them is compiled with."""
+"""The runtimes other than PyTorch that the kernels run in: their releases, and compiler flags for their libraries."""
 
 import importlib
 from pathlib import Path
