@@ -158,7 +158,7 @@ def _fused_gradients(needs, grad, input, features, weight, bias, scale, shift, r
     if needs_input or needs_scale:
         kernel = reference.generated_kernel(features, weight, bias, kernel_size)
     if rectified is not None:
-        grad = torch.where(rectified > 0, grad, 0)
+        grad = torch.ops.aten.threshold_backward(grad, rectified, 0)  # that of ReLU
     if needs_shift:
         grad_shift = grad.sum((0, 2, 3), dtype=shift.dtype)
     if needs_scale:

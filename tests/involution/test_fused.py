@@ -234,6 +234,17 @@ def test_non_finite_values_propagate(dtype):
     assert torch.equal(output.isinf(), expected.isinf())
 
 
+def test_gradient_of_relu_where_its_result_is_nan():
+    """As in PyTorch, it is the gradient of the result, not 0."""
+    input, features, weight, bias, *_ = fused_arguments(1, 1, 16, (5, 6), hidden=1)
+    input[0, 3, 2, 2] = float("nan")
+    input.requires_grad_()
+    fused = involution2d_fused(input, features, weight, bias, relu=True)
+    separate = involution2d_fused(input, features, weight, bias).relu()
+    assert fused.isnan().any()
+    torch.testing.assert_close(*[torch.autograd.grad(output.sum(), input) for output in (fused, separate)])
+
+
 @pytest.mark.parametrize("batch, size", [(0, (5, 4)), (1, (1, 1)), (0, (1, 1))])
 def test_empty_batches_and_single_pixels(batch, size):
     arguments = [t.requires_grad_() for t in fused_arguments(batch=batch, size=size, kernel_size=(3, 3))]
