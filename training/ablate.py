@@ -110,11 +110,15 @@ def read_axes(axes: list[str]) -> dict[str, list]:
     """Parses `name=1,2,null` to {name: [1, 2, None]}.
 
     Raises:
-        ValueError: an axis has another form, or RedNetConfig has no such option.
+        ValueError: an axis has another form, RedNetConfig has no such option, or it or a value occurs twice.
     """
     parsed: dict[str, list] = {}
     for axis in axes:
         name, values = read_assignment(axis, f"axis {axis!r}", "kernel_size=3,5,7")
+        if name in parsed:
+            raise ValueError(f"axis {axis!r}: {name} is an axis already, expected one with all values")
+        if len(set(map(as_text, values))) < len(values):
+            raise ValueError(f"axis {axis!r}: expected different values")
         parsed[name] = values
     return parsed
 
@@ -123,13 +127,15 @@ def read_models(models: list[str]) -> dict[str, dict]:
     """Parses `ResNet-50 operator_type=convolution depths=[3,4,6,3]` to {"ResNet-50": {...}}.
 
     Raises:
-        ValueError: a model has another form, or RedNetConfig has no such option.
+        ValueError: a model has another form, RedNetConfig has no such option, or two models have the same name.
     """
     parsed: dict[str, dict] = {}
     for model in models:
         name, *assignments = model.split()
         if not assignments or "=" in name or "/" in name:
             raise ValueError(f"model {model!r}: expected a name and options, such as ResNet operator_type=convolution")
+        if name in parsed:
+            raise ValueError(f"model {model!r}: there is another model {name!r}, expected different names")
         parsed[name] = {}
         for assignment in assignments:
             option, values = read_assignment(assignment, f"model {name!r}: {assignment!r}", "depths=[1,2,2]")

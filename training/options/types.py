@@ -35,7 +35,13 @@ Scale = Annotated[float, Constraint("a number above 0 and up to 1", lambda value
 
 Epochs = Annotated[list[int], Constraint("one or more integers of at least 1", _each(lambda value: value >= 1))]
 Sizes = Annotated[list[int], Constraint("one or more integers of at least 1", _each(lambda value: value >= 1))]
-Seeds = Annotated[list[int], Constraint("one or more integers of at least 0", _each(lambda value: value >= 0))]
+Seeds = Annotated[
+    list[int],
+    Constraint(
+        "one or more different integers of at least 0",
+        lambda values: len(set(values)) == len(values) > 0 and min(values) >= 0,
+    ),
+]
 Size = Annotated[
     list[int], Constraint("a height and a width, integers of at least 1", _each(lambda value: value >= 1, 2))
 ]
