@@ -21,7 +21,7 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	find docs src tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' | \
 		xargs $(BIN)/clang-format --dry-run --Werror
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25 $(TESTS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 25 $(TESTS)
 
 # And the tests that are marked slow, which repeat on a larger scale what another test proves.
 test-all:

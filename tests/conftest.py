@@ -1,6 +1,7 @@
 """Settings and options of all tests.
 
-`make test` runs the files in two workers, which take them in the order of this file.
+`make test` runs the files in three workers, one more than CI has cores, because some tests wait for processes of their
+own. The workers take the files in the order below.
 """
 
 import os

@@ -125,7 +125,7 @@ def test_two_processes_evaluate_as_one(root, trained, tmp_path):
     """The main process evaluates what both detected: 5 images, of which one process has 2 and the other 3."""
     arguments, expected = trained
     shutil.copytree(expected, tmp_path / "run")
-    (tmp_path / "run/results.json").unlink()
+    (tmp_path / "run/results.json").write_text("{}")  # to be written again
     arguments = [*arguments, str(tmp_path / "run"), "--per_device_eval_batch_size", "1"]
     together(root, tmp_path / "output", arguments, "rednet.training.train_detection")
     alone, both = (json.loads((folder / "results.json").read_text()) for folder in (expected, tmp_path / "run"))
