@@ -2,7 +2,9 @@
 
 import csv
 import json
+import math
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -232,3 +234,27 @@ def test_divergence():
             found = [run for run in runs if (run["protection"], run["learning_rate"]) == (protection, rate)]
             losses, steps = ([run[name] for run in found if run[name]] for name in ("loss", "nan_at_step"))
             assert numbers(cell) == losses + steps and ("NaN" in cell) == bool(steps)
+
+
+def test_pairs_of_equal_cost():
+    """Mean, standard error and difference of each pair, from the runs."""
+    pairs = {
+        ("Fashion-MNIST", "depth"): ("fashion_mnist_models", "base", "ResNet"),
+        ("Fashion-MNIST", "parameters, operations"): ("fashion_mnist_models", "RedNet-1-2-2", "ResNet"),
+        ("Open Clip Art", "depth"): ("open_clip_art_models", "base", "ResNet"),
+        ("Open Clip Art", "parameters, operations"): ("open_clip_art_models", "base", "ResNet-1-1-1"),
+    }
+    rows = read_table("docs/evidence.md", "Trained here")
+    assert [(data, equal) for data, equal, *_ in rows] == list(pairs)
+    for data, equal, *cells, difference in rows:
+        study, *models = pairs[data, equal]
+        means, errors = [], []
+        for model, cell in zip(models, cells, strict=True):
+            runs = [run for run in read_csv(f"{study}/runs") if (run["value"] or run["axis"]) == model]
+            accuracies = [100 * float(run["top_1"]) for run in runs]
+            assert len(accuracies) == 3
+            means.append(statistics.mean(accuracies))
+            errors.append(statistics.stdev(accuracies) / 3**0.5)
+            assert cell == f"{means[-1]:.2f} ± {errors[-1]:.2f}"
+        expected = f"{means[0] - means[1]:+.2f} ± {math.hypot(*errors):.2f}"
+        assert difference == (f"**{expected}**" if abs(means[0] - means[1]) > 2 * math.hypot(*errors) else expected)

@@ -167,10 +167,21 @@ def test_mistakes_are_named_before_anything_runs(study, tmp_path, capsys, values
     assert not (tmp_path / "study").exists()
 
 
-@pytest.mark.parametrize("study", ["fashion_mnist_ablation"])
-def test_the_documented_studies_are_what_was_recorded(root, study):
+@pytest.mark.parametrize(
+    "study, architecture",
+    [
+        ("fashion_mnist_models", "rednet-fashion-mnist"),
+        ("open_clip_art_models", "rednet-open-clip-art"),
+        ("fashion_mnist_ablation", "rednet-fashion-mnist"),
+    ],
+)
+def test_the_documented_studies_are_what_was_recorded(root, study, architecture):
     folder = root / "benchmarks/results" / study
     runs, summary = read(folder / "runs.csv"), read(folder / "summary.csv")
+    for path in folder.rglob("results.json"):
+        (axis, _, value), seed = path.parent.parent.name.partition("="), path.parent.name.removeprefix("seed_")
+        (run,) = [run for run in runs if (run["axis"], run["value"], run["seed"]) == (axis, value, seed)]
+        assert float(run["top_1"]) == json.loads(path.read_text())["eval_accuracy"]
     for row in summary:
         mine = [float(run["top_1"]) for run in runs if (run["axis"], run["value"]) == (row["axis"], row["value"])]
         assert len(mine) == int(row["runs"]) > 1
@@ -178,8 +189,8 @@ def test_the_documented_studies_are_what_was_recorded(root, study):
         assert float(row["top_1_error"]) == pytest.approx(np.std(mine, ddof=1) / len(mine) ** 0.5)
         for name in row.keys() - {"axis", "value"}:
             row[name] = None if row[name] == "" else float(row[name]) if "." in row[name] else int(row[name])
-    base = RedNetConfig(**json.loads((root / "configs/models/rednet-fashion-mnist.json").read_text()))
-    assert table(group_by_axis(summary, base)) in (root / "docs/studies.md").read_text()
+    base = RedNetConfig(**json.loads((root / f"configs/models/{architecture}.json").read_text()))
+    assert table(group_by_axis(summary, base)) in (root / "docs/evidence.md").read_text()
 
 
 def test_gray_variants_are_refused():
