@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,12 +34,13 @@ def calibration_batches(source: str, model: str) -> list[Tensor]:
     Raises:
         ModuleNotFoundError: `datasets` or Pillow is not installed.
         OSError: the model has no image processor.
-        ValueError: there are no pictures in `source`.
+        ValueError: there are no pictures in `source`, or one of them cannot be read.
     """
     from transformers import AutoImageProcessor
 
     processor = AutoImageProcessor.from_pretrained(model)
-    pictures = _read_folder(Path(source)) or _read_data_set(source)
+    paths = sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in SUFFIXES)
+    pictures = map(_read_file, _choose(paths)) if paths else _read_data_set(source)
     images = [torch.as_tensor(processor(picture, return_tensors="pt")["pixel_values"]) for picture in pictures]
     batches: list[Tensor] = []
     for _, group in itertools.groupby(images, key=lambda image: image.shape):
@@ -51,18 +52,19 @@ def _choose(candidates: Sequence) -> list:
     return random.Random(0).sample(candidates, min(SAMPLES, len(candidates)))
 
 
-def _read_folder(folder: Path) -> "list[Image]":
-    from PIL import Image
+def _read_file(path: Path) -> "Image":
+    """Opens a picture as the pipeline of Transformers does: with its EXIF orientation, as RGB."""
+    from transformers.image_utils import load_image
 
-    pictures = []
-    for path in _choose(sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)):
-        with Image.open(path) as picture:
-            pictures.append(picture.convert("RGB"))
-    return pictures
+    try:
+        return load_image(str(path))
+    except Exception as error:  # Pillow has no common base class of its errors
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
 
 
-def _read_data_set(source: str) -> "list[Image]":
+def _read_data_set(source: str) -> "Iterator[Image]":
     import datasets
+    from transformers.image_utils import load_image
 
     saved = Path(source, "dataset_dict.json").is_file() or Path(source, "state.json").is_file()
     if Path(source).is_dir() and not saved:
@@ -73,4 +75,4 @@ def _read_data_set(source: str) -> "list[Image]":
     columns = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
     if not columns:
         raise ValueError(f"{source} has no column of pictures, only {sorted(data.features)}")
-    return [picture.convert("RGB") for picture in data.select(_choose(range(len(data))))[columns[0]]]
+    return (load_image(row[columns[0]]) for row in data.select(_choose(range(len(data)))))

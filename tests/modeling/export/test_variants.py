@@ -12,7 +12,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from rednet import RedNetConfig, RedNetForImageClassification, export
 from rednet.export import __main__ as export_command
 from rednet.export.calibration import calibration_batches
@@ -290,6 +290,20 @@ def test_calibration_pictures_of_several_sizes(folder):
     batches = calibration_batches(str(folder / "pictures"), str(folder / "model"))
     assert sum(map(len, batches)) == 18 and max(map(len, batches)) <= 16
     assert sorted({tuple(batch.shape[1:]) for batch in batches}) == [(3, 20, 30), (3, 50, 60)]
+
+
+def test_calibration_pictures_are_upright(folder):
+    """As the pipeline of Transformers reads them: the camera was held sideways."""
+    SegformerImageProcessor(do_resize=False).save_pretrained(folder / "model")
+    (folder / "photographs").mkdir()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (30, 20)).save(folder / "photographs/sideways.jpg", exif=exif)
+    (batch,) = calibration_batches(str(folder / "photographs"), str(folder / "model"))
+    assert batch.shape == (1, 3, 30, 20)
+    (folder / "photographs/broken.jpg").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="broken.jpg cannot be read as a picture"):
+        calibration_batches(str(folder / "photographs"), str(folder / "model"))
 
 
 def test_the_command_quantizes(folder, monkeypatch, capsys):
