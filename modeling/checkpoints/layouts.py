@@ -155,14 +155,19 @@ def find_config(
 def _shape(weights: dict[str, Tensor], key: str) -> list[int]:
     if key not in weights:
         raise ValueError(f"the checkpoint is not that of a RedNet: {key!r} is missing")
-    return list(weights[key].shape)
+    shape, dimensions = list(weights[key].shape), 2 if key == "fc.weight" else 4
+    if len(shape) != dimensions:
+        raise ValueError(
+            f"the checkpoint is not that of a RedNet: {key!r} has shape {shape}, expected {dimensions} dimensions"
+        )
+    return shape
 
 
 def _kernel_size(weights: dict[str, Tensor], involution: str, channels: int, group_channels: int | None) -> int:
     """Returns K of an involution: the last convolution of its kernel generation has K * K outputs for each group."""
     key, group_channels = f"{involution}.conv2.conv.weight", group_channels or channels
     outputs = _shape(weights, key)[0] * group_channels
-    size = math.isqrt(outputs // channels)
+    size = math.isqrt(outputs // channels) if channels > 0 else 0
     if size % 2 == 0 or size**2 * channels != outputs:
         raise ValueError(
             f"the checkpoint is not that of a RedNet: {key!r} has shape {_shape(weights, key)}, expected the square of an "

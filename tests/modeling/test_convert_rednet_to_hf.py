@@ -22,7 +22,7 @@ from PIL import Image
 from rednet import RedNetBackbone, RedNetConfig, RedNetForImageClassification
 from rednet.checkpoints import read
 from rednet.checkpoints.download import PUBLISHED
-from rednet.checkpoints.layouts import checkpoint_name
+from rednet.checkpoints.layouts import checkpoint_name, find_config
 from rednet.configuration_rednet import REMOTE_CODE
 from rednet.convert_rednet_to_hf import convert, main, read_config
 from rednet.hub import check_hub_folder
@@ -290,6 +290,21 @@ def test_files_without_weights_are_named(tmp_path, content, message):
 class Malicious:
     def __reduce__(self):
         return os.system, ("touch harmed",)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3), (0, 0, 0, 0), (1, 1, 1, 1), (3, 5, 1, 1)], ids=str)
+def test_weights_of_any_shape_give_a_configuration_or_an_error(shape):
+    """Each weight in turn. Which of them decide is not known here."""
+    weights = {re.sub(r"^(backbone|head)\.", "", key): weight for key, weight in small().items()}
+    assert find_config(weights).num_labels == 5
+    refused = []
+    for key in weights:
+        try:
+            find_config(weights | {key: torch.zeros(shape)})
+        except ValueError as error:
+            refused.append(key)
+            assert "the checkpoint is not that of a RedNet: " in str(error)
+    assert "layer1.0.conv3.weight" in refused
 
 
 def damage(kind: str, weights: dict) -> dict:
