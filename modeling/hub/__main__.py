@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from rednet.configuration_rednet import RedNetConfig
-from rednet.hub.cards import PICTURE, SOURCES, imagenet_card, known_checkpoints, repository_of
+from rednet.hub.cards import PICTURE, SOURCES, imagenet_card, is_card, known_checkpoints, repository_of
 from rednet.hub.notebook import NOTEBOOK, make_notebook
 from rednet.hub.push import push_hub_folder, push_space, pushed_url
 
@@ -89,7 +89,11 @@ def run_cards(options: argparse.Namespace) -> None:
     checkpoints = known_checkpoints()
     if unknown := [name for name in options.names if name not in checkpoints]:
         options.parser.error(f"unknown name {', '.join(unknown)}, expected any of {', '.join(checkpoints)}")
-    for name in options.names or checkpoints:
+    names = options.names or list(checkpoints)
+    cards = [options.output_dir / name / "README.md" for name in names]
+    if foreign := [str(card) for card in cards if card.exists() and not is_card(card.read_text(encoding="utf-8"))]:
+        options.parser.error(f"{', '.join(foreign)} is no model card of a RedNet: choose another --output_dir")
+    for name in names:
         config = RedNetConfig(depths=checkpoints[name]["depths"], num_labels=1000)
         repository = f"{options.namespace}/{name}" if options.namespace else name
         folder = options.output_dir / name

@@ -93,6 +93,11 @@ def known_checkpoints() -> dict[str, dict]:
     return {path.stem: yaml.safe_load(path.read_text()) for path in paths}
 
 
+def is_card(text: str) -> bool:
+    """Returns whether a text is a model card that `make_card` made."""
+    return "rednet" in (ModelCard(text, ignore_metadata_errors=True).data.tags or [])
+
+
 def imagenet_card(
     config: RedNetConfig,
     repository: str,

@@ -334,3 +334,18 @@ def test_results_that_are_not_ours_stay_in_the_text(text):
     set_repository(card, "me/things")
     if text == OTHER:
         assert card.text == ModelCard(text).text
+
+
+def test_another_readme_is_not_overwritten(tmp_path, capsys):
+    command = ["cards", "rednet-26", "rednet-50", "--output_dir", str(tmp_path)]
+    readme = tmp_path / "rednet-50/README.md"
+    readme.parent.mkdir()
+    readme.write_text("My notes")
+    with pytest.raises(SystemExit):
+        main(command)
+    assert f"{readme} is no model card of a RedNet" in capsys.readouterr().err
+    assert readme.read_text() == "My notes" and [path.name for path in tmp_path.iterdir()] == ["rednet-50"]
+    readme.unlink()
+    main(command)
+    main(command)  # its own cards are written again
+    assert len(readme.read_text()) > 1000
