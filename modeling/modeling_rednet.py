@@ -513,6 +513,8 @@ class RedNetForSemanticSegmentation(RedNetPreTrainedModel):
 
     def __init__(self, config: RedNetConfig):
         super().__init__(config)
+        if config.num_labels < 1:
+            raise ValueError(f"num_labels={config.num_labels} must be at least 1 for semantic segmentation")
         self.rednet = RedNetModel(config)
         self.neck = RedNetFeaturePyramid(config)
         self.decode_head = RedNetSegmentationHead(config)

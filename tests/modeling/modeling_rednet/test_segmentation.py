@@ -120,6 +120,11 @@ def test_a_single_class_has_no_loss():
         model(images, labels=torch.zeros(1, 32, 32, dtype=torch.long))
 
 
+def test_no_class_is_refused():
+    with pytest.raises(ValueError, match="num_labels=0 must be at least 1 for semantic segmentation"):
+        small_model(num_labels=0)
+
+
 @pytest.mark.parametrize("neck_type", ["convolution", "involution"])
 def test_saves_and_loads(neck_type, tmp_path):
     model, images = small_model(neck_type=neck_type), random_images(1, 3, 64, 64)
