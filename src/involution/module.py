@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -127,6 +128,7 @@ class _Involution(nn.Module):
     def _generated(self, source: Tensor, input: Tensor) -> Tensor:
         """The kernel from the user's generator: (B, G * taps, ...)."""
         kernel = self.kernel_generator(source)
+        check_types(self._name(), **{"the result of kernel_generator": kernel})
         size = [-(-size // stride) for size, stride in zip(input.shape[2:], self.stride)]
         expected = (input.shape[0], self.groups * math.prod(self.kernel_size), *size)
         if kernel.dim() != len(expected) or any(one != other for one, other in zip(kernel.shape, expected)):
@@ -176,7 +178,8 @@ class _Involution(nn.Module):
             raise TypeError(f"{self._name()}: kernel_generator is {kind}, expected a torch.nn.Module or None")
         for name, multiple in divided.items():
             divisor, number = getattr(self, name), getattr(self, multiple)
-            if divisor < 1 or number < 1 or number % divisor != 0:
+            integers = isinstance(divisor, Integral) and isinstance(number, Integral)
+            if not integers or divisor < 1 or number < 1 or number % divisor != 0:
                 raise ValueError(f"{self._name()}: {name} is {divisor}, expected a divisor of {multiple} = {number}")
         if self.kernel_normalization not in (None, "softmax", "l2"):
             raise ValueError(

@@ -195,6 +195,7 @@ def test_trains_under_compile(dimensions):
     [
         ({"out_channels": 6}, ValueError, "group_channels is 4, expected a divisor of out_channels = 6"),
         ({"out_channels": 0}, ValueError, "group_channels is 4, expected a divisor of out_channels = 0"),
+        ({"group_channels": 4.0}, ValueError, "group_channels is 4.0, expected a divisor of channels = 8"),
         ({"reduction_ratio": 3}, ValueError, "reduction_ratio is 3, expected a divisor of channels = 8"),
         ({"kernel_normalization": "max"}, ValueError, "kernel_normalization is 'max', expected None, 'softmax' or 'l2'"),
         ({"kernel_generator": F.relu}, TypeError, "kernel_generator is function, expected a torch.nn.Module"),
