@@ -70,9 +70,10 @@ def device_compiler() -> str:
     """The path of nvcc, or of hipcc for a ROCm build of torch. There may be no such file."""
     from torch.utils import cpp_extension
 
+    # Where torch finds no toolkit, the path is that of the usual folder: a relative one would be that of any program.
     if torch.version.hip is not None:
-        return os.path.join(cpp_extension.ROCM_HOME or "", "bin", "hipcc")
-    return os.path.join(cpp_extension.CUDA_HOME or "", "bin", "nvcc")
+        return os.path.join(cpp_extension.ROCM_HOME or "/opt/rocm", "bin", "hipcc")
+    return os.path.join(cpp_extension.CUDA_HOME or "/usr/local/cuda", "bin", "nvcc")
 
 
 def architectures(device_type: str) -> list[str]:
