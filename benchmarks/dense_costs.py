@@ -5,6 +5,8 @@
 Requires torchvision. Models and images are on the meta device, so nothing is computed.
 """
 
+import argparse
+
 import torch
 from rednet.configuration_rednet import RedNetConfig
 from rednet.detection import STAGES, fasterrcnn_rednet_fpn, maskrcnn_rednet_fpn, retinanet_rednet_fpn
@@ -99,4 +101,5 @@ def table() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     print(table(), end="")

@@ -12,7 +12,7 @@ from rednet.training.utils.cpus import available_cpus
 from rednet.training.utils.files import write_csv, write_text
 from torch import nn
 
-from involution import timing
+from involution.timing import device_name, keep_freed_memory, keeps_freed_memory
 from tables import table
 
 
@@ -29,7 +29,7 @@ def arguments(
     add_options(parser)
     parsed = parser.parse_args()
     if parsed.device == "cpu":
-        timing.keep_freed_memory()
+        keep_freed_memory()
     parsed.batch_size = parsed.batch_size or (16 if parsed.device == "cpu" else 256)
     torch.set_num_threads(parsed.threads)
     torch.manual_seed(0)
@@ -40,9 +40,9 @@ def describe_conditions(options: argparse.Namespace, more_packages: Sequence[str
     """Date, machine, versions and method."""
     packages = ("torch", "transformers", "rednet", *more_packages)
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    allocator = ", glibc keeps freed memory" if timing.keeps_freed_memory() else ""
+    allocator = ", glibc keeps freed memory" if keeps_freed_memory() else ""
     return (
-        f"{datetime.date.today()}, {timing.device_name(options.device)}, {versions}; median of {options.repeats} repeats, "
+        f"{datetime.date.today()}, {device_name(options.device)}, {versions}; median of {options.repeats} repeats, "
         f"the functions take turns{allocator}."
     )
 

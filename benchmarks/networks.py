@@ -12,7 +12,7 @@ from rednet.modeling_rednet import RedNetInvolution
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from involution import taps
+from involution.taps import traced_involution2d
 
 
 OURS, PEERS, UNFOLD = "RedNet-50", ("ResNet-50 of transformers", "ResNet-50 of timm"), "RedNet-50 by unfold"
@@ -67,7 +67,7 @@ def multiplication_forward(self: RedNetInvolution, hidden_state: Tensor) -> Tens
 def loop_forward(self: RedNetInvolution, hidden_state: Tensor) -> Tensor:
     """The forward pass of RedNetInvolution as a loop over taps, which Inductor fuses into one kernel."""
     window = [self.stride] * 2, [self.kernel_size // 2] * 2, [1, 1]
-    return taps.traced_involution2d(hidden_state, self.generate_kernel(hidden_state), *window)
+    return traced_involution2d(hidden_state, self.generate_kernel(hidden_state), *window)
 
 
 def unfold_forward(self: RedNetInvolution, hidden_state: Tensor) -> Tensor:
