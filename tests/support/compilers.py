@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-def quick_compiler(path: Path, optimization: str = "-O1", target: str | None = None) -> str:
+def quick_compiler(path: Path, optimization: str = "-O0", target: str | None = None) -> str:
     """The compiler of this machine, with less optimization and, if given, for another kind of processor."""
     lines = ["#!/bin/bash", f'set -- "${{@/#-O3/{optimization}}}"']
     if target is not None:

@@ -1,13 +1,13 @@
 """A Kernel Hub repository with a library for the CPU of this machine, which the tests load and push."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from compilers import quick_compiler
+from interpreter import python
 from shared import shared_folder
 
 
@@ -22,14 +22,14 @@ def write_repository(folder: Path) -> None:
     output.symlink_to("elsewhere")  # must not be replaced, because it could be a mount point
     neighbor.mkdir()
     (neighbor / "precious").touch()
-    command = [sys.executable, "-m", "involution.kernel_hub", "write", str(output), "user/involution"]
+    command = ["-m", "involution.kernel_hub", "write", output, "user/involution"]
     environment = {"CXX": quick_compiler(folder / "compiler"), "TORCH_EXTENSIONS_DIR": str(folder / "cache")}
-    result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    result = python(*command, env={**os.environ, **environment})
     assert result.returncode == 0, result.stderr
     assert (neighbor / "precious").exists() and output.is_symlink()
     names = {"involution", "elsewhere", ".involution.new", "cache", "compiler"}
     assert {path.name for path in folder.iterdir()} <= names
-    again = subprocess.run(command, capture_output=True, text=True)
+    again = python(*command)
     assert again.returncode == 1 and "which is not empty" in again.stderr
 
 

@@ -2,8 +2,6 @@
 
 import copy
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils.import_utils import KERNELS_MIN_VERSION
 
 from hub_server import HubServer
+from interpreter import python
 from remote import WITHOUT_PACKAGES, run
 from small_models import random_images, small_model
 
@@ -80,8 +79,7 @@ def hub_environment(repository, binary, tmp_path_factory) -> dict[str, str]:
     with HubServer() as hub:
         environment = hub.environment(tmp_path_factory.mktemp("home")) | NO_COMPILER
         environment["HF_HUB_DISABLE_TELEMETRY"] = "0"  # otherwise kernels 0.17.2 sends an invalid header
-        command = [sys.executable, "-m", "involution.kernel_hub", "push", str(repository)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        result = python("-m", "involution.kernel_hub", "push", repository, env=environment)
         assert result.returncode == 0, result.stderr
         yield environment
 
