@@ -14,7 +14,7 @@ def load(root: Path) -> Path:
     cpp_extension.load(
         NAMESPACE,
         [str(root / "tests/involution/cuda_on_cpu.cpp")],
-        extra_cflags=["-O1"],
+        extra_cflags=["-Og"],
         extra_include_paths=[str(root / "src/involution/csrc")],
         is_python_module=False,
     )
