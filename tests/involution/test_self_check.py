@@ -5,12 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 import cuda_shim
+from interpreter import python
 from involution import extension, families, self_check, verification
 
 
@@ -44,21 +46,12 @@ print("fused by", families.last(library))
 """
 
 
-def start(library: Path, code: str = LOAD, **environment: str) -> subprocess.Popen:
+def run(library: Path, code: str = LOAD, **environment: str) -> tuple[str, str]:
+    """Output and errors of a process."""
     support = os.path.join(os.path.dirname(__file__), "..", "support")
-    return subprocess.Popen(
-        [sys.executable, "-c", code, str(library)],
-        env={**os.environ, "PYTHONPATH": support, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen) -> tuple[str, str]:
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return output, errors
+    result = python("-c", code, library, env={**os.environ, "PYTHONPATH": support, **environment})
+    assert result.returncode == 0, result.stderr
+    return result.stdout, result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +79,8 @@ def test_unknown_families_raise(operator, family, words):
 
 
 def test_kernels_agree_and_two_processes_check_once(library):
-    started = [start(library), start(library)]
-    outcomes = [finish(process) for process in started]
+    with ThreadPoolExecutor() as threads:
+        outcomes = list(threads.map(run, [library] * 2))
     assert sum("Checking the CUDA kernels" in errors for _, errors in outcomes) == 1
     for output, errors in outcomes:
         assert output.startswith("True True\n") and "RuntimeWarning" not in errors
@@ -115,7 +108,7 @@ def test_kernels_agree_and_two_processes_check_once(library):
 def test_families_that_disagree_are_named_and_replaced(library):
     """One lacks a barrier, one crashes and one hangs."""
     defects = "tiled_forward_kernel:barrier tensor_core_input_grad_kernel:abort tiled_kernel_grad_kernel:hang"
-    output, errors = finish(start(library, LOAD + USE, INVOLUTION_DEFECTS=defects))
+    output, errors = run(library, LOAD + USE, INVOLUTION_DEFECTS=defects)
     assert output.startswith("True True\n") and errors.count("RuntimeWarning: ") == 1
     for text in (output, errors):
         assert "involution2d, kernels of the family 'tiled': float32, channels-last, 2 x 32 x 17 x 11" in text

@@ -27,6 +27,7 @@ PRELOADED = (
 )
 
 _server: socket.socket | None = None
+_lock = threading.Lock()  # tests may call from several threads
 
 
 def python(*arguments: object, cwd: Path | str | None = None, env: dict | None = None) -> subprocess.CompletedProcess:
@@ -54,7 +55,9 @@ def python(*arguments: object, cwd: Path | str | None = None, env: dict | None =
 
 def _connection() -> socket.socket:
     global _server
-    if _server is None:
+    with _lock:
+        if _server is not None:
+            return _server
         _server, theirs = socket.socketpair()
         # As any interpreter that a test starts, but without what only its tests import from.
         env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -62,7 +65,7 @@ def _connection() -> socket.socket:
             command = [sys.executable, __file__, str(theirs.fileno())]
             process = subprocess.Popen(command, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         atexit.register(lambda: (_server.close(), process.wait()))
-    return _server
+        return _server
 
 
 def _next_command(connection: socket.socket) -> dict | None:
