@@ -99,7 +99,7 @@ for channels_last in (False, True):
     for stride in (1, 2, 3):
         pair = make(stride, (4, 5), channels_last)
         assert torch.autograd.gradcheck(lambda *p: ours(*p, stride), pair)
-        assert torch.autograd.gradgradcheck(lambda *p: ours(*p, stride), pair, fast_mode=stride > 1 or channels_last)
+        assert torch.autograd.gradgradcheck(lambda *p: ours(*p, stride), pair, fast_mode=stride != 2 or channels_last)
         close(value_and_gradients(lambda *p: ours(*p, stride), pair),
               value_and_gradients(lambda *p: exact(*p, stride), pair))
     for dtype in (torch.float16, torch.bfloat16):
@@ -151,11 +151,9 @@ class Layer(torch.nn.Module):
 sizes = {"input": {0: dynamic, 2: dynamic, 3: dynamic}, "kernel": {0: dynamic, 4: dynamic, 5: dynamic}}
 program = torch.export.export(Layer(), tuple(t.detach() for t in pair), dynamic_shapes=sizes)
 close(program.module()(*(t.detach() for t in larger)), exact(*larger).detach())
-for sizes in (None, True):
-    torch._dynamo.reset()
-    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager", dynamic=sizes)
-    for tensors in (pair, larger) if sizes else (pair,):
-        close(value_and_gradients(compiled, tensors), value_and_gradients(exact, tensors))
+compiled = torch.compile(ours, fullgraph=True, backend="aot_eager", dynamic=True)
+for tensors in (pair, larger):
+    close(value_and_gradients(compiled, tensors), value_and_gradients(exact, tensors))
 torch._dynamo.reset()
 with torch.no_grad():
     close(torch.compile(ours, fullgraph=True)(*pair), exact(*pair))
