@@ -21,7 +21,6 @@ from rednet import (
 )
 from rednet.export import __main__ as export_command
 
-
 SMALL = {"depths": [1, 1], "hidden_sizes": [64, 128], "embedding_size": 32, "num_labels": 10}
 
 
@@ -58,10 +57,9 @@ def assert_float32_of(result: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.fixture(scope="module")
 def rednet(tmp_path_factory) -> tuple[RedNetForImageClassification, Path]:
-    """A RedNet of four stages, and the ONNX file that the command made of its folder."""
+    """A RedNet of two stages, and the ONNX file that the command made of its folder."""
     folder = tmp_path_factory.mktemp("rednet")
-    config = RedNetConfig(depths=[1] * 4, hidden_sizes=[64, 128, 256, 512], embedding_size=32, num_labels=1000)
-    model = trained(RedNetForImageClassification(config))
+    model = trained(RedNetForImageClassification(RedNetConfig(**{**SMALL, "num_labels": 1000})))
     model.save_pretrained(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["export", str(folder), str(folder / "rednet.onnx"), "--format", "onnx"])
