@@ -1,5 +1,6 @@
 """The operator on the CPU, compiled and as reference, against its definition in float64."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -68,12 +69,13 @@ def test_small_groups(groups, group_channels, size, kernel_size, stride, dilatio
 
 
 @pytest.mark.skipif(not uninitialized.IS_SUPPORTED, reason="needs glibc")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", ["contiguous_format", "channels_last"])
-def test_small_groups_read_no_uninitialized_memory(layout, dtype):
-    image = f"dtype={dtype}).to(memory_format=torch.{layout})"
-    kernel = f"torch.ones(1, 13 * 49, 7, 11, {image}.unflatten(1, (13, 7, 7))"
-    uninitialized.check_not_read(f"torch.ones(1, 13, 7, 11, {image}, {kernel}", "involution.involution2d(*arguments)")
+def test_small_groups_read_no_uninitialized_memory():
+    cases = []
+    for layout, dtype in itertools.product(["contiguous_format", "channels_last"], [torch.float32, torch.bfloat16]):
+        image = f"dtype={dtype}).to(memory_format=torch.{layout})"
+        kernel = f"torch.ones(1, 13 * 49, 7, 11, {image}.unflatten(1, (13, 7, 7))"
+        cases.append(f"torch.ones(1, 13, 7, 11, {image}, {kernel}")
+    uninitialized.check_not_read(cases, "involution.involution2d(*arguments)")
 
 
 @given(cases())
@@ -133,8 +135,7 @@ def test_opcheck(layout, dtype):
     torch.library.opcheck(ops.involution2d_kernel_grad, (grad, input, 2, [3, 3], *window))
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout, dynamic", [("contiguous", True), ("channels_last", False)])
 def test_compiles_as_one_graph(layout, dynamic):
     def f(a, b):
         return (involution2d(a.relu(), b * 2, stride=2) + 1).square().sum()
