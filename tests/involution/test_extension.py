@@ -373,7 +373,8 @@ for memory_format in (torch.contiguous_format, torch.channels_last):
     kernel.requires_grad_()
     arguments = ((2, 1), (1, 1), (1, 1))
     assert torch.autograd.gradcheck(involution.involution2d, (input, kernel, *arguments))
-    assert torch.autograd.gradgradcheck(involution.involution2d, (input, kernel, *arguments))
+    fast = memory_format is torch.channels_last
+    assert torch.autograd.gradgradcheck(involution.involution2d, (input, kernel, *arguments), fast_mode=fast)
     for shape in ((0, 4, 5, 6), (2, 0, 5, 6), (2, 4, 0, 6)):
         empty = torch.empty(shape, dtype=torch.float64, requires_grad=True)
         taps = torch.ones(shape[0], 2, 3, 3, 2 + (shape[2] + 1) // 2, 8, dtype=torch.float64, requires_grad=True)
