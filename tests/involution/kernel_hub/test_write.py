@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -173,10 +174,16 @@ def test_a_repository_needs_an_owner_and_a_name(tmp_path):
 def test_its_own_tests_pass(repository, binary, tmp_path):
     """kernel-builder runs them where a build has the name `involution`. There is no compiler."""
     (tmp_path / "involution").symlink_to(binary)
-    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "markers=kernels_ci", "tests"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "markers=kernels_ci", "tests"]
     environment = {"PYTHONPATH": str(tmp_path), "PATH": "/nonexistent", "TORCH_EXTENSIONS_DIR": os.devnull + "/cache"}
     variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment}
-    result = python(*command, "-m", "kernels_ci", "-W", "error::RuntimeWarning", cwd=repository, env=variables)
+    result = subprocess.run(
+        [*command, "-m", "kernels_ci", "-W", "error::RuntimeWarning"],
+        cwd=repository,
+        env=variables,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0 and "skipped" not in result.stdout, result.stdout + result.stderr
 
 

@@ -21,6 +21,7 @@ from rednet import (
 )
 from rednet.export import __main__ as export_command
 
+
 SMALL = {"depths": [1, 1], "hidden_sizes": [64, 128], "embedding_size": 32, "num_labels": 10}
 
 
