@@ -142,10 +142,10 @@ def test_tiled_kernels_match_definition_on_the_host(cuda_on_cpu):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 7), (14, 14), (16, 8), (17, 25)])
-@pytest.mark.parametrize("group_channels", [16, 8, 32])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("k", [7, 3])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("group_channels", [16, 8, 32], ids="channels{}".format)
+@pytest.mark.parametrize("stride", [1, 2], ids="stride{}".format)
+@pytest.mark.parametrize("k", [7, 3], ids="K{}".format)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_every_tiled_kernel_on_the_host(cuda_on_cpu, dtype, k, stride, group_channels, size):
     layout, padding = "channels_last", (k // 2, k // 2)
     case = Case(2, 2, group_channels, size, (k, k), (stride, stride), padding, (1, 1), dtype, layout, layout)
@@ -171,7 +171,7 @@ def test_many_hidden_channels_on_the_host(cuda_on_cpu, library, dtype, layout):
 
 def test_tensor_cores_match_definition_on_the_host(cuda_on_cpu):
     # Of every tiled kernel, those that tensor cores replace: 16 bits, K = 7, stride 1, 16 channels in a group.
-    replaced = "every_tiled_kernel and (dtype0-7-1-16 or dtype1-7-1-16)"
+    replaced = "every_tiled_kernel and K7 and stride1 and channels16 and not float32"
     run_with_tensor_cores(f"({replaced} or tiled_ and not every or forbidden) and on_the_host")
 
 
