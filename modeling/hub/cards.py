@@ -95,7 +95,7 @@ def known_checkpoints() -> dict[str, dict]:
 
 def is_card(text: str) -> bool:
     """Returns whether a text is a model card that `make_card` made."""
-    return "rednet" in (ModelCard(text, ignore_metadata_errors=True).data.tags or [])
+    return "rednet" in (ModelCard(text, ignore_metadata_errors=True).data.get("tags") or [])
 
 
 def imagenet_card(
