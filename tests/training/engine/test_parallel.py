@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from interpreter import python
 from processes import start_together, together
 
 
-LAUNCH = ["-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
 LAUNCH += ["--dynamo_backend", "no"]
 
 
@@ -120,7 +122,7 @@ def test_unconnected_processes_stop(script, arguments, root, options, start, tmp
 def test_accelerate_launch_with_more_processes_than_it_starts(root, options, tmp_path):
     command = [*LAUNCH, "--cpu", "--num_processes", "2", "training/train.py", "--config", str(options[0])]
     command += ["--output_dir", str(tmp_path / "run")]
-    result = python(*command, cwd=root)
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert result.returncode == 1
     assert "several processes and started one" in result.stderr and "ACCELERATE_USE_CPU=true" in result.stderr
     assert not (tmp_path / "run").exists()
@@ -132,7 +134,7 @@ def test_threads_of_a_launched_process(given, expected, root):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment |= {"CUDA_VISIBLE_DEVICES": ""} | ({} if given is None else {"OMP_NUM_THREADS": given})
     command = [*LAUNCH, "--num_processes", "1", "tests/support/threads.py"]
-    result = python(*command, cwd=root, env=environment)
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert result.returncode == 0 and int(result.stdout.split()[-1]) == expected, result.stderr
 
 
