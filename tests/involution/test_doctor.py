@@ -4,12 +4,13 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from interpreter import python
-from involution import doctor, libraries
+from involution import compiler, doctor, libraries
 from wheels import write_wheel
 
 
@@ -67,3 +68,10 @@ def test_the_file_is_checked_before_the_work(tmp_path, monkeypatch, capsys):
         doctor.main()
     output, errors = capsys.readouterr()
     assert stop.value.code == 2 and "expected a file in a folder that exists" in errors and output == ""
+
+
+def test_the_compiler_of_a_missing_toolkit_has_an_absolute_path(monkeypatch):
+    """A relative one would be that of any program `bin/nvcc` below the working directory."""
+    for name in ("CUDA_HOME", "ROCM_HOME"):
+        monkeypatch.setattr(f"torch.utils.cpp_extension.{name}", None)
+    assert Path(compiler.device_compiler()).is_absolute()

@@ -228,6 +228,14 @@ def test_arguments_of_another_type_raise():
         Involution2d(8, 3, group_channels=4)(None)
 
 
+def test_a_generated_kernel_of_another_type_raises():
+    layer = Involution2d(8, 3, group_channels=4, kernel_generator=nn.MaxPool2d(1, return_indices=True))
+    with pytest.raises(
+        TypeError, match="^Involution2d: the result of kernel_generator is tuple, expected a torch.Tensor"
+    ):
+        layer(torch.zeros(1, 8, 7, 6))
+
+
 def test_a_generated_kernel_of_another_shape_raises():
     layer = Involution2d(8, 3, 2, group_channels=4, kernel_generator=nn.Conv2d(8, 18, 1))
     message = r"kernel_generator returned shape \(1, 18, 7, 6\), expected \(1, 18, 4, 3\)"
