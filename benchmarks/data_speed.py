@@ -25,7 +25,7 @@ from rednet.training.data.packing import fitted, pack_picture
 from rednet.training.data.segmentation import PairReader, PairTransform
 from rednet.training.data.transforms import TrainingTransform, open_image, read_file
 from rednet.training.options.scripts import SegmentationConfig, TrainingConfig
-from rednet.training.utils.randomness import seeded
+from rednet.training.utils.randomness import seed_from, seeded
 from torchvision.transforms import v2
 
 from measure import arguments, report
@@ -94,14 +94,16 @@ def opened(content: bytes) -> Image.Image:
 
 
 def plain_crops(images: Dataset) -> Callable:
-    """torchvision's crops of the images that are decoded in full."""
+    """torchvision's crops of the images that are decoded in full. They are the same crops as in `stages`, because the
+    time depends on them."""
     change = v2.Compose([v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip()])
+    seeds = [seed_from(0, 0, n) for n in range(IMAGES)]
 
-    def run() -> None:
-        rows = fetch(images, range(IMAGES))
-        np.stack([np.array(change(open_image(row["image"]).convert("RGB"))) for row in rows])
+    def read(row: dict, seed: int) -> np.ndarray:
+        torch.default_generator.manual_seed(seed)
+        return np.array(change(open_image(row["image"]).convert("RGB")))
 
-    return run
+    return lambda: np.stack([read(*pair) for pair in zip(fetch(images, range(IMAGES)), seeds)])
 
 
 def segmentation_crops(content: bytes) -> Callable:
