@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import yaml
 from rednet import RedNetConfig, RedNetForImageClassification, count_macs, count_parameters
+from rednet.hub import check_writable
 from rednet.training.engine.study import BASE, MODEL, as_text, group_by_axis, measure, summarize, table
 from rednet.training.figures.study import draw_study
 from rednet.training.figures.style import save
@@ -26,10 +27,10 @@ from rednet.training.options.groups import option
 from rednet.training.options.models import check_channels
 from rednet.training.options.packaged import find_architecture, find_recipe
 from rednet.training.options.parser import parse_options
-from rednet.training.options.types import Count, Seeds
+from rednet.training.options.types import Count, Folder, Seeds
 from rednet.training.train import parse_config
 from rednet.training.utils.cpus import available_cpus
-from rednet.training.utils.errors import nearest
+from rednet.training.utils.errors import clear_errors, nearest
 from rednet.training.utils.files import write_csv, write_json, write_text
 from tqdm.auto import tqdm
 from transformers import AutoConfig
@@ -53,7 +54,7 @@ class Study:
     seeds: Seeds = option([0, 1, 2], "Seeds of the repeated runs.")
     launch: str = option("python", "Command that starts train.py: python, or accelerate launch with its options.")
     time_batch_size: Count = option(64, "Batch size of the inference and of the training step that are timed.")
-    output_dir: str = option("outputs/ablation", "Folder of the study.")
+    output_dir: Folder = option("outputs/ablation", "Folder of the study.")
 
 
 @dataclass
@@ -185,7 +186,9 @@ def make_variants(base: dict, axes: dict[str, list], models: dict[str, dict] | N
 
 
 def check_study(study: Study) -> None:
-    """Raises SystemExit if `output_dir` has runs of another recipe. Axes and seeds may change."""
+    """Raises SystemExit if `output_dir` has runs of another recipe, or cannot be written. Axes and seeds may change."""
+    with clear_errors():
+        check_writable(Path(study.output_dir))
     path = Path(study.output_dir) / "study.json"
     options = {"training": find_recipe(study.training).read_text(), "options": study.options}
     if path.exists() and json.loads(path.read_text()) != options:

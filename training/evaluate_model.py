@@ -29,6 +29,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub import ModelCard
+from rednet.hub import check_writable
 from rednet.hub.cards import add_results
 from rednet.profile import median_seconds, peak_bytes
 from rednet.training.data.batches import evaluation_loader
@@ -102,6 +103,9 @@ def main(arguments: list[str] | None = None) -> None:
     set_threads(accelerator.device)
     set_seed(config.seed)
     with clear_errors():
+        check_writable(Path(config.output_dir))
+        if config.results_csv is not None:
+            check_writable(Path(config.results_csv).parent)
         model, processor = load_classifier(config.model_name_or_path)
         environment = describe_environment(config, model, accelerator.device)
         if on_main_process(accelerator, is_in_table, config, environment):
@@ -118,9 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
         real_labels = read_real_labels(config, images, len(class_order))
         size = image_size(processor)
         run = ExportedClassifier(config.exported_file, config.runtime, model, size) if exported else model
-        Path(config.output_dir).mkdir(
-            parents=True, exist_ok=True
-        )  # an invalid path ends the script before it evaluates
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     model.to(accelerator.device, memory_format=torch.channels_last)
     rank = (accelerator.process_index, accelerator.num_processes)
     loader = evaluation_loader(images, config, processor, len(class_order), *rank, real_labels)

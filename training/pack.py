@@ -22,6 +22,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetInfo, Image, IterableDataset, SplitDict, SplitInfo
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData
+from rednet.hub import check_writable
 from rednet.training.data.packing import Shard, hash_pictures, pack, packed_features
 from rednet.training.data.sources import Images, check_images, load_existing_images
 from rednet.training.options.parser import check_folders, parse_options
@@ -75,9 +76,14 @@ def parse_config(arguments: list[str] | None = None) -> PackOptions:
 
 
 def check_output(output: Path) -> None:
-    """Raises FileExistsError if `output` has files, but not those of this script."""
+    """
+    Raises:
+        FileExistsError: `output` has files, but not those of this script, or is a file.
+        PermissionError: it cannot be written.
+    """
+    check_writable(output)
     ours = any((output / folder / RECORD).is_file() for folder in (DATA, UNFINISHED))
-    if output.exists() and not ours and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and not ours and any(output.iterdir()):
         raise FileExistsError(f"{output} exists and has no packed data set: choose another --output_dir")
 
 

@@ -2,7 +2,7 @@
 
 from rednet.hub.access import check_collection_token, check_token
 from rednet.hub.cards import add_results, imagenet_card, known_checkpoints, make_card
-from rednet.hub.folder import check_hub_folder, check_replaceable, replacing, save_hub_folder
+from rednet.hub.folder import check_hub_folder, check_replaceable, check_writable, replacing, save_hub_folder
 from rednet.hub.push import push_collection, push_hub_folder, push_space, pushed_url
 
 
@@ -12,6 +12,7 @@ __all__ = [
     "check_hub_folder",
     "check_replaceable",
     "check_token",
+    "check_writable",
     "imagenet_card",
     "known_checkpoints",
     "make_card",

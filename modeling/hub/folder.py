@@ -111,11 +111,7 @@ def check_replaceable(folder: Path) -> None:
         FileExistsError: `folder` is not a folder, or has files of a model's names that do not belong to a saved RedNet.
         PermissionError: `folder` is not writable.
     """
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise FileExistsError(f"{folder} is not a folder")
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder} is not writable: this user has no permission to write into {existing}")
+    check_writable(folder)
     # The temporary folder exists only after an earlier call has passed this check.
     if not folder.is_dir() or (folder / TEMPORARY).is_dir() or _has_saved_rednet(folder):
         return
@@ -124,6 +120,21 @@ def check_replaceable(folder: Path) -> None:
             f"{folder} is not a folder of a saved RedNet, but has {', '.join(foreign)}: choose another folder, or move "
             "these files"
         )
+
+
+def check_writable(folder: Path) -> None:
+    """
+    Checks that files can be written into `folder`, which does not need to exist.
+
+    Raises:
+        FileExistsError: `folder`, or a path that should contain it, is not a folder.
+        PermissionError: `folder` is not writable.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise FileExistsError(f"{existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} is not writable: this user has no permission to write into {existing}")
 
 
 def _has_saved_rednet(folder: Path) -> bool:

@@ -508,6 +508,14 @@ def test_wrong_options_are_named(arguments, words, folder, capsys):
     assert all(word in error for word in words)
 
 
+def test_folders_that_cannot_be_written_are_named_first(tmp_path):
+    (tmp_path / "file").touch()
+    data = ["--model_name_or_path", "nowhere", "--validation_dir", str(tmp_path)]
+    for option in ("--output_dir", "--results_csv"):
+        with pytest.raises(SystemExit, match="file is not a folder"):
+            main([*data, option, str(tmp_path / "file/results")])
+
+
 def test_missing_models_are_named(tmp_path, folder):
     (tmp_path / "best").mkdir()
     for name in (tmp_path / "bets", tmp_path / "nowhere/at/all"):

@@ -1,5 +1,8 @@
 """training/predict.py: its rows against the model itself, and runs that are killed or shared by processes."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pandas
 import pytest
@@ -197,7 +200,15 @@ def test_a_folder_of_another_run_is_refused(start, pictures, tmp_path, monkeypat
         (["--model_name_or_path", "MODEL", "--input", "LOOP", "--output", "b"], "loop, which contains it"),
         (
             ["--model_name_or_path", "MODEL", "--input", "ONE", "--output", "one/1.png"],
-            "1.png is a file, expected a folder",
+            "1.png is not a folder",
+        ),
+        (
+            ["--model_name_or_path", "MODEL", "--input", "ONE", "--output", "one/1.png/deep"],
+            "1.png is not a folder",
+        ),
+        (
+            ["--model_name_or_path", "MODEL", "--input", "BYTES", "--output", "b"],
+            r"\xff.png' has a name that is not UTF-8",
         ),
         (["--model_name_or_path", "MODEL", "--input", "DIGITS", "--split", "x", "--output", "b"], "['test', 'train']"),
         (
@@ -226,7 +237,11 @@ def test_wrong_options_are_named(given, words, start, digits, tmp_path, monkeypa
     AutoImageProcessor.from_pretrained(start).save_pretrained("vit")
     (tmp_path / "one").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "one/1.png")
+    (tmp_path / "bytes").mkdir()
+    if "BYTES" in given:
+        Path(os.fsdecode(b"bytes/\xff.png")).touch()
     names = {"MODEL": start, "DIGITS": digits, "EMPTY": "empty", "LOOP": "loop", "ONE": "one", "VIT": "vit"}
+    names["BYTES"] = "bytes"
     with pytest.raises(SystemExit) as stopped:
         main([str(names.get(word, word)) for word in given])
     assert words in f"{stopped.value} {capsys.readouterr().err}" and not (tmp_path / "b").exists()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
-from rednet.training.data.problems import first_of, raise_problems
+from rednet.training.data.problems import first_of, name_problem, raise_problems
 from rednet.training.utils.distributed import is_main_process
 from tqdm.auto import tqdm
 
@@ -20,7 +20,8 @@ class ClassFolders:
 
     Attributes:
         pictures: the sorted paths of each class.
-        problems: errors: broken links, links to a parent folder, empty files, pictures without a class.
+        problems: errors: broken links, links to a parent folder, empty files, pictures without a class, and pictures
+            with names that are not UTF-8.
         unused: files that are not pictures, and hidden files and folders.
     """
 
@@ -61,12 +62,15 @@ class ClassFolders:
             return []
 
     def _is_picture(self, entry: os.DirEntry) -> bool:
-        """Whether a file has the suffix of a picture. Records broken links, empty files and other files."""
+        """Whether a file has the suffix of a picture. Records broken links, invalid names, empty files and other files."""
         if entry.is_symlink() and not os.path.exists(entry.path):
             self.problems.append(f"{entry.path} is a broken link to {os.readlink(entry.path)}")
             return False
         if os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
             self.unused.append(entry.path)
+            return False
+        if problem := name_problem(entry.path):
+            self.problems.append(problem)
             return False
         if is_main_process() and entry.stat().st_size == 0:  # one process asks the disk
             self.problems.append(f"{entry.path} is empty, expected a picture")

@@ -13,6 +13,7 @@ from PIL import UnidentifiedImageError
 from rednet.training.data.batches import fetch
 from rednet.training.data.class_folders import SUFFIXES
 from rednet.training.data.headers import check_mode
+from rednet.training.data.problems import name_problem
 from rednet.training.data.sources import Images, read_source
 from rednet.training.data.transforms import open_image
 from rednet.training.options.groups import DataOptions
@@ -24,7 +25,7 @@ def list_pictures(folder: str) -> list[str]:
     """The paths of all pictures at any depth, in sorted order. Links are followed; hidden files are left out.
 
     Raises:
-        ValueError: a link leads to a folder that contains it, or there are no pictures.
+        ValueError: a link leads to a folder that contains it, a name is not UTF-8, or there are no pictures.
         OSError: a folder cannot be read.
     """
     paths = list(_below(folder, ()))
@@ -43,6 +44,8 @@ def _below(folder: str, above: tuple[str, ...]) -> Iterator[str]:
         if entry.is_dir():
             yield from _below(entry.path, (*above, real))
         elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            if problem := name_problem(entry.path):
+                raise ValueError(problem)
             yield entry.path
 
 

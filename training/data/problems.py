@@ -1,5 +1,6 @@
 """Reports all problems of a data set at once, before the first step."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,6 +26,15 @@ def raise_problems(problems: Iterable[str], source: str) -> None:
             lines.append(f"- and {len(problems) - MAX_LISTED} more")
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ValueError("\n".join([f"{source} has {count}:", *lines]))
+
+
+def name_problem(path: str) -> str | None:
+    """The problem of a file whose path is not UTF-8, or None. A data set stores no other paths."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return f"{os.fsencode(path)!r} has a name that is not UTF-8: rename it"
+    return None
 
 
 def read_each(function: Callable[[Any], Any], items: Sequence, description: str) -> Iterator:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, Image
 from rednet.training.data.batches import EvaluationOrder, decode, fetch, make_loader, training_order
-from rednet.training.data.problems import raise_problems
+from rednet.training.data.problems import name_problem, raise_problems
 from rednet.training.data.sources import (
     Images,
     limit_evaluation,
@@ -65,6 +65,8 @@ def files_by_stem(folder: Path, problems: list[str]) -> dict[str, str]:
         if path.name[0] != ".":
             if path.is_dir():
                 problems.append(f"{path} is a folder, expected files alone in {folder}")
+            elif problem := name_problem(str(path)):
+                problems.append(problem)
             elif path.stem in files:
                 problems.append(f"{path} has the name of {files[path.stem]}: expected one file of each name")
             else:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
+from rednet.hub import check_writable
 from rednet.training.utils.files import to_json
 
 
@@ -37,10 +38,10 @@ class Shards:
         """The numbers of the files that exist.
 
         Raises:
-            ValueError: the folder is a file, or a file in it belongs to a run with other options, or to no run.
+            OSError: the folder is a file, or cannot be written.
+            ValueError: a file in it belongs to a run with other options, or to no run.
         """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"--output {self.folder} is a file, expected a folder")
+        check_writable(self.folder)
         paths = sorted(self.folder.glob("part-*.parquet"))
         for path in paths:
             self.check(path)

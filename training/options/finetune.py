@@ -13,7 +13,7 @@ from rednet.training.options.groups import (
 )
 from rednet.training.options.optimization import FreezingOptions, LayerOptions
 from rednet.training.options.parser import check_data_options, check_sizes, parse_options
-from rednet.training.options.types import BelowOne, Count, Natural, NotNegative, Positive, Seed, Sizes
+from rednet.training.options.types import BelowOne, Count, Folder, Natural, NotNegative, Positive, Seed, Sizes
 from rednet.training.utils.errors import nearest
 from transformers import TrainingArguments
 
@@ -36,7 +36,7 @@ class FinetuneConfig(
 ):
     """All options of `finetune.py`. Those of TrainingArguments that are repeated here have other defaults."""
 
-    output_dir: str = option("outputs/finetune", "Folder of the run. A run resumes from its own checkpoints.")
+    output_dir: Folder = option("outputs/finetune", "Folder of the run. A run resumes from its own checkpoints.")
     per_device_train_batch_size: Count = option(32, "Images in a training batch of one process.")
     per_device_eval_batch_size: Count = option(64, "Images in an evaluation batch of one process.")
     num_train_epochs: Positive = option(10, "Passes over the training images.")

@@ -10,6 +10,7 @@ from rednet.training.options.types import (
     BelowOne,
     Count,
     Deviations,
+    Folder,
     Fraction,
     Means,
     Natural,
@@ -146,7 +147,7 @@ class PictureOptions(NormalizationOptions):
 
 @dataclass
 class RunOptions:
-    output_dir: str = option(
+    output_dir: Folder = option(
         "outputs/train", "Folder for all results. A run that finds its own checkpoints there resumes."
     )
     checkpointing_steps: StepsOrEpoch = option(

@@ -7,6 +7,7 @@ Both sources are first split into names and words: `lr_steps: [30, 60]` in a fil
 import argparse
 import json
 import math
+import os
 import shlex
 import sys
 from dataclasses import fields
@@ -87,6 +88,9 @@ def parse_options(
         parser.set(values, name, words)
     try:
         options = kind(**{field.name: getattr(values, field.name) for field in fields(kind) if field.init})
+    except json.JSONDecodeError as error:  # of TrainingArguments, which does not name the option
+        name = next(name for name, value in vars(values).items() if value == error.doc)
+        parser.error(f"--{name} is {error.doc}, expected JSON, or a mapping in a recipe: {error}")
     except Exception as error:  # TrainingArguments checks some of its options by itself
         parser.error(str(error))
     return options, parser
@@ -137,6 +141,7 @@ class OptionParser(HfArgumentParser):
         if self.allows_none(name) and (is_null or words == [""]):
             setattr(values, name, None)
             return
+        words = [expand_home(word) for word in words]
         if len(words) > 1 and list[str] in get_args(self.hints.get(name)):  # `str | list[str]`, for argparse a str
             setattr(values, name, words)
             return
@@ -177,6 +182,11 @@ class OptionParser(HfArgumentParser):
         return f"{text} or null" if self.allows_none(name) else text
 
 
+def expand_home(word: str) -> str:
+    """Expands ~/ as a shell does: in a recipe and in `--option=~/folder`, no shell does."""
+    return os.path.expanduser(word) if word.startswith("~/") else word
+
+
 def find_constraints(hint: Any) -> list[Constraint]:
     """The constraints in a type hint."""
     if get_origin(hint) is Annotated:
@@ -201,7 +211,7 @@ def split_command_line(arguments: list[str], parser: argparse.ArgumentParser) ->
 def read_path(words: list[str], parser: argparse.ArgumentParser) -> Path:
     """The path of a recipe, from what is given for `--config`."""
     name = " ".join(words)
-    path = find_recipe(name)
+    path = find_recipe(expand_home(name))
     if not path.is_file():
         names = recipe_names()
         parser.error(
@@ -274,7 +284,14 @@ def check_sizes(
 
 
 def check_folders(config: DataOptions, parser: argparse.ArgumentParser) -> None:
-    """Ends the script with a message if a folder that `config` names does not exist."""
+    """Ends the script with a message if a folder that `config` names does not exist, or if both splits have one name
+    although they are made here."""
+    makes_splits = config.train_dir and config.validation_dir or config.train_val_split is not None
+    if makes_splits and config.train_split == config.validation_split:
+        parser.error(
+            f"--train_split and --validation_split are both {config.train_split!r}, expected different names for the "
+            "images to train and to evaluate on"
+        )
     for name in ("train_dir", "validation_dir"):
         if getattr(config, name) and not Path(getattr(config, name)).is_dir():
             parser.error(f"--{name} {getattr(config, name)}: there is no such folder")

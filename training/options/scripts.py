@@ -26,6 +26,7 @@ from rednet.training.options.optimization import (
 )
 from rednet.training.options.types import (
     Count,
+    Folder,
     Natural,
     NotNegative,
     NumTrained,
@@ -58,7 +59,7 @@ class PackOptions(TrainingDataOptions):
     preprocessing_num_workers: Natural = option(
         available_cpus(), "Number of worker processes that resize pictures. The files do not depend on it."
     )
-    output_dir: str = option(
+    output_dir: Folder = option(
         "outputs/packed", "Folder for the packed data set. A run that finds its own files there resumes."
     )
 

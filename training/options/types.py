@@ -33,6 +33,8 @@ BelowOne = Annotated[float, Constraint("a number from 0 to below 1", lambda valu
 Fraction = Annotated[float, Constraint("a number between 0 and 1, without both", lambda value: 0 < value < 1)]
 Scale = Annotated[float, Constraint("a number above 0 and up to 1", lambda value: 0 < value <= 1)]
 
+Folder = Annotated[str, Constraint("the path of a folder", lambda value: value.strip() != "")]
+
 Epochs = Annotated[list[int], Constraint("one or more integers of at least 1", _each(lambda value: value >= 1))]
 Sizes = Annotated[list[int], Constraint("one or more integers of at least 1", _each(lambda value: value >= 1))]
 Seeds = Annotated[

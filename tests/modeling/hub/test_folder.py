@@ -154,8 +154,9 @@ def test_what_is_not_a_folder_is_refused_first(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("file", "link"):
-        with pytest.raises(FileExistsError, match=f"{name} is not a folder"):
-            check_replaceable(tmp_path / name)
+        for path in (name, f"{name}/deep/er"):
+            with pytest.raises(FileExistsError, match=f"{name} is not a folder"):
+                check_replaceable(tmp_path / path)
     save(tmp_path / "model", "old")
     before = contents(tmp_path)
     with pytest.raises(FileExistsError, match="README.md is a folder"):

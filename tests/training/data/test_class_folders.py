@@ -1,5 +1,6 @@
 """Images in one folder for each class."""
 
+import os
 import shutil
 
 import numpy as np
@@ -49,6 +50,7 @@ def test_what_is_wrong_with_class_folders_is_named(folders):
     (train / "dog/loop").symlink_to(train)
     (train / "dog/round").symlink_to("round")
     (train / "dog/zero.jpg").touch()
+    (train / os.fsdecode(b"dog/\xff.png")).write_bytes((train / "cat/0.png").read_bytes())
     (train / "alone.png").write_bytes((train / "cat/0.png").read_bytes())
     (folders / "val/wolf").mkdir()
     config = TrainingConfig(train_dir=str(train), validation_dir=str(folders / "val"))
@@ -61,9 +63,10 @@ def test_what_is_wrong_with_class_folders_is_named(folders):
         f"{train}/dog/round is a broken link",
         f"{train}/dog/zero.jpg is empty",
         f"{train}/empty has no pictures",
+        rf"{train}/dog/\xff.png' has a name that is not UTF-8: rename it",
         f"{folders}/val has classes ['wolf']",
     ]
-    assert str(raised.value).startswith(f"{train} and {folders}/val has 7 problems:")
+    assert str(raised.value).startswith(f"{train} and {folders}/val has 8 problems:")
     assert all(problem in str(raised.value) for problem in problems), str(raised.value)
     with pytest.raises(ValueError, match=r"other has no folders, expected one for each class"):
         (folders / "other").mkdir()

@@ -85,6 +85,12 @@ def test_command_line_wins_over_the_file(options):
         ("num_warmup_steps: -1", ["--num_warmup_steps is -1", "at least 0"]),
         ("seed: -1", ["--seed is -1"]),
         ("max_grad_norm: 0", ["--max_grad_norm is 0,", "above 0"]),
+        ("output_dir: ''", ["--output_dir is '', expected the path of a folder"]),
+        ("output_dir:", ["--output_dir is '', expected the path of a folder"]),
+        (
+            "train_split: validation\ntrain_val_split: 0.5",
+            ["--train_split and --validation_split are both 'validation', expected different names"],
+        ),
     ],
 )
 def test_wrong_options_are_named(text, words, tmp_path, capsys):
@@ -279,6 +285,21 @@ def test_missing_folders_are_named(capsys):
     with pytest.raises(SystemExit):
         parse_config(["--config_name", "model.json", "--train_dir", "nowhere"])
     assert "--train_dir nowhere: there is no such folder" in capsys.readouterr().err
+
+
+def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
+    """In a recipe and after `=`, no shell expands it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text("output_dir: ~/runs/one\ntrain_dir: ~\nmodel_name_or_path: a~/b")
+    config = parse_config(["--config=~/recipe.yaml", "--dataset_name=~/pictures"])
+    assert config.output_dir == f"{tmp_path}/runs/one" and config.dataset_name == f"{tmp_path}/pictures"
+    assert config.train_dir is None and config.model_name_or_path == "a~/b"
+
+
+def test_text_that_is_no_json_is_named(capsys):
+    with pytest.raises(SystemExit):
+        finetune.parse_config(["--lr_scheduler_kwargs", "{min_lr: 1e-5}"])
+    assert "--lr_scheduler_kwargs is {min_lr: 1e-5}, expected JSON" in capsys.readouterr().err
 
 
 def test_missing_file_is_named(capsys):
