@@ -25,7 +25,7 @@ from rednet.training.engine.hub_folder import accuracies, check_push, describe_s
 from rednet.training.engine.launch import check_processes, set_threads
 from rednet.training.engine.models import check_batch_norm, has_one_pixel, load_classifier
 from rednet.training.engine.optimizers import freeze, layer_groups
-from rednet.training.engine.run_folder import check_inputs, check_options
+from rednet.training.engine.run_folder import check_inputs, check_options, only_run
 from rednet.training.engine.trainer import (
     ClockCallback,
     EpochCallback,
@@ -102,17 +102,18 @@ def finetune(config: FinetuneConfig, options: dict, hub_folder: Path) -> None:
     resume_trackers(trainer, Path(config.output_dir))
     set_threads(config.device)
     folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    if trainer.is_world_process_zero():
-        write_json(folder / "options.json", options)
-        write_json(folder / "inputs.json", inputs)
-    trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
+    with only_run(PartialState(), folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if trainer.is_world_process_zero():
+            write_json(folder / "options.json", options)
+            write_json(folder / "inputs.json", inputs)
+        trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
 
-    log = trainer.state.log_history.copy()
-    metrics = trainer.evaluate()
-    if trainer.is_world_process_zero():
-        write_text(folder / "log.jsonl", "".join(to_json(entry) + "\n" for entry in log))
-        save(trainer, processor, options, metrics, hub_folder)
+        log = trainer.state.log_history.copy()
+        metrics = trainer.evaluate()
+        if trainer.is_world_process_zero():
+            write_text(folder / "log.jsonl", "".join(to_json(entry) + "\n" for entry in log))
+            save(trainer, processor, options, metrics, hub_folder)
 
 
 def save(

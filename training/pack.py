@@ -28,7 +28,7 @@ from rednet.training.data.sources import Images, check_images, load_existing_ima
 from rednet.training.options.parser import check_folders, parse_options
 from rednet.training.options.scripts import PackOptions
 from rednet.training.utils.errors import clear_errors
-from rednet.training.utils.files import write_csv, write_json, write_text
+from rednet.training.utils.files import locked, write_csv, write_json, write_text
 from tqdm.auto import tqdm
 
 
@@ -46,15 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
         check_output(output)
         splits = read_splits(config)
         check_images(splits, None, config)
-        folder = begin(output, splits, config)
-        lengths = [len(images) for images in splits.values() if isinstance(images, Dataset)]
-        shards = []
-        with tqdm(total=sum(lengths) if len(lengths) == len(splits) else None, unit="picture", unit_scale=True) as bar:
-            for shard in pack(splits, config, folder):
-                shards.append(shard)
-                bar.set_description(shard.split)
-                bar.update(shard.rows)
-        finish(output, splits, shards, config)
+        with locked(output):
+            finish(output, splits, write_shards(output, splits, config), config)
 
 
 def parse_config(arguments: list[str] | None = None) -> PackOptions:
@@ -127,6 +120,18 @@ def begin(output: Path, splits: Mapping[str, Images], config: PackOptions) -> Pa
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / RECORD, record)
     return folder
+
+
+def write_shards(output: Path, splits: Mapping[str, Images], config: PackOptions) -> list[Shard]:
+    """Writes the shards that do not exist yet, with a progress bar. Returns all of them, in order."""
+    folder, shards = begin(output, splits, config), []
+    lengths = [len(images) for images in splits.values() if isinstance(images, Dataset)]
+    with tqdm(total=sum(lengths) if len(lengths) == len(splits) else None, unit="picture", unit_scale=True) as bar:
+        for shard in pack(splits, config, folder):
+            shards.append(shard)
+            bar.set_description(shard.split)
+            bar.update(shard.rows)
+    return shards
 
 
 def finish(output: Path, splits: Mapping[str, Images], shards: list[Shard], config: PackOptions) -> None:

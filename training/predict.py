@@ -27,6 +27,7 @@ from rednet.training.data.pictures import PictureBatches, ShardOrder, list_pictu
 from rednet.training.data.sources import Images
 from rednet.training.engine.launch import check_precision, check_processes, set_threads
 from rednet.training.engine.models import fingerprint, load_classifier
+from rednet.training.engine.run_folder import only_run
 from rednet.training.engine.shards import Shards
 from rednet.training.metrics.classification import image_size
 from rednet.training.options.groups import ComputeOptions, DataOptions, option
@@ -95,9 +96,10 @@ def main(arguments: list[str] | None = None) -> None:
     if config.split is None:
         rows = (row | {"path": os.path.relpath(row["path"], config.input)} for row in rows)
     progress = tqdm(rows, "predict", order.count(), unit=" pictures", disable=not accelerator.is_local_main_process)
-    for number, part in itertools.groupby(progress, lambda row: row["row"] // config.rows_per_shard):
-        shards.write(number, list(part))
-    accelerator.wait_for_everyone()
+    with only_run(accelerator, Path(config.output)):
+        for number, part in itertools.groupby(progress, lambda row: row["row"] // config.rows_per_shard):
+            shards.write(number, list(part))
+        accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         count, errors = shards.count()
         print(f"{count:,} pictures, of which {errors:,} could not be read -> {config.output}")

@@ -12,6 +12,7 @@ from rednet.training import pack
 from rednet.training.data.batches import epoch_length, training_loader
 from rednet.training.data.sources import load_images
 from rednet.training.options.scripts import TrainingConfig
+from rednet.training.utils.files import locked
 from sklearn.datasets import load_sample_images
 
 from processes import Training
@@ -208,6 +209,8 @@ def test_errors(pictures, packed, tmp_path, capsys):
         return str(failure.value.code) + capsys.readouterr().err
 
     before = contents(packed)
+    with locked(packed):
+        assert f"another process writes to {packed}" in error(command(pictures, packed))
     assert "jpeg_quality 90 -> 80" in error([*command(pictures, packed), "--jpeg_quality", "80"])
     shutil.copytree(pictures, tmp_path / "pictures")
     (tmp_path / "pictures" / "train" / "cat" / "02.jpg").rename(tmp_path / "pictures" / "train" / "dog" / "02b.jpg")

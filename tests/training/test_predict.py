@@ -12,6 +12,7 @@ from datasets import load_dataset
 from PIL import Image
 from rednet.training.engine.models import fingerprint
 from rednet.training.predict import main
+from rednet.training.utils.files import locked
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -155,6 +156,11 @@ def test_a_finished_run_has_nothing_to_do(start, pictures, tmp_path):
     before = path.stat().st_mtime_ns, path.stat().st_ino
     predicted(start, pictures, tmp_path, "--per_device_eval_batch_size", 3)  # an option that changes no row
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
+
+
+def test_a_second_run_at_the_same_time_is_refused(start, pictures, tmp_path):
+    with locked(tmp_path), pytest.raises(SystemExit, match=f"another process writes to {tmp_path}"):
+        main(arguments(start, pictures, tmp_path))
 
 
 def test_a_folder_of_another_run_is_refused(start, pictures, tmp_path, monkeypatch):

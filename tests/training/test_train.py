@@ -14,6 +14,7 @@ from rednet.configuration_rednet import REMOTE_CODE
 from rednet.training import train
 from rednet.training.data.sources import load_images
 from rednet.training.options.scripts import TrainingConfig
+from rednet.training.utils.files import locked
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -131,6 +132,14 @@ def test_refuses_batches_without_statistics(options, tmp_path):
 def test_refuses_a_folder_of_another_run(root, trained, options):
     code, text = run(root, trained, command(options[0], trained, "--learning_rate", "0.1"))
     assert code != 0 and "learning_rate 0.2 -> 0.1" in text
+
+
+def test_refuses_a_second_run_at_the_same_time(root, options, tmp_path):
+    """It would delete the checkpoint that the first one is writing."""
+    with locked(tmp_path / "run"):
+        code, text = run(root, tmp_path / "run", command(options[0], tmp_path / "run"))
+    assert code == 1 and f"error: another process writes to {tmp_path / 'run'}" in text
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_half_precision_accumulation_and_fine_tuning(root, trained, options, tmp_path):

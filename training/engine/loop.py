@@ -18,7 +18,7 @@ from rednet.training.engine.launch import make_accelerator
 from rednet.training.engine.models import enable_checkpointing
 from rednet.training.engine.optimization import average_function, check_warmup, learning_rate_factor, train_step
 from rednet.training.engine.optimizers import layer_groups, make_optimizer
-from rednet.training.engine.run_folder import append_log, check_inputs, check_options, truncate_log
+from rednet.training.engine.run_folder import append_log, check_inputs, check_options, only_run, truncate_log
 from rednet.training.engine.trackers import start_trackers
 from rednet.training.options.groups import HubOptions
 from rednet.training.options.optimization import LoopOptions
@@ -120,10 +120,11 @@ def run_training(
     set_seed(config.seed)
     with clear_errors():
         model, task, loader = build(accelerator)
-    train(prepare(config, accelerator, model, task, loader))
-    accelerator.end_training()  # closes the logs of the trackers, which are pushed
-    if hub is not None:
-        push(Path(config.output_dir, "last"), hub)
+    with only_run(accelerator, Path(config.output_dir)):
+        train(prepare(config, accelerator, model, task, loader))
+        accelerator.end_training()  # closes the logs of the trackers, which are pushed
+        if hub is not None:
+            push(Path(config.output_dir, "last"), hub)
 
 
 def prepare(

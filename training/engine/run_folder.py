@@ -1,12 +1,34 @@
 """The files that a run writes next to its checkpoints and models: options.json, log.jsonl, results.json."""
 
 import json
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from accelerate import Accelerator, PartialState
 from rednet.hub import check_replaceable
 from rednet.training.options.resumable import PATH_OPTIONS, RESUMABLE_OPTIONS
-from rednet.training.utils.files import to_json, write_text
+from rednet.training.utils.distributed import check_on_main_process
+from rednet.training.utils.errors import clear_errors
+from rednet.training.utils.files import locked, to_json, write_text
+
+
+@contextmanager
+def only_run(state: Accelerator | PartialState, folder: Path) -> Iterator[None]:
+    """
+    Creates `folder`, and refuses a second run that would write to it at the same time, for example of the same command.
+
+    A run on several machines is not protected: after the loss of a machine, a network disk may keep its lock for minutes.
+
+    Raises:
+        SystemExit: another run writes to `folder`.
+    """
+    with ExitStack() as stack:
+        if int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)) == state.num_processes:
+            with clear_errors():
+                check_on_main_process(state, stack.enter_context, locked(folder))
+        yield
 
 
 def check_options(

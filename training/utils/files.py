@@ -1,13 +1,22 @@
-"""Writes files atomically: to a temporary path, which is then renamed."""
+"""Writes files atomically, to a temporary path that is then renamed, and locks folders."""
 
 import csv
 import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+try:
+    import fcntl
+except ImportError:  # on Windows, which has no locks of folders
+    fcntl = None  # type: ignore[assignment]
+
+_locks: set[int] = set()  # descriptors of the folders that this process has locked
 
 
 def write_text(path: Path, text: str) -> None:
@@ -15,6 +24,45 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8", newline="")
     temporary.replace(path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Creates `folder`, and keeps other processes from locking it until the block or this process ends.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"another process writes to {folder}: wait until it has ended, or choose another folder"
+            ) from None
+        except OSError:  # some network disks have no locks of folders
+            pass
+        _locks.add(descriptor)
+        yield
+    finally:
+        _locks.discard(descriptor)
+        os.close(descriptor)
+
+
+def _release_locks() -> None:
+    """In a loader's worker, which may outlive its process for some seconds. It would keep the locks of that."""
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_release_locks)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
