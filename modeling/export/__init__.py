@@ -154,7 +154,9 @@ def export_model(
         FORMATS[format].write(model, traced, _names(outputs[0]), variant, temporary)
         expected = [tree_leaves(tuple(output.values())) for output in outputs]
         result = _compare(FORMATS[format].load(temporary, None), pictures, expected, TOLERANCES[dtype])
-        # The file that is loaded comes last: as long as it is missing or old, nothing is taken for complete.
+        # The file that is loaded is removed first and comes last: without it, nothing is taken for complete.
+        if len(FORMATS[format].suffixes) > 1:
+            path.unlink(missing_ok=True)
         for name in reversed(FORMATS[format].suffixes):
             os.replace(temporary.with_suffix(name), path.with_suffix(name))
     return result

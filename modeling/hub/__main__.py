@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rednet.configuration_rednet import RedNetConfig
 from rednet.hub.cards import PICTURE, SOURCES, imagenet_card, is_card, known_checkpoints, repository_of
+from rednet.hub.folder import write_text
 from rednet.hub.notebook import NOTEBOOK, make_notebook
 from rednet.hub.push import push_hub_folder, push_space, pushed_url
 
@@ -99,10 +100,10 @@ def run_cards(options: argparse.Namespace) -> None:
         folder = options.output_dir / name
         folder.mkdir(parents=True, exist_ok=True)
         card = imagenet_card(config, repository, options.weights)
-        card.save(folder / "README.md")
+        write_text(folder / "README.md", str(card))
         shutil.copy(PICTURE, folder)
         notebook = make_notebook(config, checkpoints[name]["name"], repository_of(card))
-        (folder / NOTEBOOK).write_text(notebook, encoding="utf-8")
+        write_text(folder / NOTEBOOK, notebook)
         print(folder / "README.md")
 
 

@@ -147,6 +147,13 @@ def _has_saved_rednet(folder: Path) -> bool:
     return isinstance(backbone, dict) and backbone.get("model_type") == "rednet"
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replaces `path` with `text` in UTF-8. An interruption leaves the old file or the new one, never a part of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    os.replace(temporary, path)
+
+
 def is_weights(name: str) -> bool:
     """Returns whether a file name is that of a model's weights, of one shard, or of the index of the shards."""
     return name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME) or bool(

@@ -1,6 +1,6 @@
 """Pushes a model or a Space to the Hub, in one commit, and groups models in a Collection."""
 
-import os
+from os import PathLike
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,7 +17,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from rednet.hub.access import check_token
 from rednet.hub.cards import set_repository
-from rednet.hub.folder import MODEL_FILES, check_hub_folder, is_export, is_weights, matching_files
+from rednet.hub.folder import MODEL_FILES, check_hub_folder, is_export, is_weights, matching_files, write_text
 from rednet.hub.notebook import NOTEBOOK, set_notebook_repository
 from yaml import YAMLError
 
@@ -26,7 +26,7 @@ SPACE_FILES = ["*.py", "requirements.txt", "examples/*"]
 
 
 def push_hub_folder(
-    folder: str | os.PathLike,
+    folder: str | PathLike,
     repo_id: str,
     private: bool | None = None,
     commit_message: str | None = None,
@@ -87,9 +87,7 @@ def push_hub_folder(
         create_pr=create_pr,
     )
     for name, content in changed.items():
-        temporary = Path(folder) / f".{name}.{os.getpid()}"
-        temporary.write_text(content, encoding="utf-8", newline="")
-        os.replace(temporary, Path(folder) / name)
+        write_text(Path(folder) / name, content)
     return commit
 
 

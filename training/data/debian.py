@@ -1,7 +1,9 @@
 """Data sets of Debian packages, for machines that reach a Debian mirror but not the Hugging Face Hub."""
 
+import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 
@@ -18,13 +20,17 @@ def debian_files(package: str, folder: Path) -> Path | None:
     if installed.is_dir():
         return installed
     if not unpacked.is_dir() and shutil.which("apt-get") and shutil.which("dpkg"):
-        download(package)
+        download(package, folder)
     return unpacked if unpacked.is_dir() else None
 
 
-def download(package: str) -> None:
-    """Downloads a package and unpacks it in outputs/data, without root permissions. If the machine has no package
-    lists, it downloads them to outputs/data as well."""
+def download(package: str, folder: Path) -> None:
+    """Downloads a package and unpacks its files in outputs/data, without root permissions. If the machine has no package
+    lists, it downloads them to outputs/data as well.
+
+    Args:
+        folder: see `debian_files`. It exists afterwards only if it is complete.
+    """
     lists = (DATA_DIRECTORY / "apt").resolve()
     (lists / "partial").mkdir(parents=True, exist_ok=True)
     own_lists = ["-o", f"Dir::State::Lists={lists}"]
@@ -33,5 +39,13 @@ def download(package: str) -> None:
             names = [package] if command[-1] == "download" else []
             subprocess.run(["apt-get", "-qq", *command, *names], cwd=DATA_DIRECTORY, stderr=subprocess.DEVNULL)
         if archives := sorted(DATA_DIRECTORY.glob(f"{package}_*.deb")):
-            subprocess.run(["dpkg", "-x", str(archives[-1]), str(DATA_DIRECTORY)])
+            unpack(archives[-1], folder)
             break
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpacks a package to a temporary folder, which is then renamed: an interruption leaves no part of it behind."""
+    with tempfile.TemporaryDirectory(prefix=".unpack.", dir=DATA_DIRECTORY) as temporary:
+        if subprocess.run(["dpkg", "-x", str(archive), temporary]).returncode == 0:
+            (DATA_DIRECTORY / folder).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(Path(temporary, folder), DATA_DIRECTORY / folder)

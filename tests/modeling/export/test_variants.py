@@ -3,6 +3,8 @@
 import collections
 import copy
 import dataclasses
+import itertools
+import os
 import sys
 
 import datasets
@@ -226,6 +228,32 @@ def test_neither_file_of_openvino_is_written_if_one_is_wrong(model, tmp_path, mo
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == dict.fromkeys(
         ("model.xml", "model.bin"), "of last time"
     )
+
+
+def test_a_killed_export_leaves_no_mixture(model, tmp_path, monkeypatch):
+    """The old .xml beside the new .bin would load."""
+    format = export.FORMATS["openvino"]
+
+    def write(model, pixel_values, names, variant, path):
+        for suffix in format.suffixes:
+            path.with_suffix(suffix).write_text("new")
+
+    def load(path, threads):
+        return lambda pixel_values: model(pixel_values).logits.detach()
+
+    monkeypatch.setitem(export.FORMATS, "openvino", dataclasses.replace(format, write=write, load=load))
+    states = []
+    for renames in range(3):
+        for suffix in format.suffixes:
+            (tmp_path / f"model{suffix}").write_text("old")
+        if (process := os.fork()) == 0:
+            left = itertools.count(renames, -1)
+            sys.addaudithook(lambda event, _: event == "os.rename" and next(left) == 0 and os._exit(9))
+            export.export_model(model, tmp_path / "model.xml", "openvino")
+            os._exit(0)
+        os.waitpid(process, 0)
+        states.append({file.suffix: file.read_text() for file in tmp_path.glob("model.*")})
+    assert states == [{".bin": "old"}, {".bin": "new"}, {".xml": "new", ".bin": "new"}]
 
 
 @pytest.mark.parametrize(

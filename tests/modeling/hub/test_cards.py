@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import sys
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from rednet import (
     count_macs,
     count_parameters,
 )
+from rednet.hub import __main__ as command_line
 from rednet.hub import save_hub_folder
 from rednet.hub.__main__ import main
 from rednet.hub.cards import (
@@ -349,3 +352,19 @@ def test_another_readme_is_not_overwritten(tmp_path, capsys):
     main(command)
     main(command)  # its own cards are written again
     assert len(readme.read_text()) > 1000
+    assert not [path.name for path in readme.parent.iterdir() if path.name[0] == "."]
+
+
+def test_a_killed_command_leaves_no_part_of_a_card(tmp_path, monkeypatch):
+    """A part would not be known as a card, and the command would refuse to repeat itself."""
+    monkeypatch.setattr(command_line, "imagenet_card", lambda *_: ModelCard("---\ntags:\n- rednet\n---\nA model"))
+    monkeypatch.setattr(command_line, "make_notebook", lambda *_: "{}")
+    command = ["cards", "rednet-26", "--output_dir", str(tmp_path)]
+    readme = tmp_path / "rednet-26/README.md"
+    if (process := os.fork()) == 0:
+        sys.addaudithook(lambda event, arguments: event == "os.rename" and os._exit(9))
+        main(command)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9 and not readme.exists()
+    main(command)
+    assert readme.read_text().endswith("A model")
