@@ -169,6 +169,8 @@ def _check_dtypes_and_devices(function: str, input: Tensor, **others: Tensor) ->
     for name, tensor in {"input": input, **others}.items():
         if tensor.dtype not in DTYPES:
             raise TypeError(f"{function}: {name} has dtype {tensor.dtype}, expected one of {DTYPES}")
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{function}: {name} has layout {tensor.layout}, expected torch.strided, a dense tensor")
     for name, tensor in others.items():
         is_cast = autocast.is_enabled(input.device.type) and torch.float64 not in (tensor.dtype, input.dtype)
         if tensor.dtype != input.dtype and not is_cast:

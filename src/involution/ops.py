@@ -61,7 +61,7 @@ def involution2d(
     treats the mapped dimension as part of the batch.
 
     Raises:
-        TypeError: an argument is not a tensor of a floating-point dtype, or the dtypes of input and kernel differ.
+        TypeError: an argument is not a dense tensor of a floating-point dtype, or the dtypes of input and kernel differ.
         ValueError: shapes, devices, stride, padding or dilation are invalid. The message names the argument, the given
             value and the expected one.
     """

@@ -274,6 +274,8 @@ def shaped(*shape, dtype=torch.float32, device="cpu"):
         (shaped(1, 32, 8, 8), shaped(1, 2, 3, 3, 8, 8), {"padding": "same"}, ValueError, ["padding", "'same'"]),
         (shaped(1, 32, 8, 8), shaped(1, 2, 3, 3, 8, 8).double(), {}, TypeError, ["kernel", "float64", "float32"]),
         (shaped(1, 32, 8, 8).int(), shaped(1, 2, 3, 3, 8, 8).int(), {}, TypeError, ["input", "int32", "float32"]),
+        (shaped(1, 32, 8, 8).to_sparse(), shaped(1, 2, 3, 3, 8, 8), {}, TypeError, ["input", "sparse_coo", "torch.strided"]),
+        (shaped(1, 32, 8, 8), shaped(1, 2, 3, 3, 8, 8).to_sparse(), {}, TypeError, ["kernel", "sparse_coo", "torch.strided"]),
         (shaped(1, 32, 8, 8), [1.0], {}, TypeError, ["kernel", "list", "Tensor"]),
         (None, shaped(1, 2, 3, 3, 8, 8), {}, TypeError, ["input is NoneType, expected a torch.Tensor"]),
         (shaped(1, 32, 8, 8), shaped(1, 2, 3, 3, 8, 8, device="meta"), {}, ValueError, ["kernel", "meta", "cpu"]),

@@ -158,6 +158,15 @@ def test_a_finished_run_has_nothing_to_do(start, pictures, tmp_path):
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
 
 
+def test_classes_that_are_not_counted_from_zero_are_named(start, pictures, tmp_path):
+    model = AutoModelForImageClassification.from_pretrained(start)
+    model.config.id2label = {number + 1: name for number, name in model.config.id2label.items()}
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit, match=r"id2label for the classes \[1, 2, 3, 4, 5\] of 5, expected 0 to 4"):
+        main(arguments(tmp_path / "model", pictures, tmp_path / "rows"))
+    assert not (tmp_path / "rows").exists()
+
+
 def test_a_second_run_at_the_same_time_is_refused(start, pictures, tmp_path):
     with locked(tmp_path), pytest.raises(SystemExit, match=f"another process writes to {tmp_path}"):
         main(arguments(start, pictures, tmp_path))

@@ -18,11 +18,17 @@ def load_classifier(name: str, image_size: int | None = None, **options) -> tupl
         options: of the model's `from_pretrained`.
 
     Raises:
-        ValueError, OSError: the folder or repository does not exist, or has no image classifier for RGB images.
+        ValueError, OSError: the folder or repository does not exist, or has no image classifier for RGB images, or one
+            whose classes have no names.
     """
     check_model_name(name)
     model = AutoModelForImageClassification.from_pretrained(name, **options)
     check_channels(model.config, name)
+    numbers = sorted(model.config.id2label)
+    if numbers != list(range(len(numbers))):
+        raise ValueError(
+            f"{name} has id2label for the classes {numbers[:5]} of {len(numbers)}, expected 0 to {len(numbers) - 1}"
+        )
     size = {} if image_size is None else {"size": {"shortest_edge": image_size}}
     return model, AutoImageProcessor.from_pretrained(name, **size)
 
