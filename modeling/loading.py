@@ -2,9 +2,12 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
 from .modeling_rednet import (
@@ -35,10 +38,12 @@ def load_model(folder_or_id: str | os.PathLike) -> RedNetPreTrainedModel:
 
     Raises:
         OSError: the folder or repository does not exist or holds no model, or the Hub cannot be reached.
-        ValueError: the model is not a RedNet.
+        ValueError: the model is not a RedNet, or its weights are damaged.
     """
     config, _ = PreTrainedConfig.get_config_dict(folder_or_id)
-    return find_class(config, folder_or_id).from_pretrained(folder_or_id, dtype=torch.float32)
+    model_class = find_class(config, folder_or_id)
+    with naming_damaged_weights(folder_or_id):
+        return model_class.from_pretrained(folder_or_id, dtype=torch.float32)
 
 
 def find_class(config: dict, source: str | os.PathLike) -> type[RedNetPreTrainedModel]:
@@ -58,6 +63,20 @@ def find_class(config: dict, source: str | os.PathLike) -> type[RedNetPreTrained
     if name not in CLASSES:
         raise ValueError(f"{source} has architectures {name!r}, expected one of {list(CLASSES)}")
     return CLASSES[name]
+
+
+@contextmanager
+def naming_damaged_weights(source: str | os.PathLike) -> Iterator[None]:
+    """
+    For a block that loads the weights of the folder or repository `source`.
+
+    Raises:
+        ValueError: they are damaged, for example truncated. The error of safetensors has no name.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {source} are damaged: {error}") from error
 
 
 def read_object(path: Path, name: str | os.PathLike | None = None) -> dict:

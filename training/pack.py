@@ -12,7 +12,6 @@ number of worker processes.
 """
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from datasets import Dataset, DatasetInfo, Image, IterableDataset, SplitDict, Sp
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData
 from rednet.hub import check_writable
+from rednet.loading import read_object
 from rednet.training.data.packing import Shard, hash_pictures, pack, packed_features
 from rednet.training.data.sources import Images, check_images, load_existing_images
 from rednet.training.options.parser import check_folders, parse_options
@@ -106,7 +106,7 @@ def begin(output: Path, splits: Mapping[str, Images], config: PackOptions) -> Pa
     record = {"options": options, "pictures": {name: hash_pictures(images) for name, images in splits.items()}}
     folder = output / (DATA if (output / DATA / RECORD).is_file() else UNFINISHED)
     if (folder / RECORD).exists():
-        previous = json.loads((folder / RECORD).read_text())
+        previous = read_object(folder / RECORD)
         before = previous["options"]
         changes = [f"{n} {before.get(n)!r} -> {options.get(n)!r}" for n in options if options[n] != before.get(n)]
         if not changes and record != previous:

@@ -194,7 +194,9 @@ def embed(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def check_features(model: PreTrainedModel, size: tuple[int, int], config: PredictionConfig) -> None:
-    """Raises ValueError if embeddings are asked for and the model does not return pooled features."""
+    """Raises ValueError if the model has not what is asked for: classes, or pooled features for embeddings."""
+    if config.output_type != "embeddings" and model.config.num_labels == 0:
+        raise ValueError(f"{config.model_name_or_path} has no classes: give --output_type embeddings")
     if config.output_type == "embeddings":
         with torch.no_grad():
             features = model.eval().base_model(torch.zeros(1, 3, *size))

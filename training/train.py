@@ -14,6 +14,7 @@ from typing import cast
 import rednet
 import torch
 from accelerate import Accelerator
+from rednet.loading import naming_damaged_weights
 from rednet.training.data.batches import TrainingOrder, evaluation_loader, training_loader
 from rednet.training.data.mixing import BatchAugmentation
 from rednet.training.data.sources import check_images, class_names, load_images
@@ -115,7 +116,8 @@ def make_model(config: TrainingConfig, labels: list[str] | None) -> rednet.RedNe
         labels: names of the classes, None if the data set has numbers only. Then the model keeps its own classes.
 
     Raises:
-        ValueError: the weights belong to a model for other classes, and `ignore_mismatched_sizes` is false.
+        ValueError: the weights belong to a model for other classes, and `ignore_mismatched_sizes` is false; or they are
+            damaged.
     """
     names = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}
     if config.model_name_or_path is not None:
@@ -125,12 +127,13 @@ def make_model(config: TrainingConfig, labels: list[str] | None) -> rednet.RedNe
                 f"{config.model_name_or_path} has {len(own)} classes, {own[:3]} ..., but the data set has "
                 f"{len(labels)}, {labels[:3]} ...: use --ignore_mismatched_sizes to train its weights on these"
             )
-        return AutoModelForImageClassification.from_pretrained(
-            config.model_name_or_path,
-            ignore_mismatched_sizes=config.ignore_mismatched_sizes,
-            **names,
-            **config.changes,
-        )
+        with naming_damaged_weights(config.model_name_or_path):
+            return AutoModelForImageClassification.from_pretrained(
+                config.model_name_or_path,
+                ignore_mismatched_sizes=config.ignore_mismatched_sizes,
+                **names,
+                **config.changes,
+            )
     assert config.config_name is not None  # parse_config requires one of the two
     architecture = read_config(find_architecture(config.config_name), **names, **config.changes)
     return AutoModelForImageClassification.from_config(architecture)

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from rednet import RedNetBackbone, RedNetConfig
 from rednet.detection import DETECTORS, STAGES, read_detector_config, read_detector_weights, save_detector
+from rednet.loading import naming_damaged_weights
 from rednet.training.data.coco import categories_of, check_annotations, load_annotations, make_index
 from rednet.training.data.detection import check_pictures, detection_loaders
 from rednet.training.engine.loop import Task, run_training
@@ -112,7 +113,7 @@ def make_model(config: DetectionConfig, options: dict, categories: list[dict]) -
     detector.
 
     Raises:
-        ValueError: the weights belong to another detector, and `ignore_mismatched_sizes` is false.
+        ValueError: the weights belong to another detector, and `ignore_mismatched_sizes` is false; or they are damaged.
     """
     stages = STAGES[1:] if config.detector == "retinanet" else STAGES
     if config.config_name is not None:
@@ -124,7 +125,8 @@ def make_model(config: DetectionConfig, options: dict, categories: list[dict]) -
     saved = saved_config(config)
     if saved is None:
         read_config(name)
-        backbone = RedNetBackbone.from_pretrained(name, out_features=stages, **config.changes)
+        with naming_damaged_weights(name):
+            backbone = RedNetBackbone.from_pretrained(name, out_features=stages, **config.changes)
         return DETECTORS[config.detector](backbone, **options)
     model = DETECTORS[config.detector](
         RedNetBackbone(RedNetConfig.from_dict({**saved["backbone"], "out_features": stages, **config.changes})),

@@ -13,6 +13,7 @@ import rednet
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from rednet.loading import naming_damaged_weights
 from rednet.training.data.segmentation import load_pairs, segmentation_loaders
 from rednet.training.data.segmentation_checks import check_pairs
 from rednet.training.data.transforms import normalize
@@ -85,7 +86,7 @@ def make_model(config: SegmentationConfig) -> rednet.RedNetForSemanticSegmentati
     `model_name_or_path`. One of the two is enough.
 
     Raises:
-        ValueError: no configuration has the classes, or a model is not a RedNet.
+        ValueError: no configuration has the classes, a model is not a RedNet, or its weights are damaged.
     """
     names = [] if config.model_name_or_path is None else [config.model_name_or_path]
     names += [] if config.config_name is None else [find_architecture(config.config_name)]
@@ -108,9 +109,10 @@ def make_model(config: SegmentationConfig) -> rednet.RedNetForSemanticSegmentati
     architecture.architectures = ["RedNetForSemanticSegmentation"]
     if config.model_name_or_path is None:
         return AutoModelForSemanticSegmentation.from_config(architecture)
-    return AutoModelForSemanticSegmentation.from_pretrained(
-        config.model_name_or_path, config=architecture, ignore_mismatched_sizes=config.ignore_mismatched_sizes
-    )
+    with naming_damaged_weights(config.model_name_or_path):
+        return AutoModelForSemanticSegmentation.from_pretrained(
+            config.model_name_or_path, config=architecture, ignore_mismatched_sizes=config.ignore_mismatched_sizes
+        )
 
 
 def make_processor(config: SegmentationConfig) -> SegformerImageProcessor:

@@ -1,5 +1,7 @@
 """`rednet.load_model` loads the class that the configuration names. Its errors are tested with the export command."""
 
+import os
+
 import pytest
 import rednet
 import torch
@@ -28,3 +30,10 @@ def test_a_configuration_without_a_class_is_that_of_a_classifier(tmp_path):
     config.architectures = None
     config.save_pretrained(tmp_path)
     assert type(rednet.load_model(tmp_path)) is RedNetForImageClassification
+
+
+def test_damaged_weights_are_named(tmp_path):
+    RedNetForImageClassification(small_config()).save_pretrained(tmp_path)
+    os.truncate(tmp_path / "model.safetensors", 5000)
+    with pytest.raises(ValueError, match=f"the weights of {tmp_path} are damaged"):
+        rednet.load_model(tmp_path)

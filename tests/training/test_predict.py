@@ -1,6 +1,7 @@
 """training/predict.py: its rows against the model itself, and runs that are killed or shared by processes."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from datasets import Image as ImageFeature
 from datasets import load_dataset
 from PIL import Image
+from rednet import RedNetForImageClassification
 from rednet.training.engine.models import fingerprint
 from rednet.training.predict import main
 from rednet.training.utils.files import locked
@@ -21,6 +23,7 @@ from transformers import (
 )
 
 from processes import Training, together
+from small_models import small_config
 
 
 BAD = {
@@ -217,6 +220,8 @@ def test_a_folder_of_another_run_is_refused(start, pictures, tmp_path, monkeypat
             ["--model_name_or_path", "MODEL", "--input", "ONE", "--output", "one/1.png"],
             "1.png is not a folder",
         ),
+        (["--model_name_or_path", "PLAIN", "--input", "ONE", "--output", "b"], "plain has no classes"),
+        (["--model_name_or_path", "TRUNCATED", "--input", "ONE", "--output", "b"], "weights of truncated are damaged"),
         (
             ["--model_name_or_path", "MODEL", "--input", "ONE", "--output", "one/1.png/deep"],
             "1.png is not a folder",
@@ -256,7 +261,11 @@ def test_wrong_options_are_named(given, words, start, digits, tmp_path, monkeypa
     if "BYTES" in given:
         Path(os.fsdecode(b"bytes/\xff.png")).touch()
     names = {"MODEL": start, "DIGITS": digits, "EMPTY": "empty", "LOOP": "loop", "ONE": "one", "VIT": "vit"}
-    names["BYTES"] = "bytes"
+    RedNetForImageClassification(small_config(num_labels=0)).save_pretrained("plain")
+    AutoImageProcessor.from_pretrained(start).save_pretrained("plain")
+    shutil.copytree("plain", "truncated")
+    os.truncate("truncated/model.safetensors", 5000)
+    names |= {"BYTES": "bytes", "PLAIN": "plain", "TRUNCATED": "truncated"}
     with pytest.raises(SystemExit) as stopped:
         main([str(names.get(word, word)) for word in given])
     assert words in f"{stopped.value} {capsys.readouterr().err}" and not (tmp_path / "b").exists()

@@ -4,6 +4,7 @@ import hashlib
 
 import torch
 from rednet import RedNetPreTrainedModel
+from rednet.loading import naming_damaged_weights
 from rednet.training.options.models import check_channels, check_model_name
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 
@@ -19,10 +20,11 @@ def load_classifier(name: str, image_size: int | None = None, **options) -> tupl
 
     Raises:
         ValueError, OSError: the folder or repository does not exist, or has no image classifier for RGB images, or one
-            whose classes have no names.
+            whose classes have no names, or whose weights are damaged.
     """
     check_model_name(name)
-    model = AutoModelForImageClassification.from_pretrained(name, **options)
+    with naming_damaged_weights(name):
+        model = AutoModelForImageClassification.from_pretrained(name, **options)
     check_channels(model.config, name)
     numbers = sorted(model.config.id2label)
     if numbers != list(range(len(numbers))):

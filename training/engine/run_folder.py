@@ -8,6 +8,7 @@ from pathlib import Path
 
 from accelerate import Accelerator, PartialState
 from rednet.hub import check_replaceable
+from rednet.loading import read_object
 from rednet.training.options.resumable import PATH_OPTIONS, RESUMABLE_OPTIONS
 from rednet.training.utils.distributed import check_on_main_process
 from rednet.training.utils.errors import clear_errors
@@ -43,7 +44,8 @@ def check_options(
         resumable: the options that a resumed run may change, besides paths.
 
     Raises:
-        SystemExit: the folder belongs to a run with other options, or has files where the models will be saved.
+        SystemExit: the folder belongs to a run with other options, options.json is damaged, or there are files where the
+            models will be saved.
     """
     try:
         for name in ("best", "last"):
@@ -53,7 +55,9 @@ def check_options(
     path = Path(output_dir) / "options.json"
     if not path.exists():
         return
-    now, before = (json.loads(to_json({**defaults, **values})) for values in (options, json.loads(path.read_text())))
+    with clear_errors():
+        recorded = read_object(path)
+    now, before = (json.loads(to_json({**defaults, **values})) for values in (options, recorded))
     changed = {
         name: f"{name} {before.get(name)!r} -> {now.get(name)!r}"
         for name in {**now, **before}
@@ -94,7 +98,7 @@ def check_inputs(output_dir: str, train_samples: int, num_processes: int, model:
     path = Path(output_dir) / "inputs.json"
     if not path.exists():  # a new run, or one that was started by an older version
         return inputs
-    before = json.loads(path.read_text())
+    before = read_object(path)
     differences = [f"{before['train_samples']} -> {train_samples} training images"]
     differences *= before["train_samples"] != train_samples
     started_on = before.get("processes", num_processes)  # an older version did not record it

@@ -52,6 +52,13 @@ def test_options_that_are_fixed(tmp_path):
         resume(tmp_path, train_dir=None, dataset_name="a")  # another kind of source has another order
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_damaged_options_are_named(text, tmp_path):
+    (tmp_path / "options.json").write_text(text)
+    with pytest.raises(SystemExit, match=f"error: {tmp_path}/options.json is damaged"):
+        resume(tmp_path)
+
+
 def test_a_run_of_an_older_version(tmp_path):
     """It had fewer options. A new one must have its default, and the others their recorded values."""
     before = {name: value for name, value in OPTIONS.items() if name not in ("max_grad_norm", "random_flip")}
