@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 
 
 DATA, UNFINISHED = "data", ".unfinished"  # `datasets` does not see hidden folders
+SPLIT = r"\w+(\.\w+)*"  # the names of splits that `datasets` loads
 RECORD, DAMAGED = "pack.json", "damaged.csv"
 # A resumed run may change these options. Pictures of other folders have other names, which are compared.
 RESUMABLE_OPTIONS = {"output_dir", "preprocessing_num_workers", "train_dir", "validation_dir"}
@@ -62,6 +63,9 @@ def parse_config(arguments: list[str] | None = None) -> PackOptions:
         )
     if config.train_val_split is not None and config.validation_dir:
         parser.error("give one of --validation_dir and --train_val_split: both choose the images to evaluate on")
+    for option in ("train_split", "validation_split"):
+        if re.fullmatch(SPLIT, name := getattr(config, option)) is None:
+            parser.error(f"--{option} is {name!r}, expected letters, digits and _, as `datasets` needs them in a name")
     if config.streaming and config.shuffle:
         parser.error("--shuffle excludes --streaming: a stream has no random access")
     check_folders(config, parser)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rednet.configuration_rednet import RedNetConfig
 from rednet.hub.cards import PICTURE, SOURCES, imagenet_card, is_card, known_checkpoints, repository_of
-from rednet.hub.folder import write_text
+from rednet.hub.folder import check_writable, write_text
 from rednet.hub.notebook import NOTEBOOK, make_notebook
 from rednet.hub.push import push_hub_folder, push_space, pushed_url
 
@@ -90,6 +90,10 @@ def run_cards(options: argparse.Namespace) -> None:
     checkpoints = known_checkpoints()
     if unknown := [name for name in options.names if name not in checkpoints]:
         options.parser.error(f"unknown name {', '.join(unknown)}, expected any of {', '.join(checkpoints)}")
+    try:
+        check_writable(options.output_dir)
+    except OSError as error:
+        options.parser.error(str(error))
     names = options.names or list(checkpoints)
     cards = [options.output_dir / name / "README.md" for name in names]
     if foreign := [str(card) for card in cards if card.exists() and not is_card(card.read_text(encoding="utf-8"))]:

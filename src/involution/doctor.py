@@ -225,7 +225,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m involution.doctor", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, metavar="FILE", help="writes the report to this file as well")
     output = parser.parse_args().output
-    if output and not output.absolute().parent.is_dir():
+    if output and (output.is_dir() or not output.absolute().parent.is_dir()):
         parser.error(f"--output is {output}, expected a file in a folder that exists")
 
     logging.basicConfig(format="%(message)s")

@@ -62,8 +62,9 @@ def test_no_compiler_and_another_package_of_the_same_name(tmp_path):
     assert "2. involution falls back" in verdict and "Install g++, or set CXX to a compiler" in verdict
 
 
-def test_the_file_is_checked_before_the_work(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["doctor", "--output", str(tmp_path / "absent/report.md")])
+@pytest.mark.parametrize("output", ["absent/report.md", "."])
+def test_the_file_is_checked_before_the_work(output, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["doctor", "--output", str(tmp_path / output)])
     with pytest.raises(SystemExit) as stop:
         doctor.main()
     output, errors = capsys.readouterr()

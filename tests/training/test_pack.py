@@ -211,6 +211,10 @@ def test_errors(pictures, packed, tmp_path, capsys):
     before = contents(packed)
     with locked(packed):
         assert f"another process writes to {packed}" in error(command(pictures, packed))
+    for name in ("", "a/b", "a b", "tr*"):
+        assert f"--train_split is {name!r}, expected letters" in error(
+            [*command(pictures, packed), "--train_split", name]
+        )
     assert "jpeg_quality 90 -> 80" in error([*command(pictures, packed), "--jpeg_quality", "80"])
     shutil.copytree(pictures, tmp_path / "pictures")
     (tmp_path / "pictures" / "train" / "cat" / "02.jpg").rename(tmp_path / "pictures" / "train" / "dog" / "02b.jpg")

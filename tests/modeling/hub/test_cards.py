@@ -347,6 +347,9 @@ def test_another_readme_is_not_overwritten(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(command)
     assert f"{readme} is no model card of a RedNet" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["cards", "--output_dir", str(readme)])
+    assert f"{readme} is not a folder" in capsys.readouterr().err
     assert readme.read_text() == "My notes" and [path.name for path in tmp_path.iterdir()] == ["rednet-50"]
     readme.unlink()
     main(command)
