@@ -228,7 +228,7 @@ def test_a_folder_of_another_run_is_refused(start, pictures, tmp_path, monkeypat
         ),
         (
             ["--model_name_or_path", "MODEL", "--input", "BYTES", "--output", "b"],
-            r"\xff.png' has a name that is not UTF-8",
+            r"\udcff.png' has a name that is not UTF-8",
         ),
         (["--model_name_or_path", "MODEL", "--input", "DIGITS", "--split", "x", "--output", "b"], "['test', 'train']"),
         (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pycocotools.coco import COCO
-from rednet.training.data.problems import first_of, raise_problems
+from rednet.training.data.problems import first_of, name_problem, raise_problems
 from rednet.training.options.scripts import DetectionConfig
 from tqdm.auto import tqdm
 
@@ -74,6 +74,8 @@ def annotation_problems(content: dict, path: str, masks: bool) -> list[str]:
     for number, entry in by_id["images"].items():
         if not (isinstance(entry.get("file_name"), str) and entry["file_name"]):
             problems.append(f"{path}: image {number} has file_name {entry.get('file_name')!r}, expected text")
+        elif problem := name_problem(entry["file_name"]):
+            problems.append(f"{path}: image {number}: {problem}")
         if not has_size(entry):
             size = f"width {entry.get('width')!r} and height {entry.get('height')!r}"
             problems.append(f"{path}: image {number} has {size}, expected those of the picture in pixels")

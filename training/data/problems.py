@@ -1,6 +1,5 @@
 """Reports all problems of a data set at once, before the first step."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -33,7 +32,7 @@ def name_problem(path: str) -> str | None:
     try:
         path.encode()
     except UnicodeEncodeError:
-        return f"{os.fsencode(path)!r} has a name that is not UTF-8: rename it"
+        return f"{path!a} has a name that is not UTF-8: rename it"
     return None
 
 

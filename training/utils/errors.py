@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from datasets.exceptions import DatasetsError
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 from huggingface_hub.errors import StrictDataclassError
 
 
@@ -14,6 +14,8 @@ def clear_errors() -> Iterator[None]:
     wrong."""
     try:
         yield
+    except DatasetGenerationError as error:  # "An error occurred while generating the dataset": the cause says which
+        raise SystemExit(f"error: {error}: {error.__cause__ or 'without a reason'}") from error
     except (OSError, ValueError, ImportError, DatasetsError, StrictDataclassError) as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -63,7 +63,7 @@ def test_what_is_wrong_with_class_folders_is_named(folders):
         f"{train}/dog/round is a broken link",
         f"{train}/dog/zero.jpg is empty",
         f"{train}/empty has no pictures",
-        rf"{train}/dog/\xff.png' has a name that is not UTF-8: rename it",
+        rf"{train}/dog/\udcff.png' has a name that is not UTF-8: rename it",
         f"{folders}/val has classes ['wolf']",
     ]
     assert str(raised.value).startswith(f"{train} and {folders}/val has 8 problems:")

@@ -98,6 +98,7 @@ def test_bad_annotations_are_named(tmp_path, wrong, words):
         ("images", {"height": 90.5}, "image 0 has width 100 and height 90.5"),
         ("images", {"width": float("nan")}, "image 0 has width nan"),
         ("images", {"file_name": None}, "image 0 has file_name None, expected text"),
+        ("images", {"file_name": "\udcff.png"}, r"image 0: '\\udcff.png' has a name that is not UTF-8"),
         ("categories", {"id": "31"}, r"categories\[0\] has id '31'"),
         ("categories", {"name": 31}, "category 31 has name 31, expected text"),
     ],

@@ -88,7 +88,7 @@ def test_bad_folders_are_named(tmp_path):
     assert str(raised.value).splitlines() == [
         "the data set has 5 problems:",
         f"- {tmp_path}/images/twice.png has the name of {tmp_path}/images/twice.jpg: expected one file of each name",
-        rf"- b'{tmp_path}/images/\xff.png' has a name that is not UTF-8: rename it",
+        rf"- '{tmp_path}/images/\udcff.png' has a name that is not UTF-8: rename it",
         f"- {tmp_path}/annotations/aachen is a folder, expected files alone in {tmp_path}/annotations",
         f"- {tmp_path}/images/lonely.jpg has no mask lonely in annotations",
         f"- {tmp_path}/annotations/maskless.png has no picture maskless in images",

@@ -179,6 +179,7 @@ def test_hidden_labels_are_named(tmp_path):
         ("config_name", "even.json", "kernel_size=4 must be odd"),
         ("config_name", "gray.json", "gray.json has num_channels 1, expected 3.*Set num_channels to 3"),
         ("dataset_name", "damaged", "damaged"),
+        ("dataset_name", "bytes", "while generating the dataset: .utf-8. codec"),
     ],
 )
 def test_what_cannot_be_trained_on_is_said_without_a_traceback(option, value, words, options, tmp_path, monkeypatch):
@@ -188,6 +189,8 @@ def test_what_cannot_be_trained_on_is_said_without_a_traceback(option, value, wo
     Path("gray.json").write_text('{"model_type": "rednet", "num_channels": 1}')
     Path("damaged").mkdir()
     Path("damaged/train.parquet").write_bytes(b"no parquet")
+    Path("bytes").mkdir()
+    Path("bytes/train.csv").write_bytes(b"image,label\n\xff,0\n")
     with pytest.raises(SystemExit, match=words):
         train.main(["--config", str(options[0]), "--output_dir", "run", f"--{option}", value])
     assert not Path("run").exists()
