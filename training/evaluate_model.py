@@ -28,9 +28,8 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from huggingface_hub import ModelCard
 from rednet.hub import check_writable
-from rednet.hub.cards import add_results
+from rednet.hub.cards import add_results, read_card
 from rednet.profile import median_seconds, peak_bytes
 from rednet.training.data.batches import evaluation_loader
 from rednet.training.data.imagenet import RealLabels, match_labels
@@ -165,6 +164,11 @@ def parse_config(arguments: list[str] | None = None) -> EvaluationConfig:
     card = Path(config.model_name_or_path, "README.md")
     if config.update_card and not card.is_file():
         parser.error(f"--update_card: no such file: {card}, expected the card of a local folder")
+    if config.update_card:
+        try:
+            read_card(card)
+        except ValueError as error:
+            parser.error(f"--update_card: {error}")
     if config.update_card and config.max_eval_samples is not None:
         parser.error("--update_card excludes --max_eval_samples: a card has the accuracy on all images")
     if config.update_card and config.real_labels is not None:
@@ -306,7 +310,7 @@ def confused_pairs(matrix: np.ndarray) -> list[tuple[int, int]]:
 
 def update_card(config: EvaluationConfig, results: dict, num_labels: int) -> None:
     path = Path(config.model_name_or_path, "README.md")
-    card = ModelCard.load(path)
+    card = read_card(path)
     card.data.model_name = card.data.model_name or path.resolve().parent.name
     add_results(card, measured(config, accuracies(results, num_labels)))
     write_text(path, str(card))

@@ -93,6 +93,19 @@ def known_checkpoints() -> dict[str, dict]:
     return {path.stem: yaml.safe_load(path.read_text()) for path in paths}
 
 
+def read_card(path: Path) -> ModelCard:
+    """
+    Reads a README.md.
+
+    Raises:
+        ValueError: it is not text, or its metadata is invalid.
+    """
+    try:
+        return ModelCard.load(path)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} has invalid metadata: {error}") from error
+
+
 def is_card(text: str) -> bool:
     """Returns whether a text is a model card that `make_card` made."""
     return "rednet" in (ModelCard(text, ignore_metadata_errors=True).data.get("tags") or [])

@@ -10,16 +10,14 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
-    ModelCard,
     RepoFile,
     SpaceCard,
 )
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from rednet.hub.access import check_token
-from rednet.hub.cards import set_repository
+from rednet.hub.cards import read_card, set_repository
 from rednet.hub.folder import MODEL_FILES, check_hub_folder, is_export, is_weights, matching_files, write_text
 from rednet.hub.notebook import NOTEBOOK, set_notebook_repository
-from yaml import YAMLError
 
 
 SPACE_FILES = ["*.py", "requirements.txt", "examples/*"]
@@ -63,10 +61,10 @@ def push_hub_folder(
     check_hub_folder(folder)
     check_token(repo_id, "model", revision, create_pr)
     readme = Path(folder) / "README.md"
+    card = read_card(readme)
     try:
-        card = ModelCard.load(readme)
         card.validate()
-    except (ValueError, YAMLError) as error:
+    except ValueError as error:
         raise ValueError(f"{readme} has invalid metadata: {error}") from error
     api = HfApi(library_name="rednet")
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

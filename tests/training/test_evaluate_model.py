@@ -516,6 +516,14 @@ def test_folders_that_cannot_be_written_are_named_first(tmp_path):
             main([*data, option, str(tmp_path / "file/results")])
 
 
+@pytest.mark.parametrize("content", [b"---\na: [\n---\n", b"---\n- a\n---\n", b"---\nmodel-index: 5\n---\n", b"\xff"])
+def test_a_damaged_card_is_named_first(content, tmp_path, capsys):
+    (tmp_path / "README.md").write_bytes(content)
+    with pytest.raises(SystemExit):
+        main(["--model_name_or_path", str(tmp_path), "--validation_dir", str(tmp_path), "--update_card"])
+    assert f"--update_card: {tmp_path}/README.md has invalid metadata" in capsys.readouterr().err
+
+
 def test_missing_models_are_named(tmp_path, folder):
     (tmp_path / "best").mkdir()
     for name in (tmp_path / "bets", tmp_path / "nowhere/at/all"):
