@@ -13,7 +13,7 @@ from pathlib import Path
 
 import gradio as gr
 from huggingface_hub import SpaceCard
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 import views
 
@@ -98,7 +98,10 @@ class Demo(gr.Blocks):
 
 
 def unreadable(error: BaseException) -> str:
-    return f"This file cannot be read as a picture: {error or type(error).__name__}"
+    reason = error or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):  # its text has a path of the server
+        reason = "its format is unknown"
+    return f"This file cannot be read as a picture: {reason}"
 
 
 def build(model_id: str) -> gr.Blocks:
@@ -184,8 +187,9 @@ def build(model_id: str) -> gr.Blocks:
         choice = [stage_slider, block_slider, group_slider]
         chosen = [*choice, heat, heat_legend, kernel, text]
         of_picture = ([picture, *choice, point], [state, classes, *chosen])
-        picture.change(analyze, *of_picture)
-        demo.load(analyze, *of_picture)
+        # By default every one of the outputs would show the progress, and an error.
+        picture.change(analyze, *of_picture, show_progress_on=heat)
+        demo.load(analyze, *of_picture, show_progress_on=heat)
         for slider in choice:
             slider.input(update, [state, *choice, point], chosen, show_progress="hidden", trigger_mode="always_last")
         heat.select(click, [state, *choice, heat], [point, *chosen], show_progress="hidden")
