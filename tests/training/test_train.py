@@ -86,7 +86,7 @@ def test_leaves_complete_hub_folders(trained, options, which):
     assert card.data.pipeline_tag == "image-classification" and card.data.library_name == "transformers"
     assert card.data.eval_results[0].metric_value == reported
     assert f"{100 * reported:.2f} %" in card.text and "{{" not in card.text
-    assert re.search(r"\| Training time \| \d+\.\d minutes on \d+ threads of .+ \|", card.text)
+    assert re.search(r"\| Training time \| \d+\.\d minutes on \d+ threads? of .+ \|", card.text)
 
 
 def test_a_finished_run_is_not_trained_again(root, trained, options):

@@ -22,4 +22,5 @@ def describe_hardware(device: torch.device, num_processes: int) -> str:
     with contextlib.suppress(OSError, StopIteration):  # only on Linux, and not on Arm
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
-    return f"{num_processes * torch.get_num_threads()} threads of {name}"
+    threads = num_processes * torch.get_num_threads()
+    return f"{threads} thread{'s' * (threads != 1)} of {name}"
