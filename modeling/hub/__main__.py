@@ -45,13 +45,13 @@ def main(arguments: list[str] | None = None) -> None:
     push.add_argument(
         "--create_pr", action="store_true", help="open a pull request, for which access to read is enough"
     )
-    push.add_argument("--commit_message")
+    push.add_argument("--commit_message", help="default: Upload and the title of the card, or Show and the model")
     push.set_defaults(run=run_push, parser=push)
 
     names = ", ".join(known_checkpoints())
     cards = commands.add_parser("cards", help="render the model cards of the published depths, with their notebooks")
     cards.add_argument("names", nargs="*", metavar="NAME", help=f"any of {names} (default: all)")
-    cards.add_argument("--output_dir", type=Path, default=Path("outputs/hub_cards"))
+    cards.add_argument("--output_dir", type=Path, default=Path("outputs/hub_cards"), help="default: %(default)s")
     cards.add_argument(
         "--weights",
         choices=SOURCES,

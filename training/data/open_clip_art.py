@@ -7,6 +7,7 @@ top folders of the package. Drawings become RGB on white, 160 pixels on their lo
 left out, and those whose names differ by numbers only are all in the same split.
 """
 
+import argparse
 import hashlib
 import os
 import re
@@ -93,4 +94,9 @@ def read_drawing(path: Path) -> Image.Image:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        prog="python -m rednet.training.data.open_clip_art",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     print(make_open_clip_art())

@@ -31,7 +31,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options of a command, with `draw`: a function of the options that returns figures by file name."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m rednet.training.figures",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(required=True, metavar="trade_off | kernels | curves")
 
     trade_off = commands.add_parser("trade_off", help="accuracy against parameters and multiply-accumulates")

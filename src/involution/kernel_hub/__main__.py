@@ -27,7 +27,7 @@ def main() -> None:
     writing.set_defaults(run=run_write)
 
     pushing = commands.add_parser("push", help="push a folder that `write` wrote to its repository")
-    pushing.add_argument("folder", type=Path, metavar="FOLDER")
+    pushing.add_argument("folder", type=Path, metavar="FOLDER", help="a folder that `write` wrote")
     pushing.add_argument(
         "--revision",
         metavar="BRANCH",
