@@ -97,7 +97,10 @@ def parse_options(
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the defaults, and keeps the line breaks of the description."""
+    """Shows the defaults that are values, and keeps the line breaks of the description."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, "") else super()._get_help_string(action)
 
 
 class OptionParser(HfArgumentParser):

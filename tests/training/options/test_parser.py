@@ -16,6 +16,14 @@ from rednet.training.train import parse_config
 REQUIRED = ["--config_name", "model.json", "--dataset_name", "pictures"]
 
 
+def test_help_shows_the_defaults_that_are_values(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: 0.8)" in text and "(default: False)" in text
+    assert "(default: )" not in text and "(default: None)" not in text
+
+
 def test_command_line_wins_over_the_file(options):
     path, values = options
     config = parse_config(["--config", str(path), "--learning_rate", "3e-2", "--image_mean", "0.1", "0.2", "0.3"])
