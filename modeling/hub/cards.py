@@ -280,6 +280,7 @@ def make_card(
         eval_results=results or None,
     )
     stages, convolution = config.stage_names[1:], config.operator_type == "convolution"
+    macs = count_macs(model, height, width)
     return ModelCard.from_template(
         card_data,
         template_path=str(FOLDER / "model_card.md"),
@@ -293,7 +294,7 @@ def make_card(
         results=_results_block(results or []),
         size=f"{height} x {width}",
         parameters=f"{count_parameters(model):,}",
-        macs=f"{count_macs(model, height, width) / 1e9:,.3f} G",
+        macs=f"{macs / 1e9:,.3f} G" if macs >= 1e8 else f"{macs / 1e6:,.2f} M",
         activations=f"{count_activations(model, height, width) / 1e6:,.1f} M",
         details=details or {},
         group_channels=config.group_channels or "all",

@@ -45,7 +45,8 @@ def draw_trade_offs(paths: list[Path]) -> dict[str, Figure]:
         name = "trade_off_" + re.sub(r"\W+", "_", title).strip("_").lower()
         runs = ", ".join(result["name"] for result in results)
         print(
-            f"{title} differs from the {data_set['samples']} images of {data_set['title']}: drawn in another figure ({runs})"
+            f"{runs}: measured on {title}, not on the {data_set['samples']} images of {data_set['title']}, so in a figure "
+            "of its own"
         )
         figures[name] = draw_trade_off(title, [], results)
     return figures

@@ -82,6 +82,12 @@ def test_numbers(cards, root, name):
     assert known_checkpoints()[name]["depths"] == config["depths"]
 
 
+def test_numbers_of_a_small_model(root):
+    config = RedNetConfig.from_pretrained(root / "configs/models/rednet-fashion-mnist.json")
+    text = make_card(config, "RedNet", "things", "A test.", "None.", image_size=28).text
+    assert "| Multiply-accumulates at 28 x 28 | 4.38 M |" in text
+
+
 def counts(model: torch.nn.Module) -> dict[str, int]:
     return {
         "parameters": count_parameters(model),
