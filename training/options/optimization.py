@@ -56,7 +56,9 @@ class OptimizationOptions(LayerOptions, ComputeOptions, SeedOptions):
         None, "Epsilon of adamw, lamb and muon, for numerical stability; by default that of the optimizer."
     )
     learning_rate: Positive = option(
-        0.8, "Learning rate after the warm-up. It is not scaled by the batch size or the number of processes."
+        0.8,
+        "Learning rate after the warm-up. It is not scaled by the batch size or the number of processes: the default is for "
+        "2,048 images per step in classification, 8 in segmentation and 16 in detection.",
     )
     lr_scheduler_type: Schedule = option(
         "cosine",
