@@ -12,10 +12,9 @@ then. `--real_labels` evaluates on ImageNet-ReaL, `--results_csv` collects many 
 
 `--runtime onnxruntime --exported_file rednet.onnx` evaluates a file of `python -m rednet.export` on the CPU. Image
 processor, names of classes, parameters and operations are those of the model that it was made from.
-
-The name is not evaluate.py, because every script of this folder would then import it as the library `evaluate`.
 """
 
+# The name is not evaluate.py, because every script of this folder would then import it as the library `evaluate`.
 import datetime
 import os
 from dataclasses import asdict, dataclass
