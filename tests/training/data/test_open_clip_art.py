@@ -1,5 +1,8 @@
 """Open Clip Art from files as the Debian package has them."""
 
+import runpy
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -75,3 +78,12 @@ def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(FileNotFoundError, match="openclipart-png"):
         open_clip_art.make_open_clip_art()
+
+
+def test_help_makes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["open_clip_art", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(open_clip_art.__file__, run_name="__main__")
+    assert "one folder for each class" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
