@@ -126,7 +126,7 @@ def begin(output: Path, splits: Mapping[str, Images], config: PackOptions) -> Pa
     return folder
 
 
-def write_shards(output: Path, splits: Mapping[str, Images], config: PackOptions) -> list[Shard]:
+def write_shards(output: Path, splits: dict[str, Images], config: PackOptions) -> list[Shard]:
     """Writes the shards that do not exist yet, with a progress bar. Returns all of them, in order."""
     folder, shards = begin(output, splits, config), []
     lengths = [len(images) for images in splits.values() if isinstance(images, Dataset)]

@@ -9,7 +9,7 @@ import hashlib
 import warnings
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import yaml
@@ -93,9 +93,9 @@ def known_checkpoints() -> dict[str, dict]:
     return {path.stem: yaml.safe_load(path.read_text()) for path in paths}
 
 
-def read_card(path: Path) -> ModelCard:
+def read_card(path: Path) -> Any:
     """
-    Reads a README.md.
+    Returns the `ModelCard` of a README.md. Type checkers do not know the attributes of its metadata.
 
     Raises:
         ValueError: it is not text, or its metadata is invalid.
