@@ -65,13 +65,18 @@ class TrainingTransform:
         (width, height), target = image.size, (size, size)
         resample = choose_resample(self.interpolation)
         if self.random_crop is None:
-            return image.convert("RGB").resize(target, resample)
+            return as_rgb(image).resize(target, resample)
         box = self.random_crop.make_params([image])
         top, left, bottom, right = box["top"], box["left"], box["top"] + box["height"], box["left"] + box["width"]
         shrink = max(min(box["height"], box["width"]) / size, 1)
         image.draft("RGB", (math.ceil(width / shrink), math.ceil(height / shrink)))
         x, y = image.size[0] / width, image.size[1] / height
-        return image.convert("RGB").resize(target, resample, box=(left * x, top * y, right * x, bottom * y))
+        return as_rgb(image).resize(target, resample, box=(left * x, top * y, right * x, bottom * y))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The image itself if it is RGB, of which `convert` would make a copy."""
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def choose_resample(interpolation: Interpolation) -> Image.Resampling:

@@ -17,13 +17,18 @@ def seed_from(*key: int) -> int:
 def seeded(*key: int) -> Iterator[None]:
     """Seeds torch's global generators, which torchvision uses, with `key` inside the block, and restores them after:
     that of the CPU, and that of the current GPU if this process uses one."""
-    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=gpus):
-        seed = seed_from(*key)
-        torch.default_generator.manual_seed(seed)
-        if gpus:
-            torch.cuda.manual_seed(seed)
+    generators = [torch.default_generator]
+    if torch.cuda.is_initialized():
+        generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
+    states = [generator.get_state() for generator in generators]
+    seed = seed_from(*key)
+    for generator in generators:
+        generator.manual_seed(seed)
+    try:
         yield
+    finally:
+        for generator, state in zip(generators, states):
+            generator.set_state(state)
 
 
 @contextmanager
