@@ -61,7 +61,11 @@ def compile_library(device_type: str, name: str, directory: Path, cflags: list[s
     # A process that was killed while it compiled leaves this file. Older releases of torch wait forever for its
     # removal.
     (directory / "lock").unlink(missing_ok=True)
-    logger.warning("Compiling the involution operator for %s, once on this machine (%s)", device_type, directory)
+    logger.warning(
+        "Compiling the involution operator for %s into %s, once on this machine: this takes minutes",
+        device_type,
+        directory,
+    )
     start = time.perf_counter()
     try:
         if device_type in hosts.RUNTIMES:
