@@ -1,4 +1,4 @@
-"""Proves and measures the operator and RedNet-50 on a GPU, and writes one folder of records with one page.
+"""Tests and measures the operator and RedNet-50 on a GPU, and writes one folder of records with one page.
 
     python benchmarks/gpu.py          # at most 40 minutes
     python benchmarks/gpu.py --quick  # at most 10 minutes

@@ -2,8 +2,8 @@
 
     python benchmarks/pages.py
 
-Each benchmark has one record of a CPU there, with its date in the name. A table keeps its first columns, which say what a row is;
-the other cells are replaced. What describes the machine in words is written by hand.
+Each benchmark has one record of a CPU there, with its date in the name. A table keeps its first columns, which say what a
+row is; the other cells are replaced. What describes the machine in words is written by hand.
 """
 
 import argparse
