@@ -44,7 +44,7 @@ class RedNetConfig(BackboneConfigMixin, PreTrainedConfig):
         depths (`list[int]`, *optional*, defaults to `[3, 4, 6, 3]`):
             The number of bottlenecks in each stage.
         hidden_act (`str`, *optional*, defaults to `"relu"`):
-            The activation after every BatchNorm, including that in the kernel generation.
+            The activation of the stem, the bottlenecks, the kernel generation and the segmentation head.
         kernel_size (`int`, *optional*, defaults to 7):
             The kernel size of the involutions in the stages, odd.
         stem_kernel_size (`int`, *optional*, defaults to 3):

@@ -217,7 +217,7 @@ def _involution_scale_act(
 
 
 def can_normalize_involution(involution: nn.Module, norm: nn.Module, hidden_state: Tensor) -> bool:
-    """Whether a plain `RedNetInvolution` and a module after it are in a step of training that may save memory."""
+    """Whether `normalize_involution` can compute a plain `RedNetInvolution` and `norm`: a BatchNorm, in training."""
     span, height, width = involution.span, *hidden_state.shape[-2:]
     return (
         involution2d_batch_norm is not None

@@ -71,7 +71,8 @@ class RedNetInvolution(nn.Module):
     `kernels.kernelize` and Transformers' `use_kernels` replace `forward` by that of a layer from the Kernel Hub.
     """
 
-    # The decorator of Transformers only sets this name, and not with every release of `kernels` that reads it.
+    # `use_kernel_forward_from_hub` of Transformers would set this name too, but only if it supports the installed release
+    # of `kernels`.
     kernel_layer_name = "RedNetInvolution"
 
     def __init__(self, config: RedNetConfig, channels: int, kernel_size: int, stride: int = 1):
@@ -270,7 +271,7 @@ class RedNetStage(nn.Module):
 class RedNetEncoder(nn.Module):
     """
     The stages: (B, embedding_size, H, W) to (B, hidden_sizes[-1], H', W'). The first stage keeps the size, every other
-    one halves it. `hidden_states` are the input and the result of every stage.
+    one halves it. `hidden_states` are the input of the first stage and the result of every stage.
     """
 
     def __init__(self, config: RedNetConfig):
