@@ -205,7 +205,7 @@ def check_config(config: RedNetConfig, found: RedNetConfig) -> None:
             )
 
 
-def label_names(num_labels: int, config: RedNetConfig | None, labels: list[str] | None) -> list[str]:
+def label_names(num_labels: int, config: RedNetConfig, labels: list[str] | None) -> list[str]:
     """
     Returns the names of the classes: those in the configuration, or else those in the checkpoint, in both cases only if
     they are `num_labels`. Otherwise 1000 classes have the names of ImageNet, and other classes `LABEL_0`, `LABEL_1` ...
@@ -213,9 +213,9 @@ def label_names(num_labels: int, config: RedNetConfig | None, labels: list[str] 
     Raises:
         ModuleNotFoundError: as `imagenet_labels`.
     """
-    if config and config.id2label and len(config.id2label) == num_labels and config.id2label[0] != "LABEL_0":
+    if config.id2label and len(config.id2label) == num_labels and config.id2label[0] != "LABEL_0":
         return [config.id2label[n] for n in range(num_labels)]
-    # OpenMMLab's names of ImageNet's classes are lists of synonyms.
+    # OpenMMLab names a class of ImageNet by all its synonyms, such as "tench, Tinca tinca".
     if num_labels == 1000 and (labels is None or labels[0].startswith("tench")):
         return imagenet_labels()
     return labels if labels and len(labels) == num_labels else [f"LABEL_{n}" for n in range(num_labels)]
