@@ -63,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
         "--config",
         type=Path,
         help="a config.json that the checkpoint must match. It gives the names of the classes, and what the weights do not "
-        "show: channels per group, activation and stride of the stem",
+        "show: the channels per group, the activation, and the stride of the stem",
     )
     parser.add_argument(
         "--backbone_only",
@@ -190,6 +190,7 @@ def convert(
         checkpoint: a name in `PUBLISHED`, a URL, or a path. The file is a `.pth` file of the authors or of a training
             with their code (a classifier, a backbone, Semantic FPN, Faster R-CNN, Mask R-CNN or RetinaNet), or a
             `.pdparams` file of PaddleClas.
+        output_dir: the folder to write. A saved RedNet in it is replaced, see `rednet.hub.replacing`.
         config: gives the names of the classes, and what the weights do not show of the architecture, see `find_config`.
         repository: the repository that the examples of the card load, by default the name of `output_dir`.
         backbone_only: whether to leave out neck and head.
@@ -245,12 +246,16 @@ def read(checkpoint: str | Path) -> tuple[Checkpoint, str, str]:
 
 
 def make_processor(config: RedNetConfig) -> BaseImageProcessor:
-    """Images are resized and cropped, except for segmentation."""
+    """Returns the image processor of a model. It resizes and crops images, except for segmentation."""
     normalization = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
     if config.architectures == ["RedNetForSemanticSegmentation"]:
         return SegformerImageProcessor(do_resize=False, do_convert_rgb=True, **normalization)
     return ConvNextImageProcessor(
-        size={"shortest_edge": 224}, crop_pct=0.875, resample=2, do_convert_rgb=True, **normalization
+        size={"shortest_edge": 224},
+        crop_pct=0.875,
+        resample=2,  # bilinear
+        do_convert_rgb=True,
+        **normalization,
     )
 
 

@@ -37,7 +37,10 @@ class Ignored:
 
 
 def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
-    """Returns an array for a pickle to fill. Its shape comes with the numbers: `shape` could allocate any memory."""
+    """
+    Returns an empty array, which the pickle then fills with numbers and their shape. `shape` is not used: an array of this
+    shape could take any amount of memory.
+    """
     return np.ndarray.__new__(np.ndarray, (0,), "b")
 
 
@@ -62,7 +65,8 @@ class Checkpoint(NamedTuple):
     Attributes:
         weights: under the authors' names without the prefix `backbone.`. The names of necks and heads of detectors and
             segmentation models have their prefixes (`neck.`, `rpn_head.`, ...).
-        publisher: `authors`, or None if the content does not show that they published it.
+        publisher: `authors` if the content looks like a file that they published, otherwise None. `paddleclas` is
+            recognized by the name of a file, in the converter.
         labels: the names of the classes, if the file has them.
     """
 

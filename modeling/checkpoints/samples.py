@@ -1,4 +1,4 @@
-"""Classifies pictures that scikit-image ships, so that a person sees whether the weights of a model are alive."""
+"""Classifies pictures that scikit-image ships, so that a person sees whether the weights of a model work."""
 
 from importlib.util import find_spec
 from pathlib import Path
