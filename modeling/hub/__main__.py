@@ -45,7 +45,9 @@ def main(arguments: list[str] | None = None) -> None:
     push.add_argument(
         "--create_pr", action="store_true", help="open a pull request, for which access to read is enough"
     )
-    push.add_argument("--commit_message", help="default: Upload and the title of the card, or Show and the model")
+    push.add_argument(
+        "--commit_message", help="default: `Upload` and the title of the card, or for a Space, `Show` and its model"
+    )
     push.set_defaults(run=run_push, parser=push)
 
     names = ", ".join(known_checkpoints())

@@ -26,7 +26,7 @@ def check_token(repo_id: str, repo_type: str = "model", revision: str | None = N
         ConnectionError: the Hub cannot be reached, or failed.
     """
     is_pull_request = create_pr or (revision or "").startswith("refs/pr/")
-    api, has_revision = HfApi(), revision in (None, "main")  # of a repository that the push creates
+    api, has_revision = HfApi(), revision in (None, "main")  # a repository that the push creates has only `main`
     with _clear_errors(repo_id):
         account, token = _whoami(api)
         if token.get("role") == "read" and not is_pull_request:
@@ -64,7 +64,7 @@ def check_collection_token(namespace: str) -> None:
 
 
 def _whoami(api: HfApi) -> tuple[dict, dict]:
-    """Returns the account of the token, and the token without its value."""
+    """Returns the account of the token, and what the Hub says about the token (role, permissions)."""
     if get_token() is None:
         raise PermissionError("there is no Hub token: run `hf auth login`, or set HF_TOKEN")
     account = api.whoami()

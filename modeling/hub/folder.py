@@ -174,8 +174,8 @@ def matching_files(folder: Path, patterns: list[str]) -> dict[str, Path]:
 
 def check_hub_folder(folder: str | os.PathLike) -> None:
     """
-    Checks that a folder is a complete repository: it has all files, its weights match its configuration, and its
-    exports are not older than its weights.
+    Checks that a folder is a complete repository: it has a configuration, an image processor, a card, the remote code, and
+    weights that match the configuration; its exports are not older than its weights.
 
     Raises:
         ValueError: the folder is not complete. The message names the file and, if a weight is wrong, the weight.
