@@ -168,8 +168,8 @@ def _files(path: Path, format: str) -> list[Path]:
 
 def _pictures(variant: Variant, channels: int, device: str) -> list[Tensor]:
     """
-    Pixel values to compare file and model with: noise of odd sizes, in batches of 1, 3 and 16. For int8, calibration
-    data, because the ranges of noise are not those of pictures.
+    Pixel values to compare file and model with: noise of several sizes, in batches of 1, 3 and 16. For int8,
+    calibration data, because the ranges of noise are not those of pictures.
     """
     if variant.dtype == "int8":
         batch = variant.calibration[0]

@@ -27,7 +27,9 @@ def main() -> None:
     parser.add_argument("model", metavar="FOLDER_OR_ID", help="folder or Hub repository of a RedNet")
     parser.add_argument("output", type=Path, help="file to write, with the suffix .onnx, .xml or .pt2")
     parser.add_argument("--format", required=True, choices=list(FORMATS))
-    parser.add_argument("--device", default="cpu", help="device of a program or package (default: cpu)")
+    parser.add_argument(
+        "--device", default="cpu", help="of torch_export and aoti: the device that the file is for (default: cpu)"
+    )
     parser.add_argument(
         "--involution",
         default="standard",
@@ -44,8 +46,8 @@ def main() -> None:
     parser.add_argument(
         "--calibration_data",
         metavar="FOLDER_OR_DATASET",
-        help="for int8, pictures like those that the model will see: a folder with pictures, or a data set of the Hub "
-        "or of a folder of the library datasets",
+        help="for int8, pictures like those that the model will see: a folder with pictures, a folder that the library "
+        "datasets saved, or a data set of the Hub",
     )
     options = parser.parse_args()
     variant = {"involution": options.involution, "dtype": options.dtype}
