@@ -36,7 +36,8 @@ def load_model_and_processor(model_id: str) -> tuple[PreTrainedModel, BaseImageP
         model_id: a folder, or the id of a Hub repository.
 
     Raises:
-        ValueError: the model does not exist, is not a RedNet, has no involutions, or takes pictures without colors.
+        ValueError: the model does not exist, is not a RedNet, has no involutions, or takes pictures of other than
+            three channels.
     """
     try:
         import rednet  # noqa: F401  registers RedNet with the Auto classes
@@ -99,7 +100,10 @@ def denormalize(pixel_values: Tensor, processor: BaseImageProcessor) -> np.ndarr
 
 
 def top_classes(logits: Tensor, labels: dict[int, str], count: int = 5) -> dict[str, float]:
-    """Returns the probabilities of the most probable classes. A label that several classes share is followed by the number."""
+    """
+    Returns the probabilities of the most probable classes. The number of the class follows a label that several classes
+    share.
+    """
     best = logits.softmax(0).topk(min(count, len(logits)))
     every = list(labels.values())
     names = [labels[n] if every.count(labels[n]) == 1 else f"{labels[n]} ({n})" for n in best.indices.tolist()]
