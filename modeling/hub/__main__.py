@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from rednet.configuration_rednet import RedNetConfig
-from rednet.hub.cards import PICTURE, SOURCES, imagenet_card, is_card, known_checkpoints, repository_of
+from rednet.hub.cards import PICTURE, RELEASES, imagenet_card, is_card, known_checkpoints, repository_of
 from rednet.hub.folder import check_writable, write_text
 from rednet.hub.notebook import NOTEBOOK, make_notebook
 from rednet.hub.push import push_hub_folder, push_space, pushed_url
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     cards.add_argument("--output_dir", type=Path, default=Path("outputs/hub_cards"), help="default: %(default)s")
     cards.add_argument(
         "--weights",
-        choices=SOURCES,
+        choices=RELEASES,
         default="paddleclas",
         help="the publisher whose results are shown (default: paddleclas)",
     )

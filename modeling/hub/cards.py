@@ -58,7 +58,7 @@ GENERATION = {
     "linear": "that pixel by one linear layer",
     "neighborhood": "that pixel and its neighbors by two small layers",
 }
-# What the published classifiers of all depths have in common: the default values of these.
+# Options of `RedNetConfig` that have their default values in the published classifiers of all depths.
 WIDTHS = ["embedding_size", "hidden_sizes"]
 LAYERS = ["num_channels", "hidden_act", "kernel_size", "stem_kernel_size", "stem_stride", "group_channels"]
 LAYERS += ["reduction_ratio", "kernel_generation", "operator_type"]
@@ -70,18 +70,19 @@ TASKS: dict[str, tuple[type[RedNetPreTrainedModel], str, str]] = {
 CLASSIFICATION = (RedNetForImageClassification, "image-classification", LIMITS)
 
 
-class Publisher(NamedTuple):
-    """Who published weights that people convert."""
+class Release(NamedTuple):
+    """Published weights that people convert."""
 
     name: str
-    url: str  # of the page with their results
+    url: str  # of the page with the results
     license: str  # of the weights, an identifier of the Hub
     license_name: str
 
 
-SOURCES = {
-    "authors": Publisher("the authors' release", "https://github.com/d-li14/involution", "mit", "the MIT license"),
-    "paddleclas": Publisher(
+# By the name of the publisher.
+RELEASES = {
+    "authors": Release("the authors' release", "https://github.com/d-li14/involution", "mit", "the MIT license"),
+    "paddleclas": Release(
         "the release of PaddleClas", "https://github.com/PaddlePaddle/PaddleClas", "apache-2.0", "Apache-2.0"
     ),
 }
@@ -114,7 +115,7 @@ def is_card(text: str) -> bool:
 def imagenet_card(
     config: RedNetConfig,
     repository: str,
-    weights: str | None,
+    publisher: str | None,
     *,
     source: str | None = None,
     sha256: str | None = None,
@@ -126,8 +127,8 @@ def imagenet_card(
     Args:
         config: the configuration of the converted model.
         repository: the repository that the examples load, see `make_card`.
-        weights: the publisher, `authors` or `paddleclas`. None if it is somebody else: the card claims no results and
-            no license of the weights.
+        publisher: of the weights, `authors` or `paddleclas`. None if it is somebody else: the card claims no results
+            and no license of the weights.
         source: the name or the URL of the converted file, without the path of a folder on this machine.
         sha256: the SHA-256 of this file, in hexadecimal digits.
     """
@@ -138,15 +139,15 @@ def imagenet_card(
     origin, training, results = "a checkpoint", "The checkpoint does not say how it was trained.", []
     license, license_text = None, "The license of the weights is that of their publisher."
     comparison, details = None, {}
-    if weights is not None:
-        publisher = SOURCES[weights]
-        origin = f"a checkpoint of {publisher.name} ({publisher.url})"
-        training, license = f"See {publisher.name}, {publisher.url}.", publisher.license
-        license_text = f"The weights are those of {publisher.name}, licensed under {publisher.license_name}."
+    if publisher is not None:
+        release = RELEASES[publisher]
+        origin = f"a checkpoint of {release.name} ({release.url})"
+        training, license = f"See {release.name}, {release.url}.", release.license
+        license_text = f"The weights are those of {release.name}, licensed under {release.license_name}."
         if checkpoint and task == "image-classification" and config.num_labels == 1000:
-            results = _published_results(checkpoint["released"][weights], publisher)
-            training = PADDLE_RECIPE if weights == "paddleclas" else PAPER_RECIPE
-            details, comparison = PAPER_DETAILS, _comparison(checkpoint, weights)
+            results = _published_results(checkpoint["released"][publisher], release)
+            training = PADDLE_RECIPE if publisher == "paddleclas" else PAPER_RECIPE
+            details, comparison = PAPER_DETAILS, _comparison(checkpoint, publisher)
     introduction = f"{name}, converted from {origin}. The conversion does not change the weights."
     if source is not None:
         introduction += f" The converted file is {source if '://' in source else f'`{source}`'}"
@@ -189,16 +190,17 @@ def _has_defaults(config: RedNetConfig, names: list[str]) -> bool:
     return all(getattr(config, name) == getattr(RedNetConfig(), name) for name in names)
 
 
-def _comparison(checkpoint: dict, weights: str) -> dict:
+def _comparison(checkpoint: dict, publisher: str) -> dict:
     """Returns the rows of the table that compares a checkpoint with the family and with networks of its time and later."""
     family = [
-        {"name": data["name"], **data["counted"], **data["released"][weights]} for data in known_checkpoints().values()
+        {"name": data["name"], **data["counted"], **data["released"][publisher]}
+        for data in known_checkpoints().values()
     ]
     peers = yaml.safe_load((FOLDER / "peers.yaml").read_text())
-    return {"family": family, "peers": peers, "paper": checkpoint["paper"], "publisher": SOURCES[weights].name}
+    return {"family": family, "peers": peers, "paper": checkpoint["paper"], "publisher": RELEASES[publisher].name}
 
 
-def _published_results(percentages: dict[str, float], publisher: Publisher) -> list[EvalResult]:
+def _published_results(percentages: dict[str, float], release: Release) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="image-classification",
@@ -208,8 +210,8 @@ def _published_results(percentages: dict[str, float], publisher: Publisher) -> l
             metric_type="accuracy",
             metric_name=metric_name,
             metric_value=round(percentages[key] / 100, 6),
-            source_name=f"as published with {publisher.name}",
-            source_url=publisher.url,
+            source_name=f"as published with {release.name}",
+            source_url=release.url,
         )
         for metric_name, key in (("Top-1", "top_1"), ("Top-5", "top_5"))
     ]
