@@ -148,8 +148,8 @@ def build(model_id: str) -> gr.Blocks:
     def click(
         analysis: views.Analysis | None, stage: int, block: int, group: int, shown: Image.Image, event: gr.SelectData
     ):
-        chosen = tuple((index + 0.5) / side for index, side in zip(event.index, shown.size))
-        return {point: chosen} | update(analysis, stage, block, group, chosen)
+        clicked = tuple((index + 0.5) / side for index, side in zip(event.index, shown.size))
+        return {point: clicked} | update(analysis, stage, block, group, clicked)
 
     with Demo(title="What involution sees", analytics_enabled=False) as demo:
         state, point = gr.State(time_to_live=3600), gr.State((0.5, 0.5))
@@ -185,14 +185,14 @@ def build(model_id: str) -> gr.Blocks:
                 text = gr.Markdown(elem_id="pixel")
 
         choice = [stage_slider, block_slider, group_slider]
-        chosen = [*choice, heat, heat_legend, kernel, text]
-        of_picture = ([picture, *choice, point], [state, classes, *chosen])
+        updated = [*choice, heat, heat_legend, kernel, text]
+        of_picture = ([picture, *choice, point], [state, classes, *updated])
         # By default every one of the outputs would show the progress, and an error.
         picture.change(analyze, *of_picture, show_progress_on=heat)
         demo.load(analyze, *of_picture, show_progress_on=heat)
         for slider in choice:
-            slider.input(update, [state, *choice, point], chosen, show_progress="hidden", trigger_mode="always_last")
-        heat.select(click, [state, *choice, heat], [point, *chosen], show_progress="hidden")
+            slider.input(update, [state, *choice, point], updated, show_progress="hidden", trigger_mode="always_last")
+        heat.select(click, [state, *choice, heat], [point, *updated], show_progress="hidden")
     return demo
 
 
