@@ -111,7 +111,10 @@ class CropOptions(DenseAugmentationOptions, NormalizationOptions):
 class SegmentationConfig(
     HubOptions, LoopOptions, FreezingOptions, CropOptions, StreamOptions, MaskOptions, ModelOptions
 ):
-    """Options of `train_segmentation.py`. The defaults are the schedule of mmsegmentation, except for its length."""
+    """
+    Options of `train_segmentation.py`. The defaults are the schedule of mmsegmentation, except for its length and for its
+    last learning rate, 1e-4.
+    """
 
     photometric_distortion: bool = with_default(DenseAugmentationOptions, "photometric_distortion", True)
     per_device_train_batch_size: Count = option(2, "Training batch size of each process, in crops.")
