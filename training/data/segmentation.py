@@ -106,7 +106,7 @@ class PairReader:
             )
         mask = mask.astype(np.int32)  # a mask of bools would be padded with True
         if self.reduce_labels:
-            mask = np.where(mask == 0, 0, mask) - 1
+            mask -= 1
             mask[(mask == -1) | (mask == 254)] = self.ignored
         wrong = ((mask < 0) | (mask >= self.num_labels)) & (mask != self.ignored)
         if wrong.any():
