@@ -9,7 +9,10 @@ import torch
 
 
 def seed_from(*key: int) -> int:
-    """A seed of 64 bits. The seeds of two keys are independent, even if the keys are neighbors."""
+    """
+    A seed of 64 bits. Two keys of the same length have independent seeds, even if they are neighbors. A key of up to three
+    numbers has the same seed as this key with a zero behind it.
+    """
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
