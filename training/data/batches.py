@@ -1,9 +1,10 @@
 """Batches of a data set: in which order, and on which process.
 
 The order of an epoch and the augmentation of each image depend on the seed, the epoch and the position in the epoch
-alone. The number of workers and interruptions change nothing, nor does the number of processes as long as the total
-batch size of all processes stays the same. Therefore the main thread of each process chooses the rows (`TrainingOrder`,
-`EvaluationOrder`), and the workers only decode and augment them. The rows of a stream are undecoded files.
+alone. The number of workers and interruptions change nothing. Nor does the number of processes as long as the total
+batch size of all processes stays the same, except for streams, which are divided among the processes. Therefore the main
+thread of each process chooses the rows (`TrainingOrder`, `EvaluationOrder`), and the workers only decode and augment
+them. The rows of a stream are undecoded files.
 """
 
 import itertools

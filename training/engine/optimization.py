@@ -69,8 +69,8 @@ def train_step(
     count_items: Callable[[dict], torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    One optimizer step on the mean loss of `batches` over all processes. Its gradient is that of one batch with all
-    their images.
+    One optimizer step on the mean loss of `batches` over all processes. Apart from BatchNorm, its gradient is that of one
+    batch with all their images.
 
     Args:
         compute_loss: the mean loss of a batch, over its images, or over what `count_items` counts.

@@ -1,1 +1,1 @@
-"""What all rooms share: files, random numbers, processes, CPUs, errors."""
+"""What the packages of `training` share: files, random numbers, processes, CPUs, errors."""
