@@ -3,7 +3,7 @@
     python benchmarks/network_speed.py --output benchmarks/results/network-DEVICE-DATE
 
 Inference and training at 224 x 224 in channels-last: images per second, and peak memory. Each row compares with the
-better of the two ResNets in the same mode.
+better of the two ResNets in the same mode, or with RedNet-50 by unfold.
 """
 
 import copy

@@ -52,9 +52,9 @@ def with_involution(model: nn.Module, forward: Callable[[RedNetInvolution, Tenso
 
 def multiplication_forward(self: RedNetInvolution, hidden_state: Tensor) -> Tensor:
     """
-    The forward pass of RedNetInvolution with one multiplication, by the tap in the middle, instead of an involution: a
-    bound of what a runtime can reach with an operator that takes no longer than reading and writing its tensors. The
-    kernels are generated in full.
+    The forward pass of RedNetInvolution with one multiplication, by the tap in the middle, instead of an involution: about
+    what a runtime can reach with an operator that takes no longer than reading and writing its tensors. The kernels are
+    generated in full. An operator that is fused with their generation can be faster.
     """
     kernel, middle = self.generate_kernel(hidden_state), self.kernel_size // 2
     batch, height, width = kernel.shape[0], kernel.shape[4], kernel.shape[5]
