@@ -4,7 +4,7 @@
 
 Inference on the CPU at 224 x 224 in float32, in images per second. Each file is exported once, for any batch and size.
 In onnxruntime and OpenVINO, involution is standard nodes, or one custom node with our kernels. One multiplication in
-place of every involution shows about what a runtime could reach that writes the generated kernels to memory.
+place of every involution shows about how fast a runtime can be that writes the generated kernels to memory.
 """
 
 import copy
