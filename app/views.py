@@ -9,6 +9,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.colors import Normalize, to_hex
 from PIL import Image, ImageDraw
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoImageProcessor,
@@ -58,7 +59,7 @@ def load_model_and_processor(model_id: str) -> tuple[PreTrainedModel, BaseImageP
         model_class = AutoModelForImageClassification if classifier else AutoModel
         model = model_class.from_pretrained(model_id, **remote).eval()
         return model, AutoImageProcessor.from_pretrained(model_id)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{model_id} cannot be shown: {error}") from error
 
 

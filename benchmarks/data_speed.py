@@ -19,7 +19,6 @@ from datasets import Image as ImageFeature
 from matplotlib import cbook
 from PIL import Image
 from rednet import RedNetConfig
-from rednet.profile import median_seconds
 from rednet.training.data.batches import TrainingBatches, fetch, training_order
 from rednet.training.data.packing import fitted, pack_picture
 from rednet.training.data.segmentation import PairReader, PairTransform
@@ -28,6 +27,7 @@ from rednet.training.options.scripts import SegmentationConfig, TrainingConfig
 from rednet.training.utils.randomness import seed_from, seeded
 from torchvision.transforms import v2
 
+from involution.timing import median_seconds
 from measure import arguments, report
 
 

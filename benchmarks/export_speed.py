@@ -18,10 +18,10 @@ import timm
 import torch
 from rednet import RedNetConfig, RedNetForImageClassification
 from rednet.export import FORMATS, export_model
-from rednet.profile import median_seconds
 from torch import nn
 from tqdm import tqdm
 
+from involution.timing import median_seconds
 from measure import arguments, report
 from networks import multiplication_forward, with_involution
 

@@ -9,13 +9,14 @@ better of the two ResNets in the same mode, or with RedNet-50 by unfold.
 import copy
 
 import torch
-from rednet.profile import median_seconds, peak_bytes
+from rednet.profile import peak_bytes
 from torch import nn
 from torch._inductor import config as inductor_config
 from torch.fx.experimental import optimization
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
+from involution.timing import median_seconds
 from measure import arguments, infer, report, train
 from networks import OURS, PEERS, UNFOLD, networks
 

@@ -12,11 +12,11 @@ forms in plain PyTorch in eager mode.
 import argparse
 
 import torch
-from rednet.profile import median_seconds
 from tqdm import tqdm
 
 import involution
 from involution import reference, taps
+from involution.timing import median_seconds
 from measure import arguments, report
 
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from rednet.profile import median_seconds
 from tqdm import tqdm
 
 from involution import Involution2d, involution1d, involution2d, involution3d, reference
+from involution.timing import median_seconds
 from measure import arguments, report
 
 

@@ -205,11 +205,14 @@ def filled_pages() -> dict[Path, str]:
         pages[ROOT / page] = fill_table(pages[ROOT / page], heading, fill)
     replacements = sentences()
     replacements += [(rf"\b{kind}-cpu-[a-z0-9-]*?\d{{4}}-\d\d-\d\d", record_name(kind)) for kind in KINDS]
-    for page, text in pages.items():
-        for expression, replacement in replacements:
-            text = re.sub(expression, replacement, text, flags=re.DOTALL)
-        pages[page] = fill_card(text) if page.suffix == ".yaml" else text
-    return pages
+    for expression, replacement in replacements:
+        count = 0
+        for page, text in pages.items():
+            pages[page], found = re.subn(expression, replacement, text, flags=re.DOTALL)
+            count += found
+        if count == 0:  # for example because a line ends between the words
+            raise ValueError(f"no page has a sentence of the form {expression}")
+    return {page: fill_card(text) if page.suffix == ".yaml" else text for page, text in pages.items()}
 
 
 def main() -> None:

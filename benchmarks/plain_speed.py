@@ -15,9 +15,9 @@ import involution.timing  # noqa: F401, the modules that scripts import from sta
 sys.modules["involution"] = None  # type: ignore[assignment]  # cannot be imported, as if it was not installed
 
 import torch  # noqa: E402
-from rednet.profile import median_seconds  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from involution.timing import median_seconds  # noqa: E402
 from measure import arguments, infer, report, train  # noqa: E402
 from networks import OURS, PEERS, UNFOLD, networks  # noqa: E402
 

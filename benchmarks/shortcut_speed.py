@@ -12,9 +12,10 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from rednet import RedNetConfig, RedNetForImageClassification, execution_rednet, modeling_rednet
-from rednet.profile import median_seconds, peak_bytes
+from rednet.profile import peak_bytes
 from tqdm import tqdm
 
+from involution.timing import median_seconds
 from measure import arguments, infer, report, train
 
 

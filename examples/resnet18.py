@@ -55,7 +55,7 @@ def load_pictures() -> list[Tensor]:
 def train(network: nn.Module, pictures: list[Tensor], epochs: int, batch: int = 64) -> dict[str, list[float]]:
     """Returns the mean loss and the accuracy on the test pictures, in %, of each epoch."""
     images, labels, *test = pictures
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
     steps = epochs * (len(images) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
     curves: dict[str, list[float]] = {"loss": [], "accuracy": []}

@@ -2,6 +2,16 @@
 
 from importlib.metadata import version
 
+from rednet.configuration_rednet import RedNetConfig
+from rednet.loading import load_model
+from rednet.modeling_rednet import (
+    RedNetBackbone,
+    RedNetForImageClassification,
+    RedNetForSemanticSegmentation,
+    RedNetModel,
+    RedNetPreTrainedModel,
+)
+from rednet.profile import count_activations, count_macs, count_parameters
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -13,17 +23,6 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
-from .configuration_rednet import RedNetConfig
-from .loading import load_model
-from .modeling_rednet import (
-    RedNetBackbone,
-    RedNetForImageClassification,
-    RedNetForSemanticSegmentation,
-    RedNetModel,
-    RedNetPreTrainedModel,
-)
-from .profile import count_activations, count_macs, count_parameters
-
 
 __version__ = version("rednet")
 
@@ -32,7 +31,7 @@ AutoModel.register(RedNetConfig, RedNetModel)
 AutoModelForImageClassification.register(RedNetConfig, RedNetForImageClassification)
 AutoModelForSemanticSegmentation.register(RedNetConfig, RedNetForSemanticSegmentation)
 AutoBackbone.register(RedNetConfig, RedNetBackbone)
-# Without this entry, the pipeline for image segmentation works, but warns that it does not support the model.
+# Without this entry, the pipeline for image segmentation works, but logs an error, that the model is not supported.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["rednet"] = "RedNetForSemanticSegmentation"
 
 # RedNet uses the preprocessing of ConvNeXt at 224: resize to 256, center crop. Without torchvision, PIL does it.

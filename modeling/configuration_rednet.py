@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from transformers.utils.versions import require_version
 
 
-# The imports below need this release. No installer checks it for remote code.
+# The imports below need these releases. No installer checks them for remote code.
 require_version("transformers>=5.17", "Install it with `pip install --upgrade transformers` to load a RedNet.")
+require_version("torch>=2.11", "Install it with `pip install --upgrade torch` to load a RedNet.")
 
 from huggingface_hub.dataclasses import strict  # noqa: E402
 from transformers.activations import ACT2FN  # noqa: E402

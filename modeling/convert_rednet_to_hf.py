@@ -221,6 +221,8 @@ def convert(
         convert_detector(detector, weights, found, content.labels, output_dir)
         print(DETECTOR_NOTE)
         return
+    if found.num_channels != 3:
+        raise ValueError(f"{source} is a model for images of {found.num_channels} channels, expected 3 (RGB)")
     model = build_model(weights, found)
     # A file of the user may look like those of the authors: only weights.
     publisher = content.publisher if has_published_weights(found) else None

@@ -34,7 +34,7 @@ from involution import Involution2d
 Layer = Literal["convolution", "involution"]
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 REPRESENTATION_SIZE = 1024  # channels of torchvision's box head
-ANCHORS = 3  # for each position and size in the region proposal network: aspect ratios 1:2, 1:1 and 2:1
+RPN_ANCHORS = 3  # for each position and size in the region proposal network: aspect ratios 1:2, 1:1 and 2:1
 
 
 class RedNetFPN(nn.Module):
@@ -352,7 +352,7 @@ def _involution(channels: int) -> Involution2d:
 
 def _rpn_head(channels: int, kind: Layer) -> RPNHead:
     _check_layer("head", kind)
-    head = RPNHead(channels, ANCHORS)
+    head = RPNHead(channels, RPN_ANCHORS)
     if kind == "involution":
         head.conv[0][0] = _involution(channels)
     return head

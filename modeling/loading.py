@@ -7,16 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from transformers import PreTrainedConfig
-
-from .modeling_rednet import (
+from rednet.modeling_rednet import (
     RedNetBackbone,
     RedNetForImageClassification,
     RedNetForSemanticSegmentation,
     RedNetModel,
     RedNetPreTrainedModel,
 )
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig
 
 
 CLASSES: dict[str, type[RedNetPreTrainedModel]] = {

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from involution.timing import median_seconds
-
 
 FUSED = "involution2d_fused"  # the operator that generates and applies kernels in one pass
 
@@ -156,4 +154,4 @@ def peak_bytes(function: Callable, device: str) -> int:
     return peak
 
 
-__all__ = ["count_activations", "count_macs", "count_parameters", "median_seconds", "peak_bytes"]
+__all__ = ["count_activations", "count_macs", "count_parameters", "peak_bytes"]

@@ -191,13 +191,17 @@ def check_study(study: Study) -> None:
         check_writable(Path(study.output_dir))
     path = Path(study.output_dir) / "study.json"
     options = {"training": find_recipe(study.training).read_text(), "options": study.options}
-    if path.exists() and json.loads(path.read_text()) != options:
+    if path.exists() and _without_comments(json.loads(path.read_text())) != _without_comments(options):
         sys.exit(
             f"error: {study.output_dir} belongs to a study with another recipe: choose another --output_dir, or remove "
             "the folder"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, options)
+
+
+def _without_comments(options: dict) -> tuple[dict, list[str]]:
+    return yaml.safe_load(options["training"]), options["options"]
 
 
 def train_options(study: Study) -> list[str]:

@@ -29,7 +29,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rednet.hub import check_writable
 from rednet.hub.cards import add_results, read_card
-from rednet.profile import median_seconds, peak_bytes
+from rednet.profile import peak_bytes
 from rednet.training.data.batches import evaluation_loader
 from rednet.training.data.imagenet import RealLabels, match_labels
 from rednet.training.data.sources import Images, check_images, class_names, load_validation_images
@@ -50,6 +50,8 @@ from rednet.training.utils.files import write_csv, write_json, write_text
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
+
+from involution.timing import median_seconds
 
 
 Classifier: TypeAlias = PreTrainedModel | ExportedClassifier
@@ -247,6 +249,7 @@ def describe_environment(config: EvaluationConfig, model: PreTrainedModel, devic
         "real_labels": config.real_labels,
         "labels_by_number": config.labels_by_number,
         "max_eval_samples": config.max_eval_samples,
+        "seed": config.seed,
         "mixed_precision": config.mixed_precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "threads": torch.get_num_threads(),

@@ -22,7 +22,7 @@ from rednet.training.data.rows import EvaluationRows, TrainingRows
 from rednet.training.data.sources import check_images, class_names, distinct_labels, load_images
 from rednet.training.data.transforms import normalize
 from rednet.training.engine.hub_folder import accuracies, check_push, describe_sizes, push, trained_card
-from rednet.training.engine.launch import check_processes, set_threads
+from rednet.training.engine.launch import check_gpus, check_processes, set_threads
 from rednet.training.engine.models import check_batch_norm, has_one_pixel, load_classifier
 from rednet.training.engine.optimizers import freeze, layer_groups
 from rednet.training.engine.run_folder import check_inputs, check_options, only_run
@@ -53,6 +53,7 @@ from transformers.utils.logging import disable_progress_bar
 def main(arguments: list[str] | None = None) -> None:
     config = parse_config(arguments)
     check_processes(config.world_size)
+    check_gpus(config.n_gpu)
     folder, options = Path(config.output_dir), explicit_options(config)
     defaults = explicit_options(FinetuneConfig(config.output_dir, use_cpu=config.use_cpu))
     check_options(config.output_dir, options, defaults, resumable_in_trainer(config.load_best_model_at_end))

@@ -46,7 +46,7 @@ RENAMES = [
     (r"^head\.regression_head\.conv\.(\d)\.0\.", r"bbox_head.reg_convs.\1.conv."),
     (r"^head\.regression_head\.bbox_reg\.", "bbox_head.retina_reg."),
 ]
-ANCHORS = 9  # of RetinaNet at each position: 3 scales x 3 ratios
+RETINANET_ANCHORS = 9  # at each position: 3 scales x 3 ratios
 NEVER = -100.0  # the logit of RetinaNet's background, which no anchor has: its score is 0
 
 
@@ -95,13 +95,13 @@ def count_categories(detector: str, weights: dict[str, Tensor]) -> int:
     scores, boxes = ("bbox_head.retina_cls.weight", "bbox_head.retina_reg.weight")
     if detector == "retinanet":
         given = [len(weights[name]) for name in (scores, boxes) if name in weights]
-        if given[0] % ANCHORS or given[1:] not in ([], [4 * ANCHORS]):
+        if given[0] % RETINANET_ANCHORS or given[1:] not in ([], [4 * RETINANET_ANCHORS]):
             raise ValueError(
                 f"the checkpoint has {scores!r} and {boxes!r} with {' and '.join(map(str, given))} channels, expected a "
-                f"multiple of {ANCHORS} and {4 * ANCHORS}, for {ANCHORS} anchors at each position. --backbone_only "
+                f"multiple of {RETINANET_ANCHORS} and {4 * RETINANET_ANCHORS}, for {RETINANET_ANCHORS} anchors at each position. --backbone_only "
                 "converts the backbone of this detector"
             )
-        return given[0] // ANCHORS
+        return given[0] // RETINANET_ANCHORS
     return len(weights["roi_head.bbox_head.fc_cls.weight"]) - 1
 
 
@@ -143,7 +143,7 @@ def background_of(detector: str) -> dict:
         return weight.roll(1, 0)
 
     def insert(value: float, weight: Tensor) -> Tensor:
-        by_anchor = weight.unflatten(0, (ANCHORS, -1))
+        by_anchor = weight.unflatten(0, (RETINANET_ANCHORS, -1))
         background = by_anchor[:, :1].new_full(by_anchor[:, :1].shape, value)
         return torch.cat([background, by_anchor], dim=1).flatten(0, 1)
 

@@ -223,16 +223,17 @@ def label_names(num_labels: int, config: RedNetConfig, labels: list[str] | None)
 
 def imagenet_labels() -> list[str]:
     """
-    Returns the names of the 1000 classes of ImageNet-1k in their order, from torchvision.
+    Returns the names of the 1000 classes of ImageNet-1k in their order, from timm: all synonyms of each class, such as
+    "tench, Tinca tinca", as in ImageNet itself and in the models of Transformers.
 
     Raises:
-        ModuleNotFoundError: torchvision is not installed.
+        ModuleNotFoundError: timm is not installed.
     """
     try:
-        from torchvision.models import ResNet50_Weights
+        from timm.data import ImageNetInfo
     except ImportError as error:
-        raise ModuleNotFoundError("the names of the ImageNet classes need torchvision: install it") from error
-    return ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
+        raise ModuleNotFoundError("the names of the ImageNet classes need timm: install it") from error
+    return ImageNetInfo().label_descriptions()
 
 
 def build_model(weights: dict[str, Tensor], config: RedNetConfig) -> RedNetPreTrainedModel:

@@ -137,6 +137,13 @@ def check_writable(folder: Path) -> None:
         raise PermissionError(f"{folder} is not writable: this user has no permission to write into {existing}")
 
 
+def _is_detector(folder: Path) -> bool:
+    try:
+        return "detector" in read_object(folder / "config.json")
+    except (OSError, ValueError):
+        return False
+
+
 def _has_saved_rednet(folder: Path) -> bool:
     """Returns whether a folder has the configuration of a RedNet, or of a detector with a RedNet as backbone."""
     try:
@@ -183,6 +190,8 @@ def check_hub_folder(folder: str | os.PathLike) -> None:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
+    if _is_detector(folder):
+        raise ValueError(f"{folder} is a detector, which has no card: push it with `hf upload user/name {folder}`")
     for name in ("config.json", "preprocessor_config.json", "README.md", *REMOTE_CODE):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is not a complete model: {name} is missing")
@@ -213,7 +222,10 @@ def _expected_shapes(config_path: Path) -> dict[str, list[int]]:
     config = read_object(config_path)
     model_class = find_class(config, config_path)
     if config.get("auto_map") != AUTO_MAP:
-        raise ValueError(f"{config_path} has auto_map {config.get('auto_map')}, expected {AUTO_MAP}")
+        raise ValueError(
+            f"{config_path} has auto_map {config.get('auto_map')}, expected {AUTO_MAP}: load the model and save it again "
+            "with this release of rednet"
+        )
     try:
         with torch.device("meta"):
             model = model_class(RedNetConfig.from_dict(config))

@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> None:
     groups = parameter_groups(model.parameters(), config.weight_decay, config.no_decay_on_norm_and_bias)
     model = accelerator.prepare(InFloat64(model))
     optimizer = accelerator.prepare(torch.optim.SGD(groups, 1.0))
-    loss, _ = train_step(accelerator, model, optimizer, list(loader), config, partial(compute_loss, config=config))
+    loss_function = partial(compute_loss, config=config)
+    loss, _ = train_step(accelerator, model, optimizer, loader, len(loader), config, loss_function)
     loss = accelerator.reduce(loss, "mean")
     if accelerator.is_main_process:
         state = accelerator.unwrap_model(model).model.state_dict()

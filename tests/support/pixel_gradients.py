@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
     optimizer = accelerator.prepare(torch.optim.SGD(model.parameters(), 1.0))
     loss = partial(compute_loss, config=config, ignored=IGNORED)
     count_items = partial(count_labeled, ignored=IGNORED)
-    mean, _ = train_step(accelerator, model, optimizer, batches, config, loss, count_items=count_items)
+    mean, _ = train_step(accelerator, model, optimizer, batches, len(batches), config, loss, count_items=count_items)
     mean = accelerator.reduce(mean, "mean")
     if accelerator.is_main_process:
         torch.save({"loss": mean, "after": accelerator.unwrap_model(model).state_dict()}, arguments[1])

@@ -358,8 +358,13 @@ def test_a_part_of_the_classes_and_a_table_of_results(imagenet, digit_images, tm
     main([*arguments, str(tmp_path / "again")])  # it is there already
     assert "results.csv already has a row for" in capsys.readouterr().out and not (tmp_path / "again").exists()
     main([*arguments, str(tmp_path / "other"), "--max_eval_samples", "9"])
-    first, second = csv.DictReader(table.open())
-    assert first == row and (second["eval_samples"], second["max_eval_samples"]) == ("9", "9")
+    main([*arguments, str(tmp_path / "others"), "--max_eval_samples", "9", "--seed", "1"])  # other pictures
+    first, *parts = csv.DictReader(table.open())
+    assert first == row
+    assert [(part["eval_samples"], part["max_eval_samples"], part["seed"]) for part in parts] == [
+        ("9", "9", "42"),
+        ("9", "9", "1"),
+    ]
     table.write_text("model,top1\n")
     with pytest.raises(SystemExit, match=r"results.csv has the columns \['model', 'top1'\]"):
         main([*arguments, str(tmp_path / "again")])

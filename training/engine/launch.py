@@ -44,6 +44,16 @@ def make_accelerator(config: LoopOptions) -> Accelerator:
     return accelerator
 
 
+def check_gpus(count: int) -> None:
+    """Raises SystemExit if a process of Trainer has several GPUs: it would train with DataParallel, which multiplies the
+    batch by their number."""
+    if count > 1:
+        raise SystemExit(
+            f"error: this process sees {count} GPUs: start one process for each with accelerate launch, or choose one with "
+            "CUDA_VISIBLE_DEVICES=0"
+        )
+
+
 def check_sharding(config: LoopOptions) -> None:
     """Raises SystemExit if an option needs whole weights, which FSDP shards."""
     whole = {"--ema_decay": config.ema_decay is not None, "--clip_mode agc": config.clip_mode == "agc"}

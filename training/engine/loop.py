@@ -228,6 +228,24 @@ def train(run: Run) -> None:
         )
 
 
+class Stopwatch:
+    """Adds the seconds of training to `progress`."""
+
+    def __init__(self, progress: Progress, hardware: str) -> None:
+        self.progress, self.hardware = progress, hardware
+        self.start()
+
+    def start(self) -> None:
+        self.started = time.perf_counter()
+
+    def lap(self) -> float:
+        """Adds the seconds since the start or the last lap, and returns them."""
+        seconds = time.perf_counter() - self.started
+        self.start()
+        self.progress.add_seconds(self.hardware, seconds)
+        return seconds
+
+
 def train_epoch(run: Run) -> None:
     """Trains from the current position to the end of the epoch or of the run.
 
@@ -241,17 +259,26 @@ def train_epoch(run: Run) -> None:
     run.order.begin(progress.epoch, progress.position)
     batches = iter(run.loader)
     hardware = describe_hardware(accelerator.device, accelerator.num_processes)
-    start, images = time.perf_counter(), 0
+    stopwatch, seconds, images = Stopwatch(progress, hardware), 0.0, 0
     unread: list[torch.Tensor] = []
-    while progress.step < total and (group := list(islice(batches, config.gradient_accumulation_steps))):
+    while progress.step < total and (left := len(run.order) - progress.position // run.order.global_batch):
+        count = min(config.gradient_accumulation_steps, left)
         loss, grad_norm = train_step(
-            accelerator, run.model, run.optimizer, group, config, run.task.loss, progress.step, run.task.count_items
+            accelerator,
+            run.model,
+            run.optimizer,
+            islice(batches, count),
+            count,
+            config,
+            run.task.loss,
+            progress.step,
+            run.task.count_items,
         )
         run.scheduler.step()
         if run.ema is not None:
             run.ema.update_parameters(accelerator.unwrap_model(run.model))
         unread.append(loss)
-        seen = len(group) * run.order.global_batch
+        seen = count * run.order.global_batch
         images += seen
         progress.position += seen
         progress.step += 1
@@ -259,7 +286,7 @@ def train_epoch(run: Run) -> None:
 
         if progress.step % config.logging_steps == 0 or progress.step == total:
             read_losses(run, unread)
-            seconds = time.perf_counter() - start
+            seconds += stopwatch.lap()
             values = {"loss": math.fsum(progress.losses) / len(progress.losses)}
             values |= {"learning_rate": float(run.scheduler.get_last_lr()[0]), "images_per_second": images / seconds}
             if grad_norm is not None:
@@ -267,15 +294,16 @@ def train_epoch(run: Run) -> None:
             log(run, values)
             run.bar.set_postfix(loss=f"{values['loss']:.3f}", images_per_s=f"{images / seconds:.0f}")
             progress.losses.clear()
-            progress.add_seconds(hardware, seconds)
-            start, images = time.perf_counter(), 0
+            seconds, images = 0.0, 0
         if config.checkpointing_steps != "epoch" and progress.step % int(config.checkpointing_steps) == 0:
             read_losses(run, unread)
             check_weights(run)
+            seconds += stopwatch.lap()
             save_checkpoint(accelerator, run.folder / "checkpoints", progress.step, config.checkpoints_total_limit)
+            stopwatch.start()
     read_losses(run, unread)
     check_weights(run)
-    progress.add_seconds(hardware, time.perf_counter() - start)
+    stopwatch.lap()
     progress.epoch, progress.position = progress.epoch + 1, 0
 
 

@@ -1,7 +1,7 @@
 """One optimizer step: learning rate, gradients accumulated over batches and processes, clipping, averaged weights."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 
 import torch
@@ -62,7 +62,8 @@ def train_step(
     accelerator: Accelerator,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: list[dict],
+    batches: Iterable[dict],
+    count: int,
     config: OptimizationOptions,
     compute_loss: Callable[[torch.nn.Module, dict], torch.Tensor],
     step: int = 0,
@@ -73,6 +74,9 @@ def train_step(
     batch with all their images.
 
     Args:
+        batches: read one after the other, so that a loader prepares the next ones meanwhile, or with `count_items` all at
+            first.
+        count: the number of batches.
         compute_loss: the mean loss of a batch, over its images, or over what `count_items` counts.
         count_items: the number of items in a batch, if batches have different numbers of them.
 
@@ -80,10 +84,13 @@ def train_step(
         The loss of this process (the mean over the processes is the mean loss), and what `clip_gradients` returns.
     """
     losses = []
-    shares = batch_shares(accelerator, batches, count_items)
+    shares: Iterable[float | torch.Tensor] = [1 / count] * count
+    if count_items is not None:
+        batches = list(batches)
+        shares = item_shares(accelerator, batches, count_items)
     for number, (batch, share) in enumerate(zip(batches, shares)):
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
-        with nullcontext() if number == len(batches) - 1 else accelerator.no_sync(model):
+        with nullcontext() if number == count - 1 else accelerator.no_sync(model):
             # A resumed run repeats the random numbers of the loss and the model.
             with seeded(config.seed, step, accelerator.process_index, number):
                 loss = compute_loss(model, batch)
@@ -108,11 +115,9 @@ def clip_gradients(
     return None
 
 
-def batch_shares(
-    accelerator: Accelerator, batches: list[dict], count_items: Callable[[dict], torch.Tensor] | None
-) -> list[float] | torch.Tensor:
+def item_shares(
+    accelerator: Accelerator, batches: list[dict], count_items: Callable[[dict], torch.Tensor]
+) -> torch.Tensor:
     """The factors of the losses of `batches` on this process. DDP averages the gradients over the processes."""
-    if count_items is None:
-        return [1 / len(batches)] * len(batches)
     counts = torch.stack([count_items(batch) for batch in batches]).to(accelerator.device)
     return counts * accelerator.num_processes / accelerator.reduce(counts.sum(), "sum").clamp(min=1)

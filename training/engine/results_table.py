@@ -12,7 +12,7 @@ from rednet.training.utils.files import write_csv
 # What a row holds for: a second run with the same values would have the same results.
 KEY = (
     *("model", "weights", "runtime", "exported_file", "dataset", "dataset_config_name", "split", "train_val_split"),
-    *("real_labels", "labels_by_number", "max_eval_samples", "mixed_precision", "device"),
+    *("real_labels", "labels_by_number", "max_eval_samples", "seed", "mixed_precision", "device"),
 )
 RESULTS = (
     *("eval_accuracy", "eval_top_5_accuracy", "eval_loss", "eval_calibration_error", "eval_samples", "classes"),

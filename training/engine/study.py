@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rednet import RedNetConfig, RedNetForImageClassification
-from rednet.profile import median_seconds
+
+from involution.timing import median_seconds
 
 
 BASE, MODEL = "base", "model"

@@ -60,7 +60,7 @@ def main() -> None:
     for column, row in pixels:
         arrow(left, (12.0, 4.4), (column + 2.1, row + 0.5), BLUE)
     left.set_title("Convolution", fontsize=13, fontweight="bold")
-    left.text(8.2, -2.3, "one kernel for all pixels,\nanother for every channel", ha="center", fontsize=11)
+    left.text(8.2, -2.3, "one kernel for all pixels,\na different one for each channel", ha="center", fontsize=11)
 
     feature_map(right, 0, 0, list(zip(pixels, (BLUE, ORANGE))))
     for (column, row), color, bottom in zip(pixels, (BLUE, ORANGE), (5.6, -0.2)):
