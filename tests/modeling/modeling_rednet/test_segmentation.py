@@ -1,5 +1,7 @@
 """Semantic FPN on RedNet, against torchvision's FPN, plain definitions and real pictures."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -197,7 +199,7 @@ def pictures_and_classes() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(pictures), torch.cat(classes)
 
 
-def test_learns_and_the_pipeline_shows_it(tmp_path, caplog):
+def test_learns_and_the_pipeline_shows_it(tmp_path, caplog, monkeypatch):
     """From random weights to the outlines of coins, flower and sky in 70 steps, and through files and pipeline."""
     pictures, classes = pictures_and_classes()
     processor = SegformerImageProcessor(size={"height": SIZE[0], "width": SIZE[1]})
@@ -231,6 +233,7 @@ def test_learns_and_the_pipeline_shows_it(tmp_path, caplog):
 
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with caplog.at_level("ERROR", logger="transformers"):
         segment = pipeline("image-segmentation", model=str(tmp_path))
     assert not caplog.records  # that the model is not supported, say
