@@ -45,6 +45,6 @@ def describe_samples(folder: Path) -> str:
         image = Image.fromarray(getattr(data, name)())
         probabilities = model(**processor(image, return_tensors="pt")).logits[0].softmax(0)
         values, indices = probabilities.topk(min(5, len(probabilities)))
-        top = ", ".join(f"{model.config.id2label[n.item()]} {100 * p:.1f} %" for p, n in zip(values, indices))
+        top = "; ".join(f"{model.config.id2label[n.item()]} {100 * p:.1f} %" for p, n in zip(values, indices))
         lines.append(f"{content}{f' (expected: {classes})' if is_imagenet else ''}\n  {top}")
     return "\n".join(lines)

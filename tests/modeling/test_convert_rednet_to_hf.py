@@ -444,7 +444,7 @@ def test_command(root, authors_rednet26, tmp_path, monkeypatch):
     labels = [model.config.id2label[n] for n in logits.topk(5).indices.tolist()]
     *_, title, top_5 = result.stdout.splitlines()
     assert title == "a cup of coffee (expected: espresso, cup, coffee mug)"
-    assert [re.sub(r" \d+\.\d %$", "", row) for row in top_5.strip().split(", ")] == labels
+    assert [re.sub(r" \d+\.\d %$", "", row) for row in top_5.strip().split("; ")] == labels
 
 
 def test_command_with_a_url(official, paddle_rednet26, tmp_path):
