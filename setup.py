@@ -7,6 +7,7 @@ its first use.
 
 import importlib.util
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -44,6 +45,13 @@ void* dlsym(void* handle, const char* name) {
 EXPORTS = "{ global: RegisterCustomOps; local: *; };\n"
 
 
+def instructions(source: Path) -> list[str]:
+    """The flags for the instructions in a file's pragma. From the pragma alone, GCC 12 makes code that takes up to a third
+    longer."""
+    names = re.findall(r'^#pragma GCC target\("(.+)"\)', source.read_text(), re.MULTILINE)
+    return [f"-m{name}" for name in ",".join(names).split(",") if name]
+
+
 def compile_libraries(folder: Path, objects: Path) -> None:
     """Compiles `<folder>/involution_<host>.so` for each host."""
     (torch,) = importlib.util.find_spec("torch").submodule_search_locations
@@ -54,8 +62,9 @@ def compile_libraries(folder: Path, objects: Path) -> None:
     (objects / "old_symbols.cpp").write_text(OLD_SYMBOLS)
     (objects / "exports.map").write_text(EXPORTS)
     sources = [*(PACKAGE / name for name in [*KERNELS, *ADAPTERS.values()]), objects / "old_symbols.cpp"]
+    include = ["-isystem", f"{torch}/include"]
     commands = [
-        [*compiler, *flags, "-isystem", f"{torch}/include", "-c", source, "-o", objects / f"{source.stem}.o"]
+        [*compiler, *flags, *instructions(source), *include, "-c", source, "-o", objects / f"{source.stem}.o"]
         for source in sources
     ]
     for process in [subprocess.Popen(command) for command in commands]:  # at the same time

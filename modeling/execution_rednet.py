@@ -136,7 +136,10 @@ def involution_norm_act(layer: nn.Module, hidden_state: Tensor, involution_class
         if is_affine(norm):
             return _involution_scale_act(involution, *scale_and_shift(norm), activation, hidden_state)
         if can_normalize_involution(involution, norm, hidden_state):
-            return activation(normalize_involution(involution, norm, hidden_state))
+            hidden_state = normalize_involution(involution, norm, hidden_state)
+            # Its backward pass does not need its result.
+            overwrites = may_overwrite(hidden_state) and is_plain(activation, nn.ReLU)
+            return F.relu_(hidden_state) if overwrites else activation(hidden_state)
     return activation(norm(involution(hidden_state)))
 
 
