@@ -55,7 +55,8 @@ def involution2d(
 
     Returns:
         (B, C, H', W') or (C, H', W') with `H' = (H + 2 * padding - dilation * (Kh - 1) - 1) // stride + 1`, in the
-        dtype and memory format of the input. Sums are accumulated in float32 (float64 for float64).
+        memory format of the input, and in its dtype or that of autocast. Sums are accumulated in float32 (float64 for
+        float64).
 
     Reverse-mode and forward-mode derivatives of any order and the transforms of `torch.func` are supported; `vmap`
     treats the mapped dimension as part of the batch.
@@ -134,8 +135,9 @@ def involution2d_fused(
         if relu:
             output = output.relu()
 
-    The backward pass generates the kernel again from the features. In forward mode and under the transforms of
-    `torch.func`, the kernel is written to memory.
+    The backward pass generates the kernel again from the features. The kernel is written to memory in forward mode,
+    under the transforms of `torch.func`, in plain PyTorch, and where a separate convolution generates it: for R >= 64
+    on CUDA, and for R >= 64 in bfloat16 on CPUs that have instructions for matrices of bfloat16.
 
     Args:
         input: (B, C, H, W), in any memory format, or (C, H, W).
