@@ -26,7 +26,8 @@ from ._ops import ops
 TOLERANCES = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 # The fused operator may round its kernel to the dtype of the input.
 _FUSED_TOLERANCE = 3
-# An infinity or NaN of the image reaches this many more columns with tensor cores (csrc/cuda/tensor_cores.cuh).
+# With tensor cores, an infinity or NaN of the image reaches columns up to this far away, instead of 3
+# (csrc/cuda/tensor_cores.cuh).
 _TENSOR_CORE_SPREAD = 10
 
 

@@ -1,8 +1,8 @@
-"""Has a library for CUDA checked on the GPUs of this machine, and keeps the results next to the library.
+"""Checks a library for CUDA on the GPUs of this machine, and keeps the results next to the library.
 
-Each family of kernels (families.py) is compared with the definition once for each library and model of GPU
-(self_check.py), in another process: a kernel that crashes or hangs there does no harm here. Such a family disagrees
-with the definition too. `extension.load` forbids families that disagree.
+Each family of kernels (families.py) is compared with the definition, once for each library and model of GPU. This
+happens in another process (self_check.py), so that a kernel that crashes or hangs does no harm here. Such a kernel
+disagrees with the definition too. `extension.load` forbids the families that disagree.
 """
 
 import hashlib
@@ -32,10 +32,10 @@ from ._ops import ops
 
 logger = logging.getLogger(__name__)
 
-# Seconds without a line of the process: until it has imported torch and run its first kernel, for which the driver may
-# have to compile PTX, and for every other check, which takes milliseconds.
+# The process is stopped if it prints nothing for this many seconds. The first limit applies until the end of the first
+# check: the process imports torch, and the driver may have to compile PTX. Every later check takes milliseconds.
 FIRST_TIMEOUT, TIMEOUT = 300.0, 60.0
-# The process imports what this one would import, whatever is in its folder, and this very package: a kernel of the
+# The process imports from the path of this one, and loads this very package from its file, because a kernel of the
 # Kernel Hub is not on the path.
 _COMMAND = """
 import sys
