@@ -1,7 +1,7 @@
 """Involution as a composition of PyTorch's own operators, for model exporters (`torch.onnx.export`).
 
-The definition, unfold or a sum of Kh * Kw shifted images, passes over memory a hundred times. Here a matrix product
-does the work. Each output row is divided into tiles of TILE neighboring pixels, which share a window of the input of
+Unfold, and also a sum of Kh * Kw shifted images, passes over memory a hundred times. Here a matrix product does the
+work. Each output row is divided into tiles of TILE neighboring pixels, which share a window of the input of
 `(TILE - 1) * stride + Kw` columns and Kh rows. If each pixel's taps are placed at the positions of the window that
 they apply to, with zeros elsewhere, the kernels of a tile are a banded matrix (TILE, window). The product of this
 matrix and the window (window, C / G) is the output.

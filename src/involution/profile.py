@@ -3,7 +3,7 @@
 The rows of a pass are the compiled kernels (on a CUDA device each family of them), the loop over the taps in plain
 PyTorch, eager and under `torch.compile`, and unfold. One row of each pass is marked: it is what the operator ran when
 it was called. Two limits are measured in the same run: the memory floor, in which a copy moves as many bytes as the
-pass reads and writes, and the arithmetic limit, in which a large matrix product makes as many multiplications and
+pass reads and writes, and the arithmetic limit, in which a large matrix product does as many multiplications and
 additions.
 """
 
@@ -336,7 +336,7 @@ def main() -> None:
     units = "FMA units" if geometry.device == "cpu" or geometry.dtype.itemsize > 2 else "tensor cores"
     print(f"{geometry}\n{timing.device_name(geometry.device)}, torch {torch.__version__}")
     print(f"Memory floor: a copy of 256 MB reads and writes {bandwidth / 1e9:.1f} GB/s.")
-    print(f"Limit of the {units}: a large matrix product makes {rate / 1e9:.0f} GFLOP/s.")
+    print(f"Limit of the {units}: a large matrix product reaches {rate / 1e9:.0f} GFLOP/s.")
     print(f"Median of {options.repeats} calls, the implementations take turns.\n")
     lines = [dict(zip(COLUMNS, COLUMNS, strict=True)), *(cells(row, bandwidth, rate) for row in rows)]
     widths = {column: max(len(line[column]) for line in lines) for column in COLUMNS}
