@@ -152,6 +152,15 @@ def test_every_tiled_kernel_on_the_host(cuda_on_cpu, dtype, k, stride, group_cha
     check_tiled(cuda_on_cpu, case, hidden_channels=16, affine=True, relu=False)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (7, 7), (17, 11)])
+def test_no_vector_extends_beyond_the_kernel_tensor_on_the_host(cuda_on_cpu, size):
+    """Its last kernel ends within a vector, of which the rest may not be allocated."""
+    kernel = torch.randn(1, 3 * 49, *size).bfloat16().contiguous(memory_format=torch.channels_last)
+    assert kernel.numel() * 2 % 16 != 0
+    kernel = kernel.unflatten(1, (3, 7, 7))
+    assert cuda_on_cpu.reads_after_end(kernel) == cuda_on_cpu.reads_after_end(kernel[:, 1:]) == 0
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_hidden_channels_on_the_host(cuda_on_cpu, library, dtype, layout):

@@ -73,6 +73,7 @@ template <typename scalar_t>
 TiledKernels<scalar_t> tiled_kernels(const at::Tensor& t) {
   const Kernels<scalar_t, int64_t> k = kernels<scalar_t, int64_t>(t);
   return {k.data,
+          k.data + last_offset(t) + 1,
           k.stride_b,
           static_cast<int>(k.stride_g),
           static_cast<int>(k.stride_h),

@@ -79,7 +79,7 @@ struct TiledImage {
 // Kernels whose taps are adjacent.
 template <typename scalar_t>
 struct TiledKernels {
-  scalar_t* data;
+  scalar_t *data, *end;  // `end` is the address after the last element
   int64_t stride_b;
   int stride_g, stride_h, stride_w, height, width;
 
@@ -184,15 +184,22 @@ struct TapVectors {
 };
 
 // Calls f(tap, value) for the taps in the n-th aligned vector that the taps from `taps` on overlap. Neighboring
-// elements in the vector are discarded. The vector can extend beyond the ends of the tensor by less than 16 bytes. It
-// remains inside of the allocation, because it is aligned and memory is allocated in multiples of at least 256 bytes.
+// elements in the vector are discarded. Those before the tensor exist, because allocations are aligned. Those after
+// `end` may not: a vector that extends beyond it is read by elements.
 template <int K, typename scalar_t, typename F>
-__device__ inline void for_taps_of_vector(const scalar_t* taps, int n, const F& f) {
+__device__ inline void for_taps_of_vector(const scalar_t* taps, const scalar_t* end, int n, const F& f) {
   constexpr int kSize = TapVectors<scalar_t, K>::kSize;
   const auto address = reinterpret_cast<std::uintptr_t>(taps);
   const int offset = static_cast<int>(address % kVectorBytes / sizeof(scalar_t));
-  const auto first = address - address % kVectorBytes;
-  const auto vector = load_vector<scalar_t>(reinterpret_cast<const void*>(first + n * kVectorBytes));
+  const auto first = address - address % kVectorBytes + n * kVectorBytes;
+  if (first + kVectorBytes > reinterpret_cast<std::uintptr_t>(end)) {  // it holds the last taps of this pixel
+#pragma unroll 1
+    for (int tap = n == 0 ? 0 : n * kSize - offset; tap < K * K; ++tap) {
+      f(tap, taps[tap]);
+    }
+    return;
+  }
+  const auto vector = load_vector<scalar_t>(reinterpret_cast<const void*>(first));
 #pragma unroll
   for (int e = 0; e < kSize; ++e) {
     const int tap = n * kSize + e - offset;
@@ -212,7 +219,7 @@ __device__ void stage_kernels(const TiledKernels<const scalar_t>& kernels, int64
   for (int n = threadIdx.x; n < HEIGHT * kTileWidth * kCount; n += THREADS) {
     const int column = n / kCount % kTileWidth, row = n / kCount / kTileWidth;
     if (kernels.holds(y + row, x + column)) {
-      for_taps_of_vector<K>(kernels.at(b, group, y + row, x + column), n % kCount,
+      for_taps_of_vector<K>(kernels.at(b, group, y + row, x + column), kernels.end, n % kCount,
                             [&](int tap, scalar_t value) { *slot(row, column, tap / K, tap % K) = value; });
     }
   }
@@ -247,7 +254,7 @@ __device__ void stage_gathered_kernels(const TiledKernels<const scalar_t>& kerne
     };
     const int i = y - kReach + row, j = x - kReach + column;
     if (kernels.holds(i, j)) {
-      for_taps_of_vector<K>(kernels.at(b, group, i, j), vector, put);
+      for_taps_of_vector<K>(kernels.at(b, group, i, j), kernels.end, vector, put);
     } else {  // multiplied by a zero of the output gradient: must not be NaN
       for (int tap = vector * kSize; tap < K * K && tap < (vector + 1) * kSize; ++tap) {
         put(tap, scalar_t(0));
