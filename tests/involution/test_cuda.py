@@ -317,6 +317,18 @@ def test_kernels_index_beyond_32_bits_on_the_host(cuda_on_cpu):
     torch.testing.assert_close(output, plain_involution(values, generated, *window))
 
 
+def test_threads_that_compute_nothing_do_not_overflow_on_the_host(cuda_on_cpu):
+    """Those after the last row and the last channel, where two rows and two channels are 2**30 elements apart."""
+    features = torch.empty(2**30 + 16).as_strided((1, 2, 2, 1), (1, 1, 2**30, 1))
+    input = torch.empty(2**30 + 16).as_strided((1, 2, 2, 1), (1, 2**30, 1, 1))
+    weight, values = torch.randn(9, 2, 1, 1), torch.randn(2, 1, 2, 2, 1)
+    input.copy_(values[0]), features.copy_(values[1])
+    window = ([1, 1], [1, 1], [1, 1])
+    output = cuda_on_cpu.involution2d_fused(input, features, weight, None, None, None, False, [3, 3], *window)
+    generated = F.conv2d(values[1], weight).unflatten(1, (1, 3, 3))
+    torch.testing.assert_close(output, plain_involution(values[0], generated, *window))
+
+
 @needs_nvcc
 @pytest.mark.parametrize(
     "architectures", ["8.0", pytest.param("8.0;9.0", marks=pytest.mark.slow(reason="compiles the same code twice"))]

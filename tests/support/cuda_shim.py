@@ -1,4 +1,4 @@
-"""The CUDA kernels, compiled for the host (tests/involution/cuda_on_cpu.cpp)."""
+"""The CUDA kernels, compiled for the host (tests/involution/cuda_on_cpu.cpp). An overflow of an int ends the process."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def load(root: Path) -> Path:
     cpp_extension.load(
         NAMESPACE,
         [str(root / "tests/involution/cuda_on_cpu.cpp")],
-        extra_cflags=["-Og"],
+        extra_cflags=["-Og", "-fsanitize=signed-integer-overflow", "-fsanitize-undefined-trap-on-error"],
         extra_include_paths=[str(root / "src/involution/csrc")],
         is_python_module=False,
     )

@@ -50,11 +50,15 @@ __global__ void fused_kernel(index_t tiles, index_t tiles_per_image, Window<inde
     const index_t group = tile % w.groups, n = tile / w.groups % tiles_per_image * kFusedPixels + lane;
     const index_t b = tile / w.groups / tiles_per_image, i = n / w.out_w, j = n % w.out_w;
     const bool exists = i < w.out_h;
+    // Lanes after the last row and rows of threads after the last channel compute nothing. Their offsets could be
+    // beyond index_t.
     const scalar_t* features = generation.features.data + b * generation.features.stride_b +
-                               i * generation.features.stride_h + j * generation.features.stride_w;
+                               (exists ? i : index_t(0)) * generation.features.stride_h +
+                               j * generation.features.stride_w;
     for (index_t first_channel = 0; first_channel < w.group_channels; first_channel += kFusedChannels) {
-      const index_t channel = first_channel + row, c = group * w.group_channels + channel;
+      const index_t channel = first_channel + row;
       const bool computes = exists && channel < w.group_channels;
+      const index_t c = group * w.group_channels + (computes ? channel : index_t(0));
       const scalar_t* in = input.data + b * input.stride_b + c * input.stride_c;
       acc_t sum = 0;
       for (index_t first_tap = 0; first_tap < taps; first_tap += kFusedTaps) {

@@ -1,4 +1,5 @@
-// The warp instructions of the tensor-core kernels (sm_80 and later). All 32 lanes have to execute them.
+// The warp instructions of the tensor-core kernels (sm_80 and later). All 32 lanes have to execute them together, which
+// takes a __syncwarp() after branches that depend on the lane.
 //
 // On the host, the shim of the tests defines load_matrices, load_matrices_transposed and multiply_add instead,
 // according to the layout of fragments in the PTX ISA, "Matrix fragments for mma.m16n8k16" and "ldmatrix". With g =

@@ -96,16 +96,22 @@ __device__ void multiply_bands(const unsigned char* staged, const scalar_t* kern
   const scalar_t* taps = kernels + (first_row * kTileWidth + t) * L::kPixelTaps;
 #pragma unroll
   for (int r = 0; r < L::kWarpRows + L::kK - 1; ++r) {
-    std::uint32_t a[4];
-    load_matrices_transposed(a, row + r * L::kPitch);
+    std::uint32_t a[4], b[L::kWarpRows][2];
 #pragma unroll
     for (int i = 0; i < L::kWarpRows; ++i) {
       const int u = r - i;
       if (u >= 0 && u < L::kK) {
         const scalar_t* tap_row = taps + i * kTileWidth * L::kPixelTaps + u * L::kTapRow;
-        const std::uint32_t b[2] = {in_band[0] ? *reinterpret_cast<const std::uint32_t*>(tap_row + element) : 0u,
-                                    in_band[1] ? *reinterpret_cast<const std::uint32_t*>(tap_row + element + 8) : 0u};
-        multiply_add<scalar_t>(sums[i], a, b);
+        b[i][0] = in_band[0] ? *reinterpret_cast<const std::uint32_t*>(tap_row + element) : 0u;
+        b[i][1] = in_band[1] ? *reinterpret_cast<const std::uint32_t*>(tap_row + element + 8) : 0u;
+      }
+    }
+    __syncwarp();
+    load_matrices_transposed(a, row + r * L::kPitch);
+#pragma unroll
+    for (int i = 0; i < L::kWarpRows; ++i) {
+      if (r - i >= 0 && r - i < L::kK) {
+        multiply_add<scalar_t>(sums[i], a, b[i]);
       }
     }
   }
@@ -237,6 +243,7 @@ __global__ void __launch_bounds__(TensorCoreLayout::kThreads)
             results[(((first_row + i) * kTileWidth + pixel) * K + u) * K + v] = static_cast<scalar_t>(products[n]);
           }
         }
+        __syncwarp();
       }
     }
   }
@@ -283,6 +290,7 @@ __device__ void multiply_kernels(scalar_t* kernels, const TiledGeneration<scalar
           a[half + 2] = word(values + 8);
         }
       }
+      __syncwarp();
 #pragma unroll
       for (int i = 0; i < L::kWarpRows; ++i) {
         multiply_add<scalar_t>(taps[m][i], a, features[i]);
