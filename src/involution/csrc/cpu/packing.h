@@ -277,25 +277,6 @@ INVOLUTION_NOINLINE void pack_rows(const Image<const scalar_t>& x, acc_t* packed
   }
 }
 
-// Calls f(K, S) with the size of a square kernel and the stride as compile-time constants if the inner loops are
-// specialized for them, otherwise f(0, 0).
-template <typename F>
-void with_static_window(const Geometry& g, const F& f) {
-  const bool square = g.kernel_h == g.kernel_w && g.stride_h == g.stride_w && g.dilation_w == 1;
-  using std::integral_constant;
-  if (square && g.kernel_w == 7 && g.stride_w == 1) {
-    f(integral_constant<int, 7>{}, integral_constant<int, 1>{});
-  } else if (square && g.kernel_w == 7 && g.stride_w == 2) {
-    f(integral_constant<int, 7>{}, integral_constant<int, 2>{});
-  } else if (square && g.kernel_w == 3 && g.stride_w == 1) {
-    f(integral_constant<int, 3>{}, integral_constant<int, 1>{});
-  } else if (square && g.kernel_w == 3 && g.stride_w == 2) {
-    f(integral_constant<int, 3>{}, integral_constant<int, 2>{});
-  } else {
-    f(integral_constant<int, 0>{}, integral_constant<int, 0>{});
-  }
-}
-
 // Calls f(S) with the horizontal stride as a compile-time constant if it is at most `most` and windows are not
 // dilated, otherwise f(0).
 template <typename acc_t, int most, typename F>
