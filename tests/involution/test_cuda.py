@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,24 +165,48 @@ def test_no_vector_extends_beyond_the_kernel_tensor_on_the_host(cuda_on_cpu, siz
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_hidden_channels_on_the_host(cuda_on_cpu, library, dtype, layout):
-    """A separate convolution generates their kernels unless tensor cores are enabled or it is forbidden."""
+    """A separate convolution generates their kernels unless tensor cores compute the operator or it is forbidden."""
     operator, form = "involution2d_fused", "convolution + involution"
     case = Case(2, 2, 16, (9, 8), (7, 7), (1, 1), (3, 3), (1, 1), dtype, layout, layout)
+    tensor_cores = TENSOR_CORES and layout == "channels_last" and dtype in (torch.bfloat16, torch.float16)
     for affine, relu in ((True, True), (False, True), (True, False)):
         check_fused(cuda_on_cpu, case, 64, affine, relu)
-    assert TENSOR_CORES or families.last(library) == form
+        assert families.last(library) == ("tensor_cores" if tensor_cores else form)
     families.allow(library, operator, form, False)
     try:
         check_fused(cuda_on_cpu, case, 64, True, True)
+        last = families.last(library)
     finally:
         families.allow(library, operator, form)
-    assert families.last(library) != form
+    tiled = layout == "channels_last" and dtype != torch.float64
+    assert last == ("tensor_cores" if tensor_cores else "tiled" if tiled else "general")
+
+
+@pytest.mark.parametrize(
+    "changes, hidden_channels",
+    [
+        ({}, 72),
+        ({"stride": (2, 2)}, 64),
+        ({"stride": (1, 2)}, 64),
+        ({"dilation": (2, 2)}, 64),
+        ({"dilation": (1, 2)}, 64),
+        ({"kernel_size": (7, 5)}, 64),
+        ({"group_channels": 8}, 64),
+        ({"input_layout": "slice"}, 64),
+        ({"kernel_layout": "contiguous"}, 64),
+    ],
+    ids=str,
+)
+def test_many_hidden_channels_that_no_tensor_core_supports_on_the_host(cuda_on_cpu, library, changes, hidden_channels):
+    case = Case(1, 2, 16, (9, 8), (7, 7), (1, 1), (3, 3), (1, 1), torch.bfloat16, "channels_last", "channels_last")
+    check_fused(cuda_on_cpu, replace(case, **changes), hidden_channels, True, True)
+    assert families.last(library) == "convolution + involution"
 
 
 def test_tensor_cores_match_definition_on_the_host(cuda_on_cpu):
     # Of every tiled kernel, those that tensor cores replace: 16 bits, K = 7, stride 1, 16 channels in a group.
     replaced = "every_tiled_kernel and K7 and stride1 and channels16 and not float32"
-    run_with_tensor_cores(f"({replaced} or tiled_ and not every or forbidden) and on_the_host")
+    run_with_tensor_cores(f"({replaced} or tiled_ and not every or forbidden or many_hidden) and on_the_host")
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -30,7 +30,7 @@ INVOLUTION_NOT_ON_ROCM(launch_tiled_forward)
 INVOLUTION_NOT_ON_ROCM(launch_tiled_input_grad)
 INVOLUTION_NOT_ON_ROCM(launch_tiled_kernel_grad)
 INVOLUTION_NOT_ON_ROCM(launch_tiled_fused)
-INVOLUTION_NOT_ON_ROCM(is_tensor_core_geometry)
+INVOLUTION_NOT_ON_ROCM(is_tensor_core_fused)
 #endif
 
 inline at::Tensor forward(const at::Tensor& input, const at::Tensor& kernel, at::IntArrayRef stride,
@@ -115,16 +115,17 @@ inline at::Tensor fused(const at::Tensor& input, const at::Tensor& features, con
     check_scale(op, "scale", *scale, input);
     check_scale(op, "shift", *shift, input);
   }
-  const at::Tensor output = empty_image(input, g.batch, g.channels, g.out_h, g.out_w);
-  if (output.numel() == 0) {
-    return output;
-  }
-  if (features.size(1) >= kMinHiddenChannelsForConvolution && is_allowed(Operator::kFused, Family::kConvolution) &&
-      !is_tensor_core_geometry(Operator::kFused, g, input.scalar_type())) {
-    return convolve_and_apply(g, input, features, weight, bias, scale, shift, relu, stride, padding, dilation);
+  const auto allocate = [&] { return empty_image(input, g.batch, g.channels, g.out_h, g.out_w); };
+  if (g.batch * g.channels * g.out_h * g.out_w == 0) {
+    return allocate();
   }
   const auto vector = [](const std::optional<at::Tensor>& t) { return t ? t->contiguous() : at::Tensor(); };
   const FusedArguments arguments{features, weight, vector(bias), vector(scale), vector(shift), relu};
+  if (features.size(1) >= kMinHiddenChannelsForConvolution && is_allowed(Operator::kFused, Family::kConvolution) &&
+      !is_tensor_core_fused(g, input, arguments)) {
+    return convolve_and_apply(g, input, features, weight, bias, scale, shift, relu, stride, padding, dilation);
+  }
+  const at::Tensor output = allocate();  // not before the convolution, whose form allocates its own
   if (!launch_tiled_fused(g, input, arguments, output)) {
     launch_general_fused(g, input, arguments, output);
     record_family(Family::kGeneral);

@@ -44,6 +44,7 @@ inline bool is_tiled_geometry(const Geometry& g, at::ScalarType dtype) {
          (dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16);
 }
 
+// For a geometry that satisfies is_tiled_geometry.
 inline bool is_tensor_core_geometry(Operator op, const Geometry& g, at::ScalarType dtype) {
   return uses_tensor_cores() && is_allowed(op, Family::kTensorCores) && g.kernel_h == TensorCoreLayout::kK &&
          g.stride_h == 1 && g.group_channels() == kTileChannels && dtype != at::kFloat;
@@ -56,6 +57,23 @@ inline bool is_tiled_generation(const FusedArguments& arguments) {
   return is_tiled_image(arguments.features) && weight.size(1) % kThreadChannels == 0 && weight.stride(1) == 1 &&
          weight.stride(0) % vector == 0 && is_aligned(weight) &&
          last_offset(weight) < std::numeric_limits<int32_t>::max();
+}
+
+// Whether is_tiled_image holds for the image that a forward pass of this input allocates.
+inline bool is_tiled_result(const Geometry& g, const at::Tensor& input) {
+  const int64_t pixels = g.out_h * g.out_w;
+  return (is_channels_last(input) || pixels == 1) && g.channels * pixels <= std::numeric_limits<int32_t>::max();
+}
+
+inline bool is_tiled_fused(const Geometry& g, const at::Tensor& input, const FusedArguments& arguments) {
+  return is_tiled_geometry(g, input.scalar_type()) && is_tiled_image(input) && is_tiled_generation(arguments) &&
+         is_tiled_result(g, input);
+}
+
+// Whether tensor cores compute the fused operator. A product takes 16 hidden channels.
+inline bool is_tensor_core_fused(const Geometry& g, const at::Tensor& input, const FusedArguments& arguments) {
+  return is_tensor_core_geometry(Operator::kFused, g, input.scalar_type()) && is_tiled_fused(g, input, arguments) &&
+         arguments.features.size(1) % TensorCoreLayout::kHiddenChannels == 0;
 }
 
 template <typename scalar_t>
@@ -236,8 +254,7 @@ inline bool launch_tiled_kernel_grad(const Geometry& g, const at::Tensor& grad_o
 inline bool launch_tiled_fused(const Geometry& g, const at::Tensor& input, const FusedArguments& arguments,
                                const at::Tensor& output) {
   const auto dtype = input.scalar_type();
-  if (!is_tiled_geometry(g, dtype) || !is_tiled_image(input) || !is_tiled_generation(arguments) ||
-      !is_tiled_image(output)) {
+  if (!is_tiled_fused(g, input, arguments)) {
     return false;
   }
   const Epilogue<float> epilogue_ = epilogue<float>(arguments.scale, arguments.shift, arguments.relu);
@@ -258,9 +275,8 @@ inline bool launch_tiled_fused(const Geometry& g, const at::Tensor& input, const
                         epilogue_, tiled_image<scalar_t>(output));
     });
   };
-  // A product takes 16 hidden channels.
-  const bool whole_products = arguments.features.size(1) % TensorCoreLayout::kHiddenChannels == 0;
-  return launch_tiled(Operator::kFused, g, dtype, whole_products, with_tensor_cores, without_tensor_cores);
+  const bool supports_tensor_cores = is_tensor_core_fused(g, input, arguments);
+  return launch_tiled(Operator::kFused, g, dtype, supports_tensor_cores, with_tensor_cores, without_tensor_cores);
 }
 
 }  // namespace involution
