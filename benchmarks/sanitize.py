@@ -25,7 +25,7 @@ def main() -> int:
     torch.ops.load_library(library)
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # as in the self-check
     seen, failures = set(), 0
-    for check in self_check.checks(verification.supported_families("cuda:0")):
+    for check in self_check.checks(verification.supported_families(library, "cuda:0")):
         kind = (check.operator, check.family, check.dtype)
         if kind in seen and not everything:
             continue

@@ -45,6 +45,11 @@ def use_only(library: Path, operator: str, family: str) -> None:
         allow(library, operator, other, other == family)
 
 
+def has_tensor_cores(library: Path) -> bool:
+    """Whether the code that the current device runs has the tensor-core kernels."""
+    return bool(_functions(library).involution_has_tensor_cores())
+
+
 def last(library: Path) -> str:
     """The family of the last kernel that an operator launched in this thread, or "" if there was none."""
     return _functions(library).involution_last_family().decode()

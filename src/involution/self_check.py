@@ -230,7 +230,7 @@ def main() -> int:
     torch.ops.load_library(options.library)
     operators = getattr(torch.ops, options.namespace)
     torch.empty(1, device=options.device)  # fails before the first check if this process cannot use the device
-    listed = list(checks(verification.supported_families(options.device)))
+    listed = list(checks(verification.supported_families(options.library, options.device)))
     _print(_header(options.device, listed))
     for n, check in enumerate(listed):
         if n < options.start or [check.operator, check.family] in options.skip:

@@ -56,11 +56,14 @@ def describe(device: str) -> tuple[str, list[int] | None]:
     return torch.cuda.get_device_name(device), list(torch.cuda.get_device_capability(device))
 
 
-def supported_families(device: str) -> tuple[str, ...]:
-    """The families whose kernels a device runs."""
+def supported_families(library: Path, device: str) -> tuple[str, ...]:
+    """The families whose kernels a device runs. This process has loaded the library."""
     if torch.version.hip is not None:
         return families.GENERAL, families.CONVOLUTION
-    tensor_cores = device == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0)
+    with ExitStack() as stack:
+        if device != "cpu":
+            stack.enter_context(torch.cuda.device(device))
+        tensor_cores = families.has_tensor_cores(library)
     return tuple(family for family in families.FAMILIES if tensor_cores or family != families.TENSOR_CORES)
 
 

@@ -9,6 +9,7 @@
 //
 // The environment plants defects into kernels, to test the self-check: INVOLUTION_DEFECTS="kernel:defect kernel:defect
 // ...". "barrier": barriers of a block do nothing. "abort": the kernel ends the program. "hang": it never ends.
+// "tensor_cores:absent" is no defect, but code for an older GPU.
 #pragma once
 
 #undef _FORTIFY_SOURCE  // its longjmp refuses to enter another stack
@@ -218,7 +219,7 @@ inline void __syncwarp() {
 namespace involution {
 
 inline bool has_tensor_cores() {
-  return true;
+  return !shim::has_defect("(tensor_cores)", "absent");
 }
 
 // The warp instructions, according to the layout of fragments in cuda/mma.cuh.

@@ -368,7 +368,7 @@ torch.ops.load_library(library)
 for op in ("involution2d", "involution2d_input_grad", "involution2d_kernel_grad", "involution2d_fused"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"involution::{op}", "CUDA"), op
 families.use_only(library, "involution2d", "general")
-assert families.last(library) == ""
+assert families.last(library) == "" and families._functions(library).involution_has_tensor_cores
 print(libraries.find("cuda"))
 """
     environment = {**os.environ, "TORCH_CUDA_ARCH_LIST": architectures}

@@ -127,6 +127,13 @@ def test_families_that_disagree_are_named_and_replaced(library):
     }  # fmt: skip
 
 
+def test_code_without_tensor_cores_is_not_checked_for_them(library):
+    """As of a library for sm_75, also on a later GPU."""
+    output, errors = run(library, INVOLUTION_DEFECTS="tensor_cores:absent")
+    assert output.startswith("True True\n") and "RuntimeWarning" not in errors
+    assert "as defined: general, tiled, convolution + involution\n" in output and "refused" not in output
+
+
 def test_without_general_kernels_plain_pytorch_runs(library):
     """Where the record cannot be written, the process keeps it."""
     read_only = 'mount -o bind,ro "$0" "$0" && exec "$@"'

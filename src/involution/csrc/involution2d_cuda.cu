@@ -17,11 +17,7 @@
 
 namespace involution {
 
-inline bool has_tensor_cores() {
-  int major = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, c10::cuda::current_device()));
-  return major >= 8;
-}
+static bool has_tensor_cores();
 
 }  // namespace involution
 
@@ -30,6 +26,31 @@ inline bool has_tensor_cores() {
 #include "schemas.h"
 
 #include <torch/library.h>
+
+namespace involution {
+
+// Asks for the architecture that the code was compiled for, not for that of the GPU. From PTX for sm_75, the driver
+// makes code for any later GPU, in which load_matrices and multiply_add do nothing (mma.cuh).
+static bool has_tensor_cores() {
+#ifdef USE_ROCM
+  return false;
+#else
+  static thread_local int device = -1;  // of the last answer, which takes a call of the driver
+  static thread_local bool answer = false;
+  if (const int current = c10::cuda::current_device(); current != device) {
+    cudaFuncAttributes attributes{};
+    const cudaError_t status = cudaFuncGetAttributes(&attributes, tensor_core_forward_kernel<c10::Half>);
+    if (status != cudaSuccess) {
+      cudaGetLastError();  // otherwise the next check of a launch would report this error
+    }
+    answer = status == cudaSuccess && attributes.ptxVersion >= 80;
+    device = current;
+  }
+  return answer;
+#endif
+}
+
+}  // namespace involution
 
 namespace {
 

@@ -4,7 +4,8 @@
 // emulates blocks, threads and warps. The file that includes them has to define
 //   INVOLUTION_LAUNCH((kernel), blocks, threads, arguments...)   launches on the current stream and checks the launch,
 //   INVOLUTION_SHARED_MEMORY(name, bytes)   declares an unsigned char array in shared memory, aligned to 16,
-//   involution::has_tensor_cores()          whether the current device has mma.m16n8k16 (sm_80 and later),
+//   involution::has_tensor_cores()          whether the current device runs code with mma.m16n8k16 (for sm_80 and
+//                                           later),
 // and, without a CUDA compiler, the warp instructions of mma.cuh.
 #pragma once
 

@@ -61,6 +61,11 @@ extern "C" int involution_allow(const char* op, const char* family, int allowed)
   return 1;
 }
 
+// Whether the code that the current device runs has the tensor-core kernels. See common.cuh.
+extern "C" int involution_has_tensor_cores() {
+  return involution::has_tensor_cores();
+}
+
 // The family of the last kernel that an operator launched in this thread, or "" if there was none.
 extern "C" const char* involution_last_family() {
   return involution::last_family;
