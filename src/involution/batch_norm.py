@@ -72,7 +72,7 @@ def involution2d_batch_norm(
         return F.batch_norm(output, *norm, True, momentum, eps)
     function = _NormalizedInvolution.apply
     if autocast.is_enabled(input.device.type):
-        function = autocast.casting(function, input.device.type, len(generation))
+        function = autocast.casting(function, len(generation))
     return function(*generation, *norm, kernel_size, window, momentum, eps)
 
 

@@ -102,5 +102,5 @@ def _is_traced_for_onnx() -> bool:
 def _call_cast(function: Callable, device_type: str, tensors: tuple[Tensor | None, ...], *arguments) -> Tensor:
     """Calls `function` with `tensors` cast as the operators' autocast kernels cast them."""
     if autocast.is_enabled(device_type):
-        function = autocast.casting(function, device_type, len(tensors))
+        function = autocast.casting(function, len(tensors))
     return function(*tensors, *arguments)

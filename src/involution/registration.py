@@ -219,8 +219,7 @@ def _register() -> None:
         torch.library.register_autograd(qualified, backward, setup_context=save)
     for name, tensors in (("involution2d", 2), ("involution2d_fused", 4)):
         op = getattr(ops, name).default
-        for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-            torch.library.impl(add_op_namespace_prefix(name), key)(autocast.casting(op, device_type, tensors))
+        torch.library.impl(add_op_namespace_prefix(name), autocast.KEYS)(autocast.casting(op, tensors))
         register_decomposition(op)(getattr(decomposition, name))
         # Without this, fake tensors with symbolic sizes run the decomposition, which is slower than the fake kernel.
         register_decomposition(op, type="meta")(kernels[name][1])
