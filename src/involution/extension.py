@@ -38,7 +38,7 @@ def load(device_type: str) -> bool:
 
     Returns whether they are loaded. The first failure is reported by a warning; later calls return immediately.
     """
-    if device_type in _loaded or _is_preloaded(device_type):
+    if device_type in _loaded or _has_kernels(device_type):
         return True
     if device_type in _failed or device_type not in _DEVICE_TYPES:
         return False
@@ -50,7 +50,7 @@ def load(device_type: str) -> bool:
                 if device_type == "cuda":
                     refused = _load_checked(library)
                 else:
-                    _load_library(library)
+                    _load_library(library, device_type)
                 _loaded[device_type] = library
             except Exception as error:  # plain PyTorch works after any failure
                 _failed[device_type] = str(error)
@@ -115,11 +115,10 @@ def build_as(name: str, device_type: str, cflags: list[str] | None = None, retry
         raise RuntimeError(failure["reason"])
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / "build.lock")
-        lock.acquire()
+        held = FileLock(directory / "build.lock").acquire()
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         raise RuntimeError(_not_writable(directory, error)) from error
-    with lock:
+    with held:
         if complete.exists():
             return library
         latest = compilation.recorded_failure(directory, device_type)
@@ -142,7 +141,7 @@ def show_config() -> str:
     for device_type in _DEVICE_TYPES:
         if device_type in _loaded:
             state = f"compiled{_origin(_loaded[device_type])} ({_loaded[device_type]})"
-        elif _is_preloaded(device_type):
+        elif _has_kernels(device_type):
             state = "compiled, came with the kernel"
         elif device_type in _failed:
             state = f"plain PyTorch, because {_failed[device_type]}"
@@ -178,7 +177,7 @@ def _verified() -> list[str]:
     """What the check of the CUDA kernels has found, or that it has not run yet."""
     if _records:
         return [line for record in _records for line in verification.summary(record)]
-    if not torch.cuda.is_available() or _is_preloaded("cuda"):
+    if not torch.cuda.is_available() or _has_kernels("cuda"):
         return []
     lines = []
     with suppress(RuntimeError):
@@ -199,8 +198,8 @@ def _origin(library: Path) -> str:
     return ", came with the package" if library.parent == libraries.PACKAGED else ""
 
 
-def _is_preloaded(device_type: str) -> bool:
-    """Whether kernels exist that this module did not load: `_ops` of a Kernel Hub kernel may have loaded its own."""
+def _has_kernels(device_type: str) -> bool:
+    """Whether a library has registered kernels. `_ops` of a Kernel Hub kernel may have loaded its own."""
     if device_type not in _DEVICE_TYPES:
         return False
     return ops.involution2d.default.has_kernel_for_dispatch_key(getattr(torch._C.DispatchKey, device_type.upper()))
@@ -227,26 +226,34 @@ def _load_checked(library: Path) -> str | None:
     """
     _records[:] = verification.records(library)
     refused = verification.refused(_records)
+    if not refused:
+        _load_library(library, "cuda")
+        return None
     problems = "; ".join(map(verification.describe_refusal, refused))
     problems += ". Please report this to the project, with the text of involution.show_config()"
     if any(refusal["family"] == families.GENERAL for refusal in refused):
         raise RuntimeError(f"they do not compute what they should: {problems}")
-    _load_library(library)
+    _load_library(library, "cuda")
     for refusal in refused:
         families.allow(library, refusal["operator"], refusal["family"], False)
-    return problems if refused else None
+    return problems
 
 
-def _load_library(library: Path) -> None:
+def _load_library(library: Path, device_type: str) -> None:
+    cure = f"remove {library.parent} to compile it again"
+    if library.parent == libraries.PACKAGED:
+        cure = "set INVOLUTION_COMPILE=1 to compile it on this machine"
     try:
         torch.ops.load_library(library)
     except OSError as error:
-        cure = f"remove {library.parent} to compile it again"
-        if library.parent == libraries.PACKAGED:
-            cure = "set INVOLUTION_COMPILE=1 to compile it on this machine"
-        elif compilation.forbids_execution(library.parent):
+        if library.parent != libraries.PACKAGED and compilation.forbids_execution(library.parent):
             cure = "set TORCH_EXTENSIONS_DIR to a folder on a file system that is not mounted noexec"
         raise RuntimeError(f"{library} cannot be loaded ({error}): {cure}") from error
+    # Otherwise the composite kernels, which load the library and call the operator again, would call themselves without
+    # end. The library of the wheel asks the processor for AVX2 (csrc/cpu/kernels.cpp), which may know less than
+    # /proc/cpuinfo.
+    if not _has_kernels(device_type):
+        raise RuntimeError(f"{library} has no kernels for this processor: {cure}")
 
 
 def _not_writable(directory: Path, error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from builds import SOURCE, Load
 from compilers import compilations, quick_compiler, recording_compiler
@@ -54,10 +56,10 @@ def wait_for(condition) -> None:
         time.sleep(0.05)
 
 
-def write_stand_in(folder: Path) -> str:
+def write_stand_in(folder: Path, source: str = SOURCE) -> str:
     """Returns the start of a program that uses a stand-in for the sources of the operator."""
     folder.mkdir()
-    (folder / "involution2d_cpu.cpp").write_text(SOURCE)
+    (folder / "involution2d_cpu.cpp").write_text(source)
     return f"""
 from pathlib import Path
 from involution import extension, libraries
@@ -312,6 +314,34 @@ def test_a_damaged_library_is_named(tmp_path):
     library.write_bytes(b"")
     outcome = Load(tmp_path / "sources", **environment).outcome()
     assert len(outcome.warnings) == 1 and f"remove {library.parent} to compile it again" in outcome.warnings[0]
+
+
+def test_a_library_without_kernels_for_this_processor(tmp_path):
+    """As that of the wheel where the processor does not report AVX2. The operators must not call themselves for ever."""
+    code = write_stand_in(tmp_path / "sources", 'extern "C" int nothing() { return 0; }\n')
+    packaged = tmp_path / "lib" / "involution_cpu.so"
+    packaged.parent.mkdir()
+    code += f"""
+libraries.PACKAGED = Path({str(packaged.parent)!r})
+libraries._cpu_instructions = lambda: "avx2 fma"
+"""
+    for cache, cure in (("one", "remove .* to compile it again"), ("two", "set INVOLUTION_COMPILE=1")):
+        output, errors = run(code + USE, TORCH_EXTENSIONS_DIR=str(tmp_path / cache))
+        for text in (output, errors):
+            assert re.search(f"plain PyTorch.* has no kernels for this processor: {cure}", text), text
+        assert errors.count("RuntimeWarning") == 1
+        if not packaged.exists():
+            shutil.copy(next((tmp_path / "one").glob("*/*.so")), packaged)
+
+
+def test_the_lock_is_released_when_a_compilation_fails(tmp_path, monkeypatch):
+    """Also if the error is kept, and with it the lock."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", "missing-compiler")
+    with pytest.raises(RuntimeError, match="missing-compiler") as error:
+        extension.build_as("stand_in", "cpu")
+    with FileLock(tmp_path / "stand_in" / "build.lock", timeout=0):
+        assert error.tb is not None
 
 
 CHECK = """

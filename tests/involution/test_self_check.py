@@ -27,6 +27,8 @@ from involution import extension, families, verification
 logging.basicConfig(format="%(message)s")
 library = Path(sys.argv[1])
 extension.find_or_build = lambda device_type: library
+# It registers its operators elsewhere.
+extension._has_kernels = lambda device_type: str(library) in torch.ops.loaded_libraries
 verification.records = partial(verification.records, devices=["cpu"], namespace="involution_cuda_on_cpu")
 verification.TIMEOUT = 10
 print(extension.load("cuda"), extension.load("cuda"))

@@ -20,8 +20,19 @@ import torch.utils.cpp_extension  # noqa: F401, for the forked processes
 from involution import build, extension, hosts, libraries
 
 
-# A stand-in for the operator's source, which takes a minute, to test when it is compiled.
-SOURCE = 'extern "C" int stand_in() { return 0; }\n'
+# A stand-in for the operator's source, which takes a minute, to test when it is compiled and loaded. It registers a
+# kernel that does nothing, through functions of torch's C interface, because the headers that declare them take seconds.
+SOURCE = """
+#include <cstdint>
+
+extern "C" int aoti_torch_library_init_impl(const char*, const char*, const char*, uint32_t, void**);
+extern "C" int aoti_torch_library_impl(void*, const char*, void (*)(uint64_t*, uint64_t, uint64_t));
+
+static void* library;
+static const bool registered =
+    aoti_torch_library_init_impl("involution", "CPU", __FILE__, __LINE__, &library) == 0 &&
+    aoti_torch_library_impl(library, "involution2d", [](uint64_t*, uint64_t, uint64_t) {}) == 0;
+"""
 
 
 @dataclass
