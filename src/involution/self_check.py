@@ -204,7 +204,7 @@ def _header(device: str, listed: list[Check]) -> dict:
     return {
         "device": name,
         "compute_capability": capability,
-        "driver": verification.driver_version() if device != "cpu" else None,
+        "driver": verification.driver_of(device),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or torch.version.hip,
         "checked": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

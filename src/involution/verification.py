@@ -1,10 +1,12 @@
 """Checks a library for CUDA on the GPUs of this machine, and keeps the results next to the library.
 
-Each family of kernels (families.py) is compared with the definition, once for each library and model of GPU. This
-happens in another process (self_check.py), so that a kernel that crashes or hangs does no harm here. Such a kernel
-disagrees with the definition too. `extension.load` forbids the families that disagree.
+Each family of kernels (families.py) is compared with the definition, once for each library, model of GPU and driver,
+which may compile the kernels from PTX. This happens in another process (self_check.py), so that a kernel that crashes
+or hangs does no harm here. Such a kernel disagrees with the definition too. `extension.load` forbids the families that
+disagree.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -76,6 +78,17 @@ def driver_version() -> str | None:
     return lines[0] if lines else None
 
 
+@functools.cache
+def driver_of(device: str) -> str | None:
+    """The release of the driver of a device, or None if it is unknown."""
+    if device == "cpu":
+        return None
+    with suppress(OSError):  # faster than nvidia-smi, which every process would start
+        if match := re.search(r"\b\d+\.\d+(\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text()):
+            return match[0]
+    return driver_version()
+
+
 def models() -> list[str]:
     """The first device of each model of GPU in this machine."""
     names: dict[str, str] = {}
@@ -102,7 +115,7 @@ def records(library: Path, devices: Sequence[str] | None = None, namespace: str 
 
 
 def existing(library: Path, device: str) -> dict | None:
-    """The record for a device, or None if there is none for this library and this version of the check."""
+    """The record for a device, or None if there is none for this library, driver and version of the check."""
     try:
         record = json.loads(record_path(library, device).read_text())
         return record if record["key"] == _key(library) else None
@@ -111,9 +124,10 @@ def existing(library: Path, device: str) -> dict | None:
 
 
 def record_path(library: Path, device: str) -> Path:
-    """Where the record of a library is for the model of a device."""
+    """Where the record of a library is for the model and the driver of a device."""
     name, capability = describe(device)
-    return library.with_name(re.sub(r"\W+", "_", "_".join(["check", name, *map(str, capability or [])])) + ".json")
+    parts = ["check", name, *map(str, capability or []), driver_of(device) or ""]
+    return library.with_name(re.sub(r"\W+", "_", "_".join(filter(None, parts))) + ".json")
 
 
 def refused(records: Sequence[dict]) -> list[dict]:

@@ -80,7 +80,7 @@ def test_unknown_families_raise(operator, family, words):
         families.allow(Path("absent.so"), operator, family)
 
 
-def test_kernels_agree_and_two_processes_check_once(library):
+def test_kernels_agree_and_two_processes_check_once(library, monkeypatch):
     with ThreadPoolExecutor() as threads:
         outcomes = list(threads.map(run, [library] * 2))
     assert sum("Checking the CUDA kernels" in errors for _, errors in outcomes) == 1
@@ -101,6 +101,12 @@ def test_kernels_agree_and_two_processes_check_once(library):
         assert all(0 <= difference < 0.03 for difference in result["differences"].values())
         assert len(result["cases"]) >= 4
     assert record["torch"] == torch.__version__ and {"device", "driver", "cuda", "checked"} <= record.keys()
+
+    with monkeypatch.context() as patch:  # another driver, which keeps its own record
+        patch.setattr(verification, "driver_of", lambda device: "999.1")
+        assert verification.existing(library, "cpu") is None
+        assert "999_1" in verification.record_path(library, "cpu").name
+    assert verification.existing(library, "cpu") == record
 
     with library.open("ab") as file:  # another library under the same name
         file.write(b"\n")
