@@ -233,7 +233,7 @@ def imagenet_labels() -> list[str]:
         from timm.data import ImageNetInfo
     except ImportError as error:
         raise ModuleNotFoundError("the names of the ImageNet classes need timm: install it") from error
-    return ImageNetInfo().label_descriptions()
+    return list(ImageNetInfo().label_descriptions())
 
 
 def build_model(weights: dict[str, Tensor], config: RedNetConfig) -> RedNetPreTrainedModel:

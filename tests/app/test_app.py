@@ -239,6 +239,15 @@ def test_models_that_cannot_be_shown_are_refused(tmp_path, capsys, config, messa
         app.main(["--model", model_id])
 
 
+def test_damaged_weights_are_refused(tmp_path, model, processor):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(SystemExit, match=f"{tmp_path} cannot be shown: "):
+        app.main(["--model", str(tmp_path)])
+
+
 def test_it_opens_with_the_model_of_the_demo(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="make demo"):

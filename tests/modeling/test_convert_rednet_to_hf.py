@@ -250,6 +250,14 @@ def test_what_the_weights_do_not_show_comes_from_the_configuration(tmp_path):
             )
 
 
+def test_weights_for_other_images_than_rgb_are_refused(tmp_path):
+    config = RedNetConfig(num_channels=4, num_labels=2, depths=[1, 1, 1, 1])
+    torch.save(authors_weights(RedNetForImageClassification(config)), tmp_path / "infrared.pth")
+    with pytest.raises(ValueError, match="infrared.pth is a model for images of 4 channels, expected 3"):
+        convert(tmp_path / "infrared.pth", tmp_path / "infrared")
+    assert not (tmp_path / "infrared").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -16,6 +16,7 @@ from rednet.detection import (
     save_detector,
     script_detector,
 )
+from rednet.hub import check_hub_folder
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -236,6 +237,11 @@ except OSError as error:
         command = [sys.executable, "-c", code, str(saved)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.stdout == "named\n", done.stderr
+
+
+def test_a_detector_is_not_pushed_as_a_model(saved):
+    with pytest.raises(ValueError, match="is a detector, which has no card: push it with `hf upload user/name"):
+        check_hub_folder(saved)
 
 
 def test_folders_that_are_no_detectors_are_named(saved, tmp_path):

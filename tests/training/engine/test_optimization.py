@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
-from rednet.training.engine.optimization import average_function, check_warmup, clip_gradients, learning_rate_factor
+from rednet.training.engine.optimization import (
+    average_function,
+    check_warmup,
+    clip_gradients,
+    learning_rate_factor,
+    train_step,
+)
 from rednet.training.options.scripts import TrainingConfig
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from timm.utils import ModelEmaV3
@@ -126,3 +132,23 @@ def test_adaptive_clipping_by_its_definition():
         torch.testing.assert_close(result, gradients * (limit / norm).clamp(max=1), msg=name)
         clipped += (norm > limit).sum()
     assert clipped > 100
+
+
+def test_a_batch_is_read_after_the_loss_of_the_one_before():
+    """Otherwise the model would wait until a loader has prepared all batches of a step."""
+    model, events = torch.nn.Linear(2, 1), []
+
+    def batches():
+        for number in range(3):
+            events.append(f"read {number}")
+            yield {"number": number, "pixel_values": torch.full((1, 2), float(number))}
+
+    def loss(model, batch):
+        events.append(f"loss {batch['number']}")
+        return model(batch["pixel_values"]).mean()
+
+    weight = model.weight.detach().clone()
+    accelerator, optimizer = Accelerator(cpu=True), torch.optim.SGD(model.parameters(), 1.0)
+    train_step(accelerator, model, optimizer, batches(), 3, TrainingConfig(max_grad_norm=None), loss)
+    assert events == ["read 0", "loss 0", "read 1", "loss 1", "read 2", "loss 2"]
+    torch.testing.assert_close(model.weight, weight - 1)  # the mean of the gradients 0, 1 and 2
