@@ -66,8 +66,10 @@ class Benchmark:
         row = {"what": what, "batch": batch, OURS: sides[0], "peer": peer, "of the peer": sides[1]}
         self.rows.append({**row, "against the peer": ratio})
 
+    def repeats(self, batch: int) -> int:
+        return 3 * self.options.repeats if batch == 1 else self.options.repeats
+
     def inference(self, batch: int) -> None:
-        repeats = 3 * self.options.repeats if batch == 1 else self.options.repeats
         images = self.images(batch)
         for model in self.models.values():
             model.eval()
@@ -78,7 +80,7 @@ class Benchmark:
             "compiled": {name: torch.compile(model, dynamic=False) for name, model in self.models.items()},
         }
         sides = {(t, n): infer(m, images) for t, models in modes.items() for n, m in models.items()}
-        times = median_seconds(sides, repeats)
+        times = median_seconds(sides, self.repeats(batch))
         by = {t: {n: times[t, n] for n in models} for t, models in modes.items()}
         self.row("inference, eager", batch, by["eager"])
         self.row("inference, folded", batch, by["folded"])
@@ -97,7 +99,7 @@ class Benchmark:
         images = self.images(batch, torch.bfloat16)
         for some in (images[:1], images):
             sides = {name: infer(models[name].eval(), some) for name in (OURS, *PEERS)}
-            self.row("inference, eager, bfloat16", len(some), median_seconds(sides, self.options.repeats))
+            self.row("inference, eager, bfloat16", len(some), median_seconds(sides, self.repeats(len(some))))
         if self.device == "cuda":
             sides = {name: infer(torch.compile(models[name], dynamic=False), images) for name in (OURS, *PEERS)}
             self.row("inference, compiled, bfloat16", batch, median_seconds(sides, self.options.repeats))
