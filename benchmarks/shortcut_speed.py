@@ -48,6 +48,10 @@ SHORTCUTS = {
         "inference",
         [(execution_rednet, "may_overwrite", never)],
     ),
+    "ReLU and residual written over their input, in training": (
+        "training",
+        [(execution_rednet, "may_overwrite", never)],
+    ),
     "max pooling before ReLU": (
         "training",
         [(modeling_rednet, "pooled_stem", lambda layers, pooler, images, last_layer_class: pooler(layers(images)))],

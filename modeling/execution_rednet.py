@@ -59,7 +59,7 @@ def conv_norm_act(layer: nn.Module, hidden_state: Tensor) -> Tensor:
     """
     Returns `activation(normalization(convolution(hidden_state)))`, (B, C, H, W) to (B, C', H', W').
 
-    In eager inference, ReLU overwrites the result of the normalization.
+    In eager mode, ReLU overwrites the result of the normalization.
     """
     hidden_state = conv_norm(layer.convolution, layer.normalization, hidden_state)
     if (
@@ -136,7 +136,10 @@ def involution_norm_act(layer: nn.Module, hidden_state: Tensor, involution_class
         if is_affine(norm):
             return _involution_scale_act(involution, *scale_and_shift(norm), activation, hidden_state)
         if can_normalize_involution(involution, norm, hidden_state):
-            return activation(normalize_involution(involution, norm, hidden_state))
+            hidden_state = normalize_involution(involution, norm, hidden_state)
+            # Its backward pass does not need its result.
+            overwrites = may_overwrite(hidden_state) and is_plain(activation, nn.ReLU)
+            return F.relu_(hidden_state) if overwrites else activation(hidden_state)
     return activation(norm(involution(hidden_state)))
 
 
@@ -151,8 +154,8 @@ def add_and_activate(
     Returns `activation(hidden_state + residual)`, all (B, C, H, W), where `hidden_state` is the result of `block.layer`
     and `block.drop_path`.
 
-    In eager inference, the sum overwrites `hidden_state` if the last layer and `block.drop_path` are unchanged and of
-    exactly these classes, and ReLU overwrites the sum.
+    In eager mode, the sum overwrites `hidden_state` if the last layer and `block.drop_path` are unchanged and of exactly
+    these classes, and ReLU overwrites the sum.
     """
     if not may_overwrite(hidden_state):
         return block.activation(hidden_state + residual)
@@ -327,11 +330,11 @@ def is_fresh(convolution: nn.Module, norm: nn.Module) -> bool:
 
 def may_overwrite(hidden_state: Tensor) -> bool:
     """
-    Whether the caller may overwrite a result that only it holds: in eager inference. In training it would gain nothing.
+    Whether the caller may overwrite a result that only it holds: in eager mode. In training this holds for the results
+    of convolutions, normalizations and sums, which their backward passes do not need.
     """
     return (
-        not torch.is_grad_enabled()
-        and _runs_at_once(hidden_state)
+        _runs_at_once(hidden_state)
         # A mode may keep the result of every operator.
         and torch._C._len_torch_dispatch_stack() == torch._C._len_torch_function_stack() == 0
     )
