@@ -269,3 +269,16 @@ def test_pairs_of_equal_cost():
             assert cell == f"{means[-1]:.2f} ± {errors[-1]:.2f}"
         expected = f"{means[0] - means[1]:+.2f} ± {math.hypot(*errors):.2f}"
         assert difference == (f"**{expected}**" if abs(means[0] - means[1]) > 2 * math.hypot(*errors) else expected)
+
+
+def test_exported_demo():
+    top_1 = {
+        (row["runtime"], Path(row["exported_file"]).stem): f"{100 * float(row['eval_accuracy']):.2f} %"
+        for row in read_csv("fashion_mnist_demo/exported")
+    }
+    text = (ROOT / "docs/export.md").read_text().split("\nTop-1 of the model of the demo")[1]
+    assert f"PyTorch has {top_1['pytorch', '']}" in text
+    cells = re.findall(r"^\| (\w+), (\w+) nodes \| (.+) \| (.+) \|$", text, re.MULTILINE)
+    assert [cell[:2] for cell in cells] == [(t, n) for t in ("float16", "int8") for n in ("standard", "custom")]
+    for dtype, nodes, *values in cells:
+        assert values == [top_1[runtime, f"{dtype}-{nodes}"] for runtime in ("onnxruntime", "openvino")]
