@@ -62,7 +62,7 @@ def compile_library(device_type: str, name: str, directory: Path, cflags: list[s
     # removal.
     (directory / "lock").unlink(missing_ok=True)
     logger.warning(
-        "Compiling the involution operator for %s into %s, once on this machine: this takes minutes",
+        "Compiling the involution operator for %s into %s, once on this machine: this can take minutes",
         device_type,
         directory,
     )
