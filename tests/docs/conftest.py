@@ -108,6 +108,8 @@ def write_pictures(folder: Path) -> None:
             PILImage.fromarray(crop).save(folder / f"pictures/{name}/{number}.jpg")
             images.append(crop)
             labels.append(label)
+    for split in ("train", "validation"):  # in place of drawings
+        shutil.copytree(folder / "pictures", folder / "outputs/data/open_clip_art" / split)
     for repository, column in (("ILSVRC/imagenet-1k", "label"), ("AI-Lab-Makerere/beans", "labels")):
         (folder / repository).mkdir(parents=True)
         features = Features({"image": Image(), column: ClassLabel(names=CLASSES)})
