@@ -20,6 +20,7 @@ from matplotlib import cbook
 from PIL import Image
 from rednet import RedNetConfig
 from rednet.training.data.batches import TrainingBatches, fetch, training_order
+from rednet.training.data.gpu_decoding import FileTransform, decode_files
 from rednet.training.data.packing import fitted, pack_picture
 from rednet.training.data.segmentation import PairReader, PairTransform
 from rednet.training.data.transforms import TrainingTransform, open_image, read_file
@@ -36,6 +37,7 @@ STREAMED = 2000
 SIZE = 224
 NEEDED = 24_000  # images/s: eight GPUs at 3,000 each
 BATCH = "read, decode, crop, flip, collate"
+FOR_GPU = "read, choose crop and flip, for --decode_on_gpu"
 
 
 def photograph(width: int, height: int, format: str, **options) -> bytes:
@@ -56,7 +58,11 @@ def stages(images: Dataset) -> dict[str, Callable]:
     rows, keys = range(IMAGES), [(0, 0, n) for n in range(IMAGES)]
     config = TrainingConfig()
     transform = TrainingTransform(TrainingConfig(auto_augment="rand-m9"), config.image_mean)
-    batches = TrainingBatches(images, TrainingTransform(config, config.image_mean), 1, lambda epoch: SIZE)
+    plain, undecoded = (
+        TrainingBatches(images, kind(config, config.image_mean), 1, lambda epoch: SIZE)
+        for kind in (TrainingTransform, FileTransform)
+    )
+    batch = list(zip(keys, rows))
     content = read_file(images[0]["image"])
     decoded = opened(content).convert("RGB")
     cropped = transform.crop(decoded, SIZE)
@@ -78,6 +84,12 @@ def stages(images: Dataset) -> dict[str, Callable]:
             with seeded(*key):
                 np.array(transform.augment(cropped))
 
+    def decode_on_gpu() -> None:
+        decode_files(files, torch.device("cuda"))
+        torch.cuda.synchronize()
+
+    files = undecoded.__getitems__(batch)["pixel_values"]
+    on_gpu = {"decode, crop, flip on the GPU": decode_on_gpu} if torch.cuda.is_available() else {}
     return {
         "read": lambda: [read_file(row["image"]) for row in fetch(images, rows)],
         "decode in full": lambda: [opened(content).convert("RGB") for _ in rows],
@@ -85,7 +97,9 @@ def stages(images: Dataset) -> dict[str, Callable]:
         "crop and resize": crop,
         "augment: flip, RandAugment": augment,
         "collate": lambda: torch.from_numpy(np.stack([pixels] * IMAGES)).permute(0, 3, 1, 2),
-        BATCH: lambda: batches.__getitems__(list(zip(keys, rows))),
+        BATCH: lambda: plain.__getitems__(batch),
+        FOR_GPU: lambda: undecoded.__getitems__(batch),
+        **on_gpu,
     }
 
 
@@ -155,7 +169,7 @@ def main() -> None:
                 "what one core does": name[1],
                 "ms": f"{1000 * each:.2f}",
                 "images/s": f"{1 / each:.0f}",
-                f"cores for {NEEDED:,} images/s": f"{NEEDED * each:.0f}" if name[1] == BATCH else "",
+                f"cores for {NEEDED:,} images/s": f"{NEEDED * each:.0f}" if name[1] in (BATCH, FOR_GPU) else "",
                 "against RandomResizedCrop": "" if peer is None else f"{peer / time:.2f} x as fast",
             })  # fmt: skip
     report("Training images, from file to batch, on one thread", rows, options, ("pillow", "torchvision", "datasets"))

@@ -50,8 +50,8 @@ class Step:
 def steps(options: argparse.Namespace, output: Path) -> list[Step]:
     quick, cuda = options.quick, options.device == "cuda"
     python = [sys.executable]
-    tests = "tests/involution/test_cuda.py" if quick else "tests/involution"
-    test = [*python, "-m", "pytest", tests, "--gpu", "-q", "-rs", f"--junitxml={output}/tests.xml"]
+    tests = ["tests/involution/test_cuda.py"] if quick else ["tests/involution", "tests/training"]
+    test = [*python, "-m", "pytest", *tests, "--gpu", "-q", "-rs", f"--junitxml={output}/tests.xml"]
     every = ["--device", options.device, "--repeats", str(options.repeats)]
     memcheck, *checks = sanitizer_steps(python, 60 if quick else 200, [] if quick else ["--all"])
     result = [

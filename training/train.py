@@ -7,15 +7,17 @@ newest `checkpoints` and the complete Hub folders `best` and `last` to `output_d
 interrupted run from its newest checkpoint, and evaluates a finished one.
 """
 
+from argparse import ArgumentParser
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import rednet
 import torch
 from accelerate import Accelerator
 from rednet.loading import naming_damaged_weights
 from rednet.training.data.batches import TrainingOrder, evaluation_loader, training_loader
+from rednet.training.data.gpu_decoding import decode_files
 from rednet.training.data.mixing import BatchAugmentation
 from rednet.training.data.sources import check_images, class_names, load_images
 from rednet.training.data.transforms import RESAMPLE, normalize
@@ -96,7 +98,17 @@ def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
     check_sizes(config.train_image_size, config.num_train_epochs, config.max_train_steps is not None, parser)
     if config.streaming and config.repeated_augmentation > 1:
         parser.error("--repeated_augmentation draws images by number: it is not supported with --streaming")
+    if config.decode_on_gpu:
+        check_gpu_decoding(config, parser)
     return config
+
+
+def check_gpu_decoding(config: TrainingConfig, parser: ArgumentParser) -> None:
+    for name in ("color_jitter", "auto_augment"):
+        if value := getattr(config, name):
+            parser.error(f"--{name} is {value}: it changes decoded images, which --decode_on_gpu does not support")
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        parser.error("--decode_on_gpu needs an NVIDIA GPU, and torch finds none")
 
 
 def make_processor(config: TrainingConfig) -> ConvNextImageProcessor:
@@ -141,13 +153,16 @@ def make_model(config: TrainingConfig, labels: list[str] | None) -> rednet.RedNe
 
 def compute_loss(
     model: torch.nn.Module,
-    batch: dict[str, Tensor],
+    batch: dict[str, Any],
     config: TrainingConfig,
     augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     teacher: Teacher | None = None,
 ) -> Tensor:
     """Mean loss of a batch of `TrainingBatches`, whose normalized images and labels `augment` changes."""
-    images, labels = normalize(batch["pixel_values"], config), batch["labels"]
+    images, labels = batch["pixel_values"], batch["labels"]
+    if config.decode_on_gpu:
+        images = decode_files(images, labels.device)
+    images = normalize(images, config)
     if augment is not None:
         images, labels = augment(images, labels)
         images = images.contiguous(memory_format=torch.channels_last)

@@ -11,13 +11,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from datasets import Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from PIL import Image as PILImage
+from rednet.training.data.gpu_decoding import FileTransform
 from rednet.training.data.headers import check_mode
 from rednet.training.data.sources import Images
 from rednet.training.data.transforms import TrainingTransform, open_image
@@ -182,9 +182,10 @@ class EvaluationOrder(Sampler):
 
 
 class TrainingBatches(torch.utils.data.Dataset):
-    """Batches for `TrainingOrder`: `pixel_values`, uint8 (B, 3, size, size), and `labels` (B,).
+    """Batches for `TrainingOrder`: `pixel_values`, what `transform` makes of the images, and `labels` (B,).
 
-    `normalize` makes floats of the pixels on the device, so that workers transfer bytes.
+    With `TrainingTransform`, `pixel_values` is uint8 (B, 3, size, size). `normalize` makes floats of the pixels on the
+    device, so that workers transfer bytes.
 
     Args:
         size: returns the height and width of the images of an epoch.
@@ -193,13 +194,12 @@ class TrainingBatches(torch.utils.data.Dataset):
     def __init__(self, images: Images, transform: TrainingTransform, num_labels: int, size: Callable[[int], int]):
         self.images, self.transform, self.num_labels, self.size = images, transform, num_labels, size
 
-    def __getitems__(self, batch: list[tuple]) -> dict[str, torch.Tensor]:
+    def __getitems__(self, batch: list[tuple]) -> dict[str, Any]:
         keys = [key for key, _ in batch]
         size = self.size(keys[0][1])
         rows = fetch(self.images, [row for _, row in batch])
-        pixels = [decode(row, partial(self.transform, key=key, size=size)) for row, key in zip(rows, keys)]
-        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)  # a channels-last tensor, without a copy
-        return {"pixel_values": images, "labels": stack_labels(rows, self.num_labels)}
+        images = [decode(row, partial(self.transform, key=key, size=size)) for row, key in zip(rows, keys)]
+        return {"pixel_values": self.transform.collate(images), "labels": stack_labels(rows, self.num_labels)}
 
 
 def size_of_epoch(sizes: list[int], num_epochs: float, epoch: int) -> int:
@@ -270,11 +270,8 @@ def training_loader(
     images = images.cast_column("image", Image(decode=False))
     order = training_order(images, config, process, num_processes, config.repeated_augmentation)
     size = partial(size_of_epoch, config.train_sizes, config.num_train_epochs)
-    return make_loader(
-        TrainingBatches(images, TrainingTransform(config, config.image_mean), num_labels, size),
-        order,
-        config,
-    )
+    transform = (FileTransform if config.decode_on_gpu else TrainingTransform)(config, config.image_mean)
+    return make_loader(TrainingBatches(images, transform, num_labels, size), order, config)
 
 
 def evaluation_loader(

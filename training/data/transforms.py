@@ -37,7 +37,9 @@ def open_image(stored: dict) -> Image.Image:
 
     The pixels are decoded later, unless the orientation changes them.
     """
-    image = Image.open(io.BytesIO(read_file(stored)))
+    file = io.BytesIO(read_file(stored))
+    file.name = stored["path"] or "(without a path)"
+    image = Image.open(file)
     return image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
 
 
@@ -66,12 +68,23 @@ class TrainingTransform:
         resample = choose_resample(self.interpolation)
         if self.random_crop is None:
             return as_rgb(image).resize(target, resample)
-        box = self.random_crop.make_params([image])
-        top, left, bottom, right = box["top"], box["left"], box["top"] + box["height"], box["left"] + box["width"]
-        shrink = max(min(box["height"], box["width"]) / size, 1)
+        top, left, box_height, box_width = self.choose_box(image)
+        bottom, right = top + box_height, left + box_width
+        shrink = max(min(box_height, box_width) / size, 1)
         image.draft("RGB", (math.ceil(width / shrink), math.ceil(height / shrink)))
         x, y = image.size[0] / width, image.size[1] / height
         return as_rgb(image).resize(target, resample, box=(left * x, top * y, right * x, bottom * y))
+
+    def choose_box(self, image: Image.Image) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a random crop, or of the whole image."""
+        if self.random_crop is None:
+            return 0, 0, image.height, image.width
+        box = self.random_crop.make_params([image])
+        return box["top"], box["left"], box["height"], box["width"]
+
+    def collate(self, images: list[np.ndarray]) -> torch.Tensor:
+        """The results of `__call__` as a batch, uint8 (B, 3, size, size)."""
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # a channels-last tensor, without a copy
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -84,6 +84,11 @@ class TrainingConfig(
         "Number of times that an image occurs in an epoch, each time with other random changes. With at least as many "
         "processes, its copies in a batch are on different ones. The epoch keeps its length, with fewer different images.",
     )
+    decode_on_gpu: bool = option(
+        False,
+        "Decode, crop and flip JPEG files on the GPU, by nvJPEG; worker processes then only read them. They decode all "
+        "other files. Not for color_jitter and auto_augment.",
+    )
 
 
 @dataclass
