@@ -249,6 +249,17 @@ void compute_block(const Geometry& g, int64_t b, const Chunk& chunk, const Block
   writer.finish(chunk, block);
 }
 
+// A chunk of one image, and the output rows [first, last) of a strip.
+struct Task {
+  Chunk chunk;
+  int64_t b, first, last;
+};
+
+inline Task task_at(const Geometry& g, const Strips& strips, int64_t index) {
+  const int64_t chunks = g.groups * chunks_per_group(g), first = index / chunks % strips.count * strips.rows;
+  return {chunk_at(g, index % chunks), index / chunks / strips.count, first, min(first + strips.rows, g.out_h)};
+}
+
 template <typename scalar_t, typename acc_t, typename Reader>
 void forward_with(const Geometry& g, const Tensor& input, const Tensor& kernel,
                   const ChannelEpilogues<acc_t>& epilogues, const Tensor& output, const Parallel& parallel) {
@@ -263,15 +274,19 @@ void forward_with(const Geometry& g, const Tensor& input, const Tensor& kernel,
       Reader kernels(kernel);
       BlockWriter<scalar_t, acc_t> writer(output);
       for (int64_t task = begin; task < end; ++task) {
-        const Chunk chunk = chunk_at(g, task % chunks);
-        const int64_t strip = task / chunks % strips.count, b = task / chunks / strips.count;
-        const int64_t first = strip * strips.rows, last = min(first + strips.rows, g.out_h);
+        const auto [chunk, b, first, last] = task_at(g, strips, task);
         pack_rows(x, packed.get(), rows, b, chunk, first * g.stride_h - g.padding_h, g.dilation_h,
                   (last - first - 1) * g.stride_h + g.kernel_h);
         const PackedStrip<acc_t> strip_of_chunk{packed.get(), rows.columns * chunk.size(), first};
         for (int64_t n = 0; n < blocks.count(last - first); ++n) {
           const Block block = blocks.at(g, n, first, last);
           kernels.start(b, chunk.group, block);
+          if (n + 1 < blocks.count(last - first)) {
+            kernels.prefetch_next(b, chunk.group, blocks.at(g, n + 1, first, last));
+          } else if (task + 1 < end) {
+            const Task next = task_at(g, strips, task + 1);
+            kernels.prefetch_next(next.b, next.chunk.group, blocks.at(g, 0, next.first, next.last));
+          }
           compute_block<decltype(S)::value>(g, b, chunk, block, strip_of_chunk, kernels, epilogues, writer);
         }
       }

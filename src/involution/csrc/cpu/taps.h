@@ -95,6 +95,7 @@ class PixelKernels {
   void start(int64_t b, int64_t group, const Block& block) {
     first_ = kernel_.at(b, group, block.i_begin, block.j_begin);
   }
+  void prefetch_next(int64_t, int64_t, const Block&) {}  // `tile` does it
   // The taps of `pixels` neighboring pixels in a row of the block.
   TapsByPixel<acc_t> tile(int64_t row, int64_t j, int64_t pixels) {
     const scalar_t* from = first_ + row * kernel_.stride_h + j * kernel_.stride_w;
@@ -146,10 +147,11 @@ class PlanarKernels {
   void start(int64_t b, int64_t group, const Block& block) {
     const scalar_t* from = kernel_.at(b, group, block.i_begin, block.j_begin);
     width_ = block.width;
-    // There are more taps than streams that the prefetcher of the processor follows.
-    for (int64_t tap = 0; tap < kernel_.taps; ++tap) {
-      prefetch(from + tap * kernel_.stride_v, block.pixels());
+    tiles_ = (block.i_end - block.i_begin) * ceil_div(width_, 2 * kTile);
+    if (from != next_) {
+      prefetch_next(b, group, block);
     }
+    prefetch_taps(kernel_.taps);
     if constexpr (kInPlace) {
       pixels_ = {from, kernel_.stride_v};
     } else {
@@ -159,16 +161,32 @@ class PlanarKernels {
       pixels_ = {copy_.get(), kTapStride};
     }
   }
-  PixelsByTap<acc_t> tile(int64_t row, int64_t j, int64_t) const {
+  // Prefetches the block that will be started next, a part with each tile of the current one.
+  void prefetch_next(int64_t b, int64_t group, const Block& block) {
+    next_ = kernel_.at(b, group, block.i_begin, block.j_begin);
+    next_pixels_ = block.pixels();
+    next_tap_ = 0;
+  }
+  PixelsByTap<acc_t> tile(int64_t row, int64_t j, int64_t) {
+    prefetch_taps(ceil_div(kernel_.taps, tiles_));
     return {pixels_.data + row * width_ + j, pixels_.tap_stride};
   }
 
  private:
+  // There are more taps than streams that the prefetcher of the processor follows.
+  void prefetch_taps(int64_t count) {
+    for (const int64_t end = min(next_tap_ + count, kernel_.taps); next_tap_ < end; ++next_tap_) {
+      prefetch(next_ + next_tap_ * kernel_.stride_v, next_pixels_);
+    }
+  }
+
   static constexpr bool kInPlace = std::is_same_v<scalar_t, acc_t>;
   const KernelTensor<scalar_t> kernel_;
   Buffer<acc_t> copy_;
   PixelsByTap<acc_t> pixels_{};
-  int64_t width_ = 0;
+  int64_t width_ = 0, tiles_ = 1;  // of the current block
+  const scalar_t* next_ = nullptr;
+  int64_t next_pixels_ = 0, next_tap_ = 0;  // the first tap that is not prefetched
 };
 
 // Calls f(reader type) for the reader that suits a kernel.
