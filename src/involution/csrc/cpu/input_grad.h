@@ -55,26 +55,47 @@ INVOLUTION_NOINLINE void input_grad_tile(const Geometry& g, const acc_t* grad, T
   }
 }
 
-// Scatters the gradients of one output row into the packed rows [first, last) of the input.
+// The packed input rows [first, last) of a chunk.
+template <typename acc_t>
+struct GradStrip {
+  acc_t* data;
+  int64_t row_step, first, last;
+};
+
+// Scatters the gradients of the output row `i` in a block, for which `kernels` was started. `grad` is the whole row.
 template <int S, int N, typename acc_t, typename Reader>
-void input_grad_row(const Geometry& g, int64_t b, int64_t group, int64_t i, const acc_t* grad, Reader& kernels,
-                    acc_t* packed, int64_t row_step, int64_t first, int64_t last) {
+void input_grad_row(const Geometry& g, const Block& block, int64_t i, const acc_t* grad, Reader& kernels,
+                    const GradStrip<acc_t>& strip) {
   constexpr int64_t size = N * kLanes;
-  for (int64_t j_begin = 0; j_begin < g.out_w; j_begin += kBlock) {
-    const Block block{i, i + 1, j_begin, min(kBlock, g.out_w - j_begin)};
-    kernels.start(b, group, block);
-    for_tiles<N>(block.width, [&](auto T, int64_t j) {
-      const auto taps = kernels.tile(0, j, T);
-      for (int64_t u = 0; u < g.kernel_h; ++u) {
-        const int64_t y = i * g.stride_h + u * g.dilation_h - g.padding_h;
-        if (y >= first && y < last) {
-          input_grad_tile<S, decltype(T)::value, N>(
-              g, grad + (j_begin + j) * size, taps, u,
-              packed + (y - first) * row_step + (j_begin + j) * g.stride_w * size);
-        }
+  for_tiles<N>(block.width, [&](auto T, int64_t j) {
+    const auto taps = kernels.tile(i - block.i_begin, j, T);
+    for (int64_t u = 0; u < g.kernel_h; ++u) {
+      const int64_t y = i * g.stride_h + u * g.dilation_h - g.padding_h;
+      if (y >= strip.first && y < strip.last) {
+        input_grad_tile<S, decltype(T)::value, N>(
+            g, grad + (block.j_begin + j) * size, taps, u,
+            strip.data + (y - strip.first) * strip.row_step + (block.j_begin + j) * g.stride_w * size);
       }
-    });
-  }
+    }
+  });
+}
+
+// A chunk of one image, the input rows [first, last) of a strip, and the output rows [i_begin, i_end) whose windows
+// reach them. Each task writes its own rows.
+struct GradTask {
+  Chunk chunk;
+  int64_t b, first, last, i_begin, i_end;
+};
+
+inline GradTask grad_task_at(const Geometry& g, int64_t strip_rows, int64_t index) {
+  const int64_t chunks = g.groups * chunks_per_group(g), strips = ceil_div(g.height, strip_rows);
+  const int64_t first = index / chunks % strips * strip_rows, last = min(first + strip_rows, g.height);
+  return {chunk_at(g, index % chunks),
+          index / chunks / strips,
+          first,
+          last,
+          max(ceil_div(first + g.padding_h - (g.kernel_h - 1) * g.dilation_h, g.stride_h), 0),
+          min((last - 1 + g.padding_h) / g.stride_h + 1, g.out_h)};
 }
 
 template <typename scalar_t, typename acc_t, typename Reader>
@@ -83,31 +104,39 @@ void input_grad_with(const Geometry& g, const Tensor& grad_output, const Tensor&
   const Image<const scalar_t> dy(grad_output);
   const Image<scalar_t> dx(grad_input);
   const int64_t columns = max(packed_columns(g), g.padding_w + g.width), largest = chunk_at(g, 0).size();
-  const int64_t chunks = g.groups * chunks_per_group(g);
-  // Strips of input rows: each task writes its own rows, and reads all output rows whose windows reach them.
   const int64_t strip_rows = max(min(kStripBytes / int64_t(columns * kLanes * sizeof(acc_t)), g.height), 1);
-  const int64_t strips = ceil_div(g.height, strip_rows);
+  const int64_t tasks = g.batch * ceil_div(g.height, strip_rows) * g.groups * chunks_per_group(g);
+  const Blocks blocks(g);
   with_static_stride<acc_t, 2>(g, [&](auto S) {
-    parallel_for(parallel, g.batch * strips * chunks, [&](int64_t begin, int64_t end) {
+    parallel_for(parallel, tasks, [&](int64_t begin, int64_t end) {
       Buffer<acc_t> packed(strip_rows * columns * largest), grad(g.out_w * largest);
       Reader kernels(kernel);
-      for (int64_t task = begin; task < end; ++task) {
-        const Chunk chunk = chunk_at(g, task % chunks);
-        const int64_t b = task / chunks / strips, first = task / chunks % strips * strip_rows;
-        const int64_t last = min(first + strip_rows, g.height), row_step = columns * chunk.size();
-        zero(packed.get(), (last - first) * row_step);
-        const int64_t i_begin = max(ceil_div(first + g.padding_h - (g.kernel_h - 1) * g.dilation_h, g.stride_h), 0);
-        const int64_t i_end = min((last - 1 + g.padding_h) / g.stride_h + 1, g.out_h);
-        for (int64_t i = i_begin; i < i_end; ++i) {
-          pack_rows(dy, grad.get(), {g.out_w, 0}, b, chunk, i, 1, 1);
-          with_static_count<kChunkVectors>(chunk.vectors(), [&](auto N) {
-            input_grad_row<decltype(S)::value, decltype(N)::value>(g, b, chunk.group, i, grad.get(), kernels,
-                                                                   packed.get(), row_step, first, last);
-          });
+      for (int64_t index = begin; index < end; ++index) {
+        const GradTask task = grad_task_at(g, strip_rows, index);
+        const Chunk& chunk = task.chunk;
+        const GradStrip<acc_t> strip{packed.get(), columns * chunk.size(), task.first, task.last};
+        zero(packed.get(), (task.last - task.first) * strip.row_step);
+        for (int64_t n = 0; n < blocks.count(task.i_end - task.i_begin); ++n) {
+          const Block block = blocks.at(g, n, task.i_begin, task.i_end);
+          kernels.start(task.b, chunk.group, block);
+          if (n + 1 < blocks.count(task.i_end - task.i_begin)) {
+            kernels.prefetch_next(task.b, chunk.group, blocks.at(g, n + 1, task.i_begin, task.i_end));
+          } else if (index + 1 < end) {
+            const GradTask next = grad_task_at(g, strip_rows, index + 1);
+            kernels.prefetch_next(next.b, next.chunk.group, blocks.at(g, 0, next.i_begin, next.i_end));
+          }
+          for (int64_t i = block.i_begin; i < block.i_end; ++i) {
+            if (block.j_begin == 0) {
+              pack_rows(dy, grad.get(), {g.out_w, 0}, task.b, chunk, i, 1, 1);
+            }
+            with_static_count<kChunkVectors>(chunk.vectors(), [&](auto N) {
+              input_grad_row<decltype(S)::value, decltype(N)::value>(g, block, i, grad.get(), kernels, strip);
+            });
+          }
         }
-        for (int64_t y = first; y < last; ++y) {
-          unpack_pixels(dx.row(b, chunk.first, y), dx.stride_c, dx.stride_w,
-                        packed.get() + (y - first) * row_step + g.padding_w * chunk.size(), g.width, chunk);
+        for (int64_t y = task.first; y < task.last; ++y) {
+          unpack_pixels(dx.row(task.b, chunk.first, y), dx.stride_c, dx.stride_w,
+                        packed.get() + (y - task.first) * strip.row_step + g.padding_w * chunk.size(), g.width, chunk);
         }
       }
     });

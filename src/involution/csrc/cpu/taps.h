@@ -43,6 +43,24 @@ struct Block {
   }
 };
 
+// The division of a strip into blocks: whole rows if they fit, otherwise parts of a row.
+struct Blocks {
+  int64_t rows, columns, per_row;
+
+  explicit Blocks(const Geometry& g)
+      : rows(g.dilation_h > 1 ? 1 : max(kBlock / g.out_w, 1)),
+        columns(min(g.out_w, kBlock)),
+        per_row(ceil_div(g.out_w, columns)) {}
+  int64_t count(int64_t out_rows) const {
+    return ceil_div(out_rows, rows) * per_row;
+  }
+  // The block at an index, of a strip with the output rows [first, last).
+  Block at(const Geometry& g, int64_t index, int64_t first, int64_t last) const {
+    const int64_t i = first + index / per_row * rows, j = index % per_row * columns;
+    return {i, min(i + rows, last), j, min(columns, g.out_w - j)};
+  }
+};
+
 // A kernel (B, G, Kh, Kw, H', W').
 template <typename scalar_t>
 struct KernelTensor {
