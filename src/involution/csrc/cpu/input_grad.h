@@ -62,10 +62,10 @@ struct GradStrip {
   int64_t row_step, first, last;
 };
 
-// Scatters the gradients of the output row `i` in a block, for which `kernels` was started. `grad` is the whole row.
+// Scatters the gradients of the output row `i` in a block, for which `kernels` was started. `grad` is the packed row.
 template <int S, int N, typename acc_t, typename Reader>
 void input_grad_row(const Geometry& g, const Block& block, int64_t i, const acc_t* grad, Reader& kernels,
-                    const GradStrip<acc_t>& strip) {
+                    GradStrip<acc_t> strip) {
   constexpr int64_t size = N * kLanes;
   for_tiles<N>(block.width, [&](auto T, int64_t j) {
     const auto taps = kernels.tile(i - block.i_begin, j, T);
@@ -106,10 +106,13 @@ void input_grad_with(const Geometry& g, const Tensor& grad_output, const Tensor&
   const int64_t columns = max(packed_columns(g), g.padding_w + g.width), largest = chunk_at(g, 0).size();
   const int64_t strip_rows = max(min(kStripBytes / int64_t(columns * kLanes * sizeof(acc_t)), g.height), 1);
   const int64_t tasks = g.batch * ceil_div(g.height, strip_rows) * g.groups * chunks_per_group(g);
-  const Blocks blocks(g);
+  Blocks blocks(g);
+  if (!Reader::kReadsBlocks) {
+    blocks.rows = 1;  // packing a row of gradients at a time is faster
+  }
   with_static_stride<acc_t, 2>(g, [&](auto S) {
     parallel_for(parallel, tasks, [&](int64_t begin, int64_t end) {
-      Buffer<acc_t> packed(strip_rows * columns * largest), grad(g.out_w * largest);
+      Buffer<acc_t> packed(strip_rows * columns * largest), grad(blocks.rows * g.out_w * largest);
       Reader kernels(kernel);
       for (int64_t index = begin; index < end; ++index) {
         const GradTask task = grad_task_at(g, strip_rows, index);
@@ -125,12 +128,13 @@ void input_grad_with(const Geometry& g, const Tensor& grad_output, const Tensor&
             const GradTask next = grad_task_at(g, strip_rows, index + 1);
             kernels.prefetch_next(next.b, next.chunk.group, blocks.at(g, 0, next.i_begin, next.i_end));
           }
+          if (block.j_begin == 0) {
+            pack_rows(dy, grad.get(), {g.out_w, 0}, task.b, chunk, block.i_begin, 1, block.i_end - block.i_begin);
+          }
           for (int64_t i = block.i_begin; i < block.i_end; ++i) {
-            if (block.j_begin == 0) {
-              pack_rows(dy, grad.get(), {g.out_w, 0}, task.b, chunk, i, 1, 1);
-            }
+            const acc_t* row = grad.get() + (i - block.i_begin) * g.out_w * chunk.size();
             with_static_count<kChunkVectors>(chunk.vectors(), [&](auto N) {
-              input_grad_row<decltype(S)::value, decltype(N)::value>(g, block, i, grad.get(), kernels, strip);
+              input_grad_row<decltype(S)::value, decltype(N)::value>(g, block, i, row, kernels, strip);
             });
           }
         }

@@ -196,16 +196,20 @@ void pack_pixels(acc_t* to, int64_t size, const scalar_t* from, int64_t stride_c
 template <typename scalar_t, typename acc_t>
 INVOLUTION_NOINLINE void unpack_planes(scalar_t* to, int64_t stride_c, int64_t stride_w, const acc_t* from,
                                        int64_t size, int64_t pixels, int64_t channels) {
-  if (stride_w == 1 && pixels >= kLanes) {
+  if (stride_w == 1 && pixels >= kLanes / 2) {
     for (int64_t p = 0; p < pixels; p += kLanes) {
-      const int64_t first = min(p, pixels - kLanes);  // The last vector may overlap the one before.
+      const int64_t first = max(min(p, pixels - kLanes), 0);  // The last vector may overlap the one before.
       Channels<acc_t> values[kLanes];
       INVOLUTION_UNROLL for (int t = 0; t < kLanes; ++t) {
-        values[t] = load<Channels<acc_t>>(from + (first + t) * size);
+        values[t] = t < pixels ? load<Channels<acc_t>>(from + (first + t) * size) : Channels<acc_t>{};
       }
       transpose<acc_t>(values);
       for (int c = 0; c < channels; ++c) {
-        store_lanes(to + c * stride_c + first, values[c]);
+        if (pixels >= kLanes) {
+          store_lanes(to + c * stride_c + first, values[c]);
+        } else {
+          store_first(to + c * stride_c, values[c], pixels);
+        }
       }
     }
     return;

@@ -105,6 +105,8 @@ struct KernelTensor {
 template <typename scalar_t, typename acc_t>
 class PixelKernels {
  public:
+  static constexpr bool kReadsBlocks = false;
+
   explicit PixelKernels(const Tensor& t)
       : kernel_(t),
         in_place_(std::is_same_v<scalar_t, acc_t> && kernel_.has_adjacent_taps()),
@@ -155,6 +157,8 @@ class PixelKernels {
 template <typename scalar_t, typename acc_t>
 class PlanarKernels {
  public:
+  static constexpr bool kReadsBlocks = true;
+
   explicit PlanarKernels(const Tensor& t) : kernel_(t), copy_(kInPlace ? 0 : kernel_.taps * kTapStride) {}
 
   static bool reads(const Geometry& g, const Tensor& t) {
