@@ -4,7 +4,8 @@
     python benchmarks/library_speed.py --output benchmarks/results/library-DEVICE-DATE
 
 Each library is in its own process, because a process has only one operator. The processes take turns over the seventeen
-involutions of RedNet-50. A number above 1 means that the library in the wheel is faster.
+involutions of RedNet-50. Each repeat starts new ones, because where a process has its memory changes its times. A number
+above 1 means that the library in the wheel is faster.
 """
 
 import multiprocessing
@@ -49,34 +50,49 @@ def measure(library: Path, threads: int, connection: Connection) -> None:
         connection.send(times)
 
 
+def measure_pair(libraries: tuple[Path, Path], threads: int, cases: list[tuple]) -> list[list[list[float]]]:
+    """The durations of each function, of both libraries in new processes, for each case."""
+    context = multiprocessing.get_context("spawn")
+    processes, connections = [], []
+    for library in libraries:
+        connection, other = context.Pipe()
+        processes.append(context.Process(target=measure, args=(library, threads, other), daemon=True))
+        processes[-1].start()
+        connections.append(connection)
+    times: list[list[list[float]]] = []
+    for case in cases:
+        times.append([])
+        for connection in connections:
+            connection.send(case)
+            times[-1].append(connection.recv())
+    for connection, process in zip(connections, processes, strict=True):
+        connection.send(None)
+        process.join()
+    return times
+
+
 def main() -> None:
     options = arguments(__doc__.splitlines()[0])
     packaged = next(Path().glob("build/lib.*/involution/lib/involution_cpu.so"), None)
     if packaged is None:
         raise SystemExit("build has no library for the wheel: run `make wheel`")
-    context = multiprocessing.get_context("spawn")
-    connections = []
-    for library in (extension.build("cpu"), packaged.absolute()):
-        connection, other = context.Pipe()
-        context.Process(target=measure, args=(library, options.threads, other), daemon=True).start()
-        connections.append(connection)
+    libraries = (extension.build("cpu"), packaged.absolute())
+    batches = [(dtype, batch) for dtype in (torch.float32, torch.bfloat16) for batch in (1, options.batch_size)]
+    cases = [(shape, batch, dtype) for dtype, batch in batches for shape in SHAPES]
+    repeats = [measure_pair(libraries, options.threads, cases) for _ in tqdm(range(options.repeats))]
+    medians = {
+        case: [[statistics.median(times) for times in zip(*turns, strict=True)] for turns in zip(*pairs, strict=True)]
+        for case, pairs in zip(cases, zip(*repeats, strict=True), strict=True)
+    }
 
     rows = []
-    for dtype in (torch.float32, torch.bfloat16):
-        for batch in (1, options.batch_size):
-            totals = torch.zeros(2, len(FUNCTIONS), dtype=torch.float64)
-            for shape in tqdm(SHAPES, desc=f"{dtype}, batch {batch}"):
-                turns: list[list[list[float]]] = [[], []]
-                for _ in range(options.repeats):
-                    for connection, times in zip(connections, turns, strict=True):
-                        connection.send((shape, batch, dtype))
-                        times.append(connection.recv())
-                medians = [[statistics.median(column) for column in zip(*times, strict=True)] for times in turns]
-                totals += shape[-1] * torch.tensor(medians, dtype=torch.float64)
-                rows.append(_row(dtype, batch, f"{shape[0]} x {shape[1]} x {shape[1]}, K {shape[3]}", *medians))
-            rows.append(_row(dtype, batch, "all seventeen", *totals.tolist()))
-    for connection in connections:
-        connection.send(None)
+    for dtype, batch in batches:
+        totals = torch.zeros(2, len(FUNCTIONS), dtype=torch.float64)
+        for shape in SHAPES:
+            times = medians[shape, batch, dtype]
+            totals += shape[-1] * torch.tensor(times, dtype=torch.float64)
+            rows.append(_row(dtype, batch, f"{shape[0]} x {shape[1]} x {shape[1]}, K {shape[3]}", *times))
+        rows.append(_row(dtype, batch, "all seventeen", *totals.tolist()))
     report("The library in the wheel, relative to that compiled for this machine", rows, options)
 
 
