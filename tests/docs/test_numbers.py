@@ -251,9 +251,12 @@ def test_pairs_of_equal_cost():
     pairs = {
         ("Fashion-MNIST", "depth"): ("fashion_mnist_models", "base", "ResNet"),
         ("Fashion-MNIST", "parameters, operations"): ("fashion_mnist_models", "RedNet-1-2-2", "ResNet"),
+        ("Fashion-MNIST, AdamW", "depth"): ("fashion_mnist_models_adamw", "base", "ResNet"),
         ("Fashion-MNIST, AdamW", "parameters, operations"): ("fashion_mnist_models_adamw", "RedNet-1-2-2", "ResNet"),
         ("Open Clip Art", "depth"): ("open_clip_art_models", "base", "ResNet"),
         ("Open Clip Art", "parameters, operations"): ("open_clip_art_models", "base", "ResNet-1-1-1"),
+        ("Open Clip Art, AdamW", "depth"): ("open_clip_art_models_adamw", "base", "ResNet"),
+        ("Open Clip Art, AdamW", "parameters, operations"): ("open_clip_art_models_adamw", "base", "ResNet-1-1-1"),
     }
     rows = read_table("docs/evidence.md", "Trained here")
     assert [(data, equal) for data, equal, *_ in rows] == list(pairs)
