@@ -61,8 +61,8 @@ SHORTER = {
     "resnet18": "--epochs 1 --train_pictures 256",
     "guided_filter": "--steps 2",
     "volume": "--steps 2",
-    "ablate": "--axes kernel_size=3 --seeds 0 --options max_train_samples=64 per_device_train_batch_size=16 "
-    "num_warmup_steps=0 num_train_epochs=1",
+    "ablate": "--axes kernel_size=3 --seeds 0 --time_batch_size 2 --options max_train_samples=64 "
+    "per_device_train_batch_size=16 num_warmup_steps=0 num_train_epochs=1",
 }
 
 
