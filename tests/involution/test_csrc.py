@@ -15,7 +15,7 @@ SOURCES = {CSRC / "involution2d_cpu.cpp", CSRC / "cpu/kernels.cpp", Path(__file_
 # Headers that are compiled here, and templates to instantiate, because only this shows what their bodies lack.
 COMPILED = {
     "checks.h": ["forward_geometry", "input_grad_geometry", "kernel_grad_geometry", "fused_geometry"],
-    "cpu/dots.h": ["forward_dots<float>"],
+    "cpu/small_groups.h": ["forward_small_groups<float>"],
     "cpu/fused.h": ["forward_kernel<float>", "fused_kernel<float>"],
     "cpu/implementation.h": ["kKernels"],
     "cpu/input_grad.h": ["input_grad_kernel<float>"],

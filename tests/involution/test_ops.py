@@ -58,6 +58,7 @@ def test_compiled_matches_definition(threads):
         (9, 2, (12, 35), (7, 16), (1, 3), (1, 2)),
         (8, 1, (3, 1), (3, 1), (1, 1), (1, 1)),
         (70, 1, (5, 5), (1, 1), (1, 1), (1, 1)),
+        (70, 1, (4, 6), (5, 5), (1, 1), (1, 1)),
     ],
 )
 @pytest.mark.parametrize("dtype", DTYPES)

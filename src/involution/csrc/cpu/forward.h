@@ -65,7 +65,7 @@ INVOLUTION_NOINLINE void forward_tile(const Geometry& g, const acc_t* x, int64_t
                                       const Epilogue<acc_t>* epilogues, const OutputRow<acc_t>& out) {
   // The stores at the end would wait for cache lines that nothing reads.
   INVOLUTION_UNROLL for (int t = 0; t < T; ++t) {
-    __builtin_prefetch(out.data + t * out.step, 1);
+    prefetch(out.data + t * out.step);
   }
   Channels<acc_t> acc[T][N] = {};
   for (int64_t u = 0; u < g.kernel_h; ++u, x += row_step) {

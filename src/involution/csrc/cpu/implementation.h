@@ -1,7 +1,7 @@
 // The kernels for all dtypes, in anonymous namespaces: each file that includes this header compiles its own copy.
 #pragma once
 
-#include "dots.h"
+#include "small_groups.h"
 #include "forward.h"
 #include "fused.h"
 #include "input_grad.h"
@@ -31,9 +31,9 @@ void involution2d(const Geometry& g, const Tensor& input, const Tensor& kernel, 
   with_scalar_type(input.dtype, [&](auto* type) {
     using scalar_t = std::remove_pointer_t<decltype(type)>;
     const KernelTensor<scalar_t> layout(kernel);
-    const auto forward = planes_suit(g, layout) ? &forward_planes<scalar_t>
-                         : dots_suit(g, layout) ? &forward_dots<scalar_t>
-                                                : &forward_kernel<scalar_t>;
+    const auto forward = planes_suit(g, layout)         ? &forward_planes<scalar_t>
+                         : small_groups_suit(g, layout) ? &forward_small_groups<scalar_t>
+                                                        : &forward_kernel<scalar_t>;
     forward(g, input, kernel, epilogues, output, parallel);
   });
 }

@@ -82,12 +82,12 @@ class TapWriter {
     if (tap_stride_ == 1) {
       for (int64_t p = 0; p < pixels; ++p) {
         for (int64_t tap = 0; tap < taps_; tap += 64 / int64_t(sizeof(scalar_t))) {
-          __builtin_prefetch(to + p * pixel_stride_ + tap, 1);
+          prefetch(to + p * pixel_stride_ + tap);
         }
       }
     } else {
       for (int64_t tap = 0; tap < taps_; ++tap) {
-        __builtin_prefetch(to + tap * tap_stride_ + 64 / int64_t(sizeof(scalar_t)), 1);
+        prefetch(to + tap * tap_stride_ + 64 / int64_t(sizeof(scalar_t)));
       }
     }
   }

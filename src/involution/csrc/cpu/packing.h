@@ -148,7 +148,7 @@ INVOLUTION_NOINLINE void pack_planes(acc_t* to, int64_t size, const PackedRows& 
     Channels<acc_t> values[kLanes] = {};
     if (channels == kLanes) {
       INVOLUTION_UNROLL for (int c = 0; c < kLanes; ++c) {
-        __builtin_prefetch(from + c * stride_c + p + kAhead);  // one line of many planes each
+        prefetch(from + c * stride_c + p + kAhead);  // one line of many planes each
         values[c] = load_lanes<acc_t>(from + c * stride_c + p);
       }
     } else {
@@ -226,7 +226,7 @@ void unpack_pixels(scalar_t* to, int64_t stride_c, int64_t stride_w, const acc_t
   if (chunk.count == chunk.size() && stride_c == 1) {
     with_static_count<kChunkVectors>(chunk.vectors(), [&](auto N) {
       for (int64_t x = 0; x < pixels; ++x) {
-        __builtin_prefetch(to + (x + kLanes) * stride_w, 1);  // Stores would wait for cache lines that nothing reads.
+        prefetch(to + (x + kLanes) * stride_w);  // Stores would wait for cache lines that nothing reads.
         INVOLUTION_UNROLL for (int n = 0; n < decltype(N)::value; ++n) {
           store_lanes(to + x * stride_w + n * kLanes, load<Channels<acc_t>>(from + (x * N + n) * kLanes));
         }

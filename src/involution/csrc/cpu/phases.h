@@ -48,7 +48,7 @@ INVOLUTION_NOINLINE void pack_channels(acc_t* to, int64_t to_step, const scalar_
   for (int64_t p = 0; p < pixels && vectors > 0; p += kLanes) {
     // All channels of a pixel are in few cache lines, which are far from those of the next pixel.
     for (int64_t n = 0; n < kLanes; ++n) {
-      __builtin_prefetch(from + (p + 2 * kLanes + n) * stride_w);
+      prefetch(from + (p + 2 * kLanes + n) * stride_w);
     }
     const int64_t first = max(min(p, pixels - kLanes), 0);  // The last vector may overlap the one before.
     for (int64_t c = 0; c < vectors; c += kLanes) {

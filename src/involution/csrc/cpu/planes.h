@@ -35,7 +35,7 @@ INVOLUTION_NOINLINE void add_planes(PlaneRows<scalar_t, acc_t> at, const int64_t
       const scalar_t* from = at.kernel + p;
       if (from + (V - 1) * tap_stride + kLanes - 1 <= last) {
         INVOLUTION_UNROLL for (int v = 0; v < V; ++v) {
-          __builtin_prefetch(from + v * tap_stride + next_taps);
+          prefetch(from + v * tap_stride + next_taps);
           taps[v] = load_lanes<acc_t>(from + v * tap_stride);
         }
       } else {

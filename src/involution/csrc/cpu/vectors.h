@@ -200,13 +200,18 @@ inline void zero(acc_t* to, int64_t count) {
   std::memset(to, 0, count * sizeof(acc_t));
 }
 
-// Asks for the cache lines of `count` values, which need not exist. For memory that the prefetcher of the processor
-// does not expect: it follows neither short runs nor long strides.
+// Asks for the cache line of a value, which need not exist. For memory that the prefetcher of the processor does not
+// expect: it follows neither short runs nor long strides. The line is brought into the L2 cache only. The L1 cache can
+// wait for too few lines: with lines for it, whether to be read or written, the operator took 1.05 to 1.3 times as long.
+INVOLUTION_INLINE inline void prefetch(const void* from) {
+  __builtin_prefetch(from, 0, 2);
+}
+// The same for the lines of `count` values.
 template <typename T>
 inline void prefetch(const T* from, int64_t count) {
   const uintptr_t first = reinterpret_cast<uintptr_t>(from), last = first + count * sizeof(T);
   for (uintptr_t line = first / 64 * 64; line < last; line += 64) {
-    __builtin_prefetch(reinterpret_cast<const void*>(line));
+    prefetch(reinterpret_cast<const void*>(line));
   }
 }
 
