@@ -38,7 +38,8 @@ INVOLUTION_NOINLINE void kernel_grad_tile(const KernelGradPixels<acc_t>& from, c
       value[r] = load<V>(grad + r * from.grad_row_step);
     }
     INVOLUTION_UNROLL for (int m = 0; m < M; ++m) {
-      const V pixels = load<V>(x + column[m]);
+      V pixels = load<V>(x + column[m]);
+      keep_in_register<acc_t>(pixels);
       INVOLUTION_UNROLL for (int r = 0; r < R; ++r) {
         add_products<acc_t>(acc[r][m], pixels, value[r]);
       }
@@ -128,10 +129,12 @@ class TapWriter {
       rows[m] = load<Channels<acc_t>>(tile + m * kLanes);
     }
     transpose<acc_t>(rows);
+    // Copies of the members: the compiler would read them again after each store.
     scalar_t* to = to_ + first;
+    const int64_t stride = pixel_stride_, pixels = pixels_;
     INVOLUTION_UNROLL for (int p = 0; p < kLanes; ++p) {
-      if (p < pixels_) {
-        store_lanes(to + p * pixel_stride_, rows[p]);
+      if (p < pixels) {
+        store_lanes(to + p * stride, rows[p]);
       }
     }
   }

@@ -195,6 +195,16 @@ inline void add_products(Channels<acc_t>& acc, const Channels<acc_t>& a, const C
   acc += a * b;
 }
 
+// Makes the compiler load a value once. GCC repeats the load in every multiplication, to use it as an operand in memory.
+template <typename acc_t>
+INVOLUTION_INLINE inline void keep_in_register(Channels<acc_t>& value) {
+#if defined(__AVX__)
+  if constexpr (std::is_same_v<acc_t, float>) {  // A vector of doubles takes two registers.
+    __asm__("" : "+v"(value));
+  }
+#endif
+}
+
 template <typename acc_t>
 inline void zero(acc_t* to, int64_t count) {
   std::memset(to, 0, count * sizeof(acc_t));
