@@ -77,7 +77,7 @@ def infer(model: Callable, images: torch.Tensor):
 
 def train(model: nn.Module, images: torch.Tensor, network: Callable | None = None):
     """A training step of a model. `network` is what is called in its place, such as a compiled form of it."""
-    network = model if network is None else network  # a compiled module has no truth value
+    network = model if network is None else network  # a compiled one may have no truth value
     labels = torch.randint(0, 1000, (len(images),), device=images.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
