@@ -212,7 +212,7 @@ inline void zero(acc_t* to, int64_t count) {
 
 // Asks for the cache line of a value, which need not exist. For memory that the prefetcher of the processor does not
 // expect: it follows neither short runs nor long strides. The line is brought into the L2 cache only. The L1 cache can
-// wait for too few lines: with lines for it, whether to be read or written, the operator took 1.05 to 1.3 times as long.
+// wait for too few lines: with lines for it, whether to be read or written, the operator took 1.1 to 1.4 times as long.
 INVOLUTION_INLINE inline void prefetch(const void* from) {
   __builtin_prefetch(from, 0, 2);
 }
