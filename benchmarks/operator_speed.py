@@ -2,7 +2,7 @@
 
     python benchmarks/operator_speed.py --output benchmarks/results/operator-DEVICE-DATE
 
-Forward, both gradients, and the fused form, against plain PyTorch (the loop over the taps and unfold, eager and
+Forward, both gradients, and the fused form with its gradients, against plain PyTorch (the loop over the taps and unfold, eager and
 compiled), the authors' form (contiguous tensors; on a GPU one thread for each output), and the memory floor: the time
 in which a copy moves as many bytes as the operator reads and writes. A second table has other shapes: kernel sizes,
 `group_channels`, and few pixels at batch 1. "Loop" and "loop, both gradients" compare the two
@@ -72,6 +72,12 @@ def make_functions(
         form.involution2d_input_grad(grad, kernel, [size, size], *window)
         form.involution2d_kernel_grad(grad, input, groups, kernel_size, *window)
 
+    def separate_gradients():
+        generated = reference.generated_kernel(features, weight, bias, kernel_size)
+        ops.involution2d_input_grad(grad, generated, [size, size], *window)
+        kernel_grad = ops.involution2d_kernel_grad(grad, input, groups, kernel_size, *window)
+        reference.generated_kernel_gradients(kernel_grad, features, weight, [True] * 3)
+
     functions = {
         "forward": lambda: ops.involution2d(input, kernel, *window),
         "input grad": lambda: ops.involution2d_input_grad(grad, kernel, [size, size], *window),
@@ -82,6 +88,8 @@ def make_functions(
         "1x1 convolution + forward": lambda: ops.involution2d(
             input, reference.generated_kernel(features, weight, bias, kernel_size), *window
         ),
+        "fused grad": lambda: ops.involution2d_fused_grad(grad, input, features, weight, bias, kernel_size, *window),
+        "separate gradients": separate_gradients,
         "loop": lambda: taps.involution2d(input, kernel, *window),
         "loop compiled": lambda: compiled_loop(input, kernel, *window),
         "loop, both gradients": lambda: both_gradients(taps),
@@ -95,6 +103,7 @@ def make_functions(
         "input grad": (grad, kernel, input),
         "kernel grad": (grad, input, kernel),
         "fused": (input, features, grad),
+        "fused grad": (grad, input, features, input, features),
     }
     return functions, {name: sum(t.nbytes for t in tensors) for name, tensors in moved.items()}
 
@@ -113,13 +122,15 @@ def other_shape(shape: tuple, options: argparse.Namespace) -> dict:
     functions, moved = make_functions(
         (channels, size, 1, kernel_size, 0), batch, options.device, torch.float32, group_channels
     )
-    functions = {name: functions[name] for name in (*moved, "1x1 convolution + forward", "contiguous")}
+    compared = "1x1 convolution + forward", "separate gradients", "contiguous"
+    functions = {name: functions[name] for name in (*moved, *compared)}
     times, floors = measure(functions, moved, options)
     return {
         "input": f"{batch} x {channels} x {size} x {size}, K {kernel_size}, {group_channels} channels per group",
         "forward ms": f"{1e3 * times['forward']:.3f}",
         **{f"{name} / memory floor": f"{times[name] / floors[name]:.2f}" for name in floors},
         "fused: faster than convolution + forward": f"{times['1x1 convolution + forward'] / times['fused']:.2f}",
+        "fused grad: faster than separate": f"{times['separate gradients'] / times['fused grad']:.2f}",
         "contiguous / channels-last": f"{times['contiguous'] / times['forward']:.2f}",
     }
 
@@ -147,6 +158,7 @@ def main() -> None:
             row["fused: faster than convolution + forward"] = (
                 f"{times['1x1 convolution + forward'] / times['fused']:.2f}"
             )
+            row["fused grad: faster than separate"] = f"{times['separate gradients'] / times['fused grad']:.2f}"
             for name in ("loop", "loop compiled", "unfold", "unfold compiled", "contiguous"):
                 row[f"forward: faster than {name}"] = f"{times[name] / times['forward']:.1f}"
             for name in ("", ", both gradients"):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import arguments, autocast, dispatch
+from . import arguments, autocast, dispatch, generation
 from .reference import accumulation_dtype, generated_kernel, generated_kernel_gradients
 from .transforms import bilinear, is_transformed
 
@@ -99,13 +99,23 @@ class _NormalizedInvolution(torch.autograd.Function):
         input, features, weight, bias, gamma, mean, inverse_std = ctx.saved_tensors
         needs_input, *needs_generation = ctx.needs_input_grad[:4]
         needs_gamma, needs_beta = ctx.needs_input_grad[6:8]
-        kernel = generated_kernel(features, weight, bias, ctx.kernel_size)
-        output = bilinear("involution2d", input, kernel, *ctx.window)
+        in_blocks = generation.computes_in_blocks(ctx.needs_input_grad, features)
+        arguments = (ctx.kernel_size, *ctx.window)
+        if in_blocks:
+            output = dispatch.involution2d_fused(input, features, weight, bias, None, None, False, *arguments)
+        else:
+            kernel = generated_kernel(features, weight, bias, ctx.kernel_size)
+            output = bilinear("involution2d", input, kernel, *ctx.window)
         grad, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
             grad, output, gamma, None, None, mean, inverse_std, True, ctx.eps, [True, needs_gamma, needs_beta]
         )
-        groups = kernel.shape[1]
         del output
+        grad_norm = grad_gamma if needs_gamma else None, grad_beta if needs_beta else None
+        if in_blocks:
+            needs = ctx.needs_input_grad
+            grads = generation.gradients_in_blocks(needs, grad, input, features, weight, bias, *arguments)
+            return *grads, None, None, *grad_norm, *[None] * 4
+        groups = kernel.shape[1]
         grad_input = grad_features = grad_weight = grad_bias = None
         if needs_input:
             grad_input = bilinear("involution2d_input_grad", grad, kernel, input.shape[2:], *ctx.window)
@@ -113,7 +123,6 @@ class _NormalizedInvolution(torch.autograd.Function):
         if any(needs_generation):
             grad_kernel = bilinear("involution2d_kernel_grad", grad, input, groups, ctx.kernel_size, *ctx.window)
             grad_features, grad_weight, grad_bias = generated_kernel_gradients(
-                grad_kernel, features, weight, bias, needs_generation
+                grad_kernel, features, weight, needs_generation
             )
-        grad_norm = grad_gamma if needs_gamma else None, grad_beta if needs_beta else None
         return grad_input, grad_features, grad_weight, grad_bias, None, None, *grad_norm, *[None] * 4

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.profiler import profile
 
-from . import arguments, extension, families, reference, taps, timing, verification
+from . import arguments, extension, families, generation, reference, taps, timing, verification
 from ._ops import ops
 
 
@@ -27,6 +27,7 @@ DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in arguments.DTYPES
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 LOOP, COMPILED_LOOP, UNFOLD = "loop over taps", "loop over taps, torch.compile", "unfold"
 SEPARATE = "1x1 convolution + involution2d"
+SEPARATE_GRADIENTS = "1x1 convolution + both gradients + its gradients"
 COPY, PRODUCT = "copy", "product"  # the measurements of the limits
 
 
@@ -97,7 +98,7 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Pass:
-    """One of the four operators with its arguments, and what it costs at least."""
+    """One of the five operators with its arguments, and what it costs at least."""
 
     name: str  # of the pass, for readers
     operator: str
@@ -105,8 +106,9 @@ class Pass:
     moved: int  # bytes that it reads and writes
     flops: int
     others: dict[str, Callable]  # implementations besides that of the operator, called without arguments
+    used: str | None = None  # one of the others, if it is used instead of the operator
 
-    def call(self) -> Tensor:
+    def call(self) -> Tensor | tuple[Tensor, ...]:
         return getattr(ops, self.operator).default(*self.arguments)
 
 
@@ -126,7 +128,7 @@ def passes(geometry: Geometry, backward: bool) -> list[Pass]:
     t, window, kernel_size = Tensors.of(geometry), geometry.window, geometry.kernel_size
     size, output = geometry.shape[2:], t.grad
     multiplications = output.numel() * kernel_size[0] * kernel_size[1]
-    generation = t.kernel.numel() * geometry.hidden_channels
+    convolution = t.kernel.numel() * geometry.hidden_channels
 
     def plain(function: str, *arguments: object) -> dict[str, Callable]:
         """The implementations in plain PyTorch."""
@@ -146,7 +148,7 @@ def passes(geometry: Geometry, backward: bool) -> list[Pass]:
         step("forward", "involution2d", forward, (t.input, t.kernel, output), 2 * multiplications,
              plain("involution2d", *forward)),
         step("generation and forward", "involution2d_fused", generated, (t.input, t.features, t.weight, output),
-             2 * (multiplications + generation), {SEPARATE: separate}),
+             2 * (multiplications + convolution), {SEPARATE: separate}),
     ]  # fmt: skip
     if backward:
         of_input = (t.grad, t.kernel, size, *window)
@@ -157,7 +159,29 @@ def passes(geometry: Geometry, backward: bool) -> list[Pass]:
             step("kernel gradient", "involution2d_kernel_grad", of_kernel, (t.grad, t.input, t.kernel),
                  2 * multiplications, plain("involution2d_kernel_grad", *of_kernel)),
         ]  # fmt: skip
+    if backward and geometry.device == "cpu":  # the only device that has a kernel for all gradients
+        result.append(_all_gradients(geometry, t, multiplications, convolution))
     return result
+
+
+def _all_gradients(geometry: Geometry, t: Tensors, multiplications: int, convolution: int) -> Pass:
+    """The gradients of the input and of the convolution that generates the kernel."""
+    window, kernel_size = geometry.window, geometry.kernel_size
+
+    def separate() -> None:
+        kernel = reference.generated_kernel(t.features, t.weight, t.bias, kernel_size)
+        ops.involution2d_input_grad.default(t.grad, kernel, geometry.shape[2:], *window)
+        grad = ops.involution2d_kernel_grad.default(t.grad, t.input, geometry.groups, kernel_size, *window)
+        reference.generated_kernel_gradients(grad, t.features, t.weight, [True] * 3)
+
+    moved = (t.grad, *[t.input, t.features, t.weight] * 2)
+    return Pass(
+        "generation, all gradients", "involution2d_fused_grad",
+        (t.grad, t.input, t.features, t.weight, t.bias, kernel_size, *window),
+        sum(tensor.nbytes for tensor in moved), 2 * (2 * multiplications + 3 * convolution),
+        {SEPARATE_GRADIENTS: separate},
+        None if generation.computes_in_blocks([True] * 4, t.features) else SEPARATE_GRADIENTS,
+    )  # fmt: skip
 
 
 def measure(geometry: Geometry, backward: bool, repeats: int) -> tuple[list[Row], float, float]:
@@ -187,12 +211,12 @@ def measure(geometry: Geometry, backward: bool, repeats: int) -> tuple[list[Row]
 
 def _implementations(step: Pass, device: str) -> list[tuple[Row, Callable]]:
     """The rows of a pass, and their functions. One of them is that of the operator."""
-    used = _what_ran(step, device)
-    result = {used: step.call}
+    ran = _what_ran(step, device)
+    result = {ran: step.call}
     if device == "cuda" and extension.load(device):
-        result |= _families(step, used)
+        result |= _families(step, ran)
     result |= {name: function for name, function in step.others.items() if name not in result}
-    return [(Row(step, name, name == used), function) for name, function in result.items()]
+    return [(Row(step, name, name == (step.used or ran)), function) for name, function in result.items()]
 
 
 def _what_ran(step: Pass, device: str) -> str:
@@ -203,7 +227,7 @@ def _what_ran(step: Pass, device: str) -> str:
         step.call()
     names = {event.name for event in record.function_events}
     if names & {"aten::mul", "aten::addcmul_"}:  # plain PyTorch
-        return LOOP if step.operator != "involution2d_fused" else f"1x1 convolution + {LOOP}"
+        return f"1x1 convolution + {LOOP}" if step.operator.startswith("involution2d_fused") else LOOP
     if device == "cuda":
         return families.last(_cuda_library())
     return "1x1 convolution + kernel, in one call" if "aten::conv2d" in names else "compiled kernel"
@@ -219,7 +243,7 @@ def _families(step: Pass, used: str) -> dict[str, Callable]:
     refused = {(r["operator"], r["family"]) for r in verification.refused(verification.records(library))}
     allowed = {family: (operator, family) not in refused for family in families.of(operator)}
 
-    def call(family: str) -> Tensor:
+    def call(family: str) -> Tensor | tuple[Tensor, ...]:
         families.use_only(library, operator, family)
         try:
             return step.call()

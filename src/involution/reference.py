@@ -72,13 +72,12 @@ def generated_kernel(features: Tensor, weight: Tensor, bias: Tensor | None, kern
 
 
 def generated_kernel_gradients(
-    grad_kernel: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool]
+    grad_kernel: Tensor, features: Tensor, weight: Tensor, needs: Sequence[bool]
 ) -> Sequence[Tensor | None]:
     """The gradients of features, weight and bias, each None unless `needs` asks for it."""
     grad = grad_kernel.reshape(features.shape[0], weight.shape[0], *features.shape[2:])
-    bias_size = None if bias is None else [weight.shape[0]]
     return torch.ops.aten.convolution_backward(
-        grad, features, weight, bias_size, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, list(needs)
+        grad, features, weight, [weight.shape[0]], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, list(needs)
     )
 
 

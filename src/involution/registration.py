@@ -1,8 +1,8 @@
 """Registers the operators `torch.ops.involution.*`: schemas, composite and fake kernels, autograd, autocast, FLOPs.
 
-The operators are `involution2d`, its two gradients `involution2d_input_grad` and `involution2d_kernel_grad`, and
-`involution2d_fused`, which generates its kernel by the 1x1 convolution at the end of the kernel generation. A Kernel
-Hub kernel has the same operators in another namespace (`_ops`).
+The operators are `involution2d` and its two gradients `involution2d_input_grad` and `involution2d_kernel_grad`, and
+`involution2d_fused`, which generates its kernel by the 1x1 convolution at the end of the kernel generation, and its
+gradients `involution2d_fused_grad`. A Kernel Hub kernel has the same operators in another namespace (`_ops`).
 
 The schemas are registered from Python, so that the operators exist, trace and export whether or not anything is
 compiled. (In a C++ program, the compiled library registers them: csrc/schemas.h.) Loading a compiled library registers
@@ -21,7 +21,7 @@ from torch._decomp import register_decomposition
 from torch._library.utils import get_layout_constraint_tag
 from torch.utils.flop_counter import register_flop_formula
 
-from . import autocast, decomposition, extension, libraries, reference, taps
+from . import autocast, decomposition, extension, generation, libraries, reference, taps
 from ._ops import add_op_namespace_prefix, ops
 from .arguments import check_generation, check_pair, check_scale_and_shift
 from .transforms import GRADIENTS, bilinear
@@ -81,6 +81,23 @@ def _involution2d_fused(input, features, *arguments):
     return result.copy_(reference.involution2d_fused(input, features, *arguments, involution2d=taps.involution2d))
 
 
+def _involution2d_fused_grad(grad_output, input, features, weight, bias, kernel_size, *window):
+    if input.device.type == "cpu" and extension.load("cpu"):  # There is no such kernel for other devices.
+        op = ops.involution2d_fused_grad.default
+        return op(grad_output, input, features, weight, bias, kernel_size, *window)
+    return _compose_fused_grad(grad_output, input, features, weight, bias, kernel_size, *window)
+
+
+def _compose_fused_grad(grad_output, input, features, weight, bias, kernel_size, *window):
+    kernel = reference.generated_kernel(features, weight, bias, kernel_size)
+    groups, size = kernel.shape[1], input.shape[2:]
+    grad_input = ops.involution2d_input_grad.default(grad_output, kernel, size, *window)
+    del kernel  # Its gradient is as large.
+    grad_kernel = ops.involution2d_kernel_grad.default(grad_output, input, groups, kernel_size, *window)
+    grads = reference.generated_kernel_gradients(grad_kernel, features, weight, (True, True, True))
+    return grad_input, taps.empty_image(features, *features.shape[2:]).copy_(grads[0]), *grads[1:]
+
+
 # --- Fake kernels: shapes and strides for tracing ---
 
 
@@ -119,6 +136,15 @@ def _fake_involution2d_fused(
     return taps.empty_image(input, features.shape[2], features.shape[3])
 
 
+def _fake_involution2d_fused_grad(grad_output, input, features, weight, bias, kernel_size, stride, padding, dilation):
+    return (
+        taps.empty_image(grad_output, input.shape[2], input.shape[3]),
+        taps.empty_image(features, features.shape[2], features.shape[3]),
+        weight.new_empty(weight.shape),
+        weight.new_empty(weight.shape[0]),
+    )
+
+
 # --- Autograd ---
 
 
@@ -154,8 +180,9 @@ def _fused_gradients(needs, grad, input, features, weight, bias, scale, shift, r
     """
     needs_input, needs_features, needs_weight, needs_bias, needs_scale, needs_shift, *_ = needs
     grad_input = grad_features = grad_weight = grad_bias = grad_scale = grad_shift = None
+    in_blocks = generation.computes_in_blocks(needs, features)
     kernel = None
-    if needs_input or needs_scale:
+    if (needs_input and not in_blocks) or needs_scale:
         kernel = reference.generated_kernel(features, weight, bias, kernel_size)
     if rectified is not None:
         grad = torch.ops.aten.threshold_backward(grad, rectified, 0)  # that of ReLU
@@ -165,6 +192,9 @@ def _fused_gradients(needs, grad, input, features, weight, bias, scale, shift, r
         grad_scale = (grad.to(scale.dtype) * bilinear("involution2d", input, kernel, *window)).sum((0, 2, 3))
     if scale is not None:
         grad = (grad * scale[:, None, None]).to(grad.dtype)
+    if in_blocks:
+        arguments = (grad, input, features, weight, bias, kernel_size, *window)
+        return *generation.gradients_in_blocks(needs, *arguments), grad_scale, grad_shift
     if needs_input:
         grad_input = bilinear("involution2d_input_grad", grad, kernel, input.shape[2:], *window)
     del kernel  # Its gradient is as large.
@@ -172,9 +202,19 @@ def _fused_gradients(needs, grad, input, features, weight, bias, scale, shift, r
         groups = weight.shape[0] // math.prod(kernel_size)
         grad_kernel = bilinear("involution2d_kernel_grad", grad, input, groups, kernel_size, *window)
         grad_features, grad_weight, grad_bias = reference.generated_kernel_gradients(
-            grad_kernel, features, weight, bias, (needs_features, needs_weight, needs_bias)
+            grad_kernel, features, weight, (needs_features, needs_weight, needs_bias)
         )
     return grad_input, grad_features, grad_weight, grad_bias, grad_scale, grad_shift
+
+
+def _save_nothing(ctx, inputs, output):
+    pass
+
+
+def _fused_grad_backward(ctx, *grads):
+    raise NotImplementedError(
+        "involution2d_fused_grad computes first derivatives only, and has none of its own: call it without gradients"
+    )
 
 
 # --- FLOPs: one multiplication and one addition for each tap and channel, in all three bilinear operators ---
@@ -195,6 +235,13 @@ def _fused_flops(input_shape, features_shape, weight_shape, *arguments, out_shap
     return 2 * batch * height * width * (weight_shape[0] * weight_shape[1] + channels * taps)
 
 
+def _fused_grad_flops(grad_output_shape, input_shape, features_shape, weight_shape, *arguments, **kwargs) -> int:
+    # The convolution is computed once and has two gradients. The involution has two.
+    batch, channels, height, width = grad_output_shape
+    taps = math.prod(arguments[1])
+    return 2 * batch * height * width * (3 * weight_shape[0] * weight_shape[1] + 2 * channels * taps)
+
+
 # --- Registration ---
 
 
@@ -208,6 +255,9 @@ def _register() -> None:
             _involution2d_kernel_grad, _fake_involution2d_kernel_grad, _save, _backward("involution2d_kernel_grad"),
         ),
         "involution2d_fused": (_involution2d_fused, _fake_involution2d_fused, _save_fused, _fused_backward),
+        "involution2d_fused_grad": (
+            _involution2d_fused_grad, _fake_involution2d_fused_grad, _save_nothing, _fused_grad_backward,
+        ),
     }  # fmt: skip
     for name, (composite, fake, save, backward) in kernels.items():
         qualified = add_op_namespace_prefix(name)
@@ -226,6 +276,7 @@ def _register() -> None:
     register_flop_formula([ops.involution2d, ops.involution2d_input_grad])(_flops)
     register_flop_formula(ops.involution2d_kernel_grad)(_kernel_grad_flops)
     register_flop_formula(ops.involution2d_fused)(_fused_flops)
+    register_flop_formula(ops.involution2d_fused_grad)(_fused_grad_flops)
 
 
 def _check_schema(qualified: str, registered: torch.FunctionSchema, schema: str) -> None:

@@ -15,7 +15,7 @@ def prepare(tensor: Tensor) -> None:
 
 @cache
 def _register() -> None:
-    from torch.distributed.tensor import DTensor, Replicate, Shard
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
     from torch.distributed.tensor._op_schema import RuntimeSchemaInfo
     from torch.distributed.tensor.experimental import register_sharding
 
@@ -36,6 +36,15 @@ def _register() -> None:
         options = [None] * len(rest[4:])
         return [([placement], [placement, placement, *whole, *options]) for placement in (Replicate(), Shard(0))]
 
+    def fused_grad(grad_output, input, features, weight, bias, *rest):
+        whole = [Replicate(), None if bias is None else Replicate()]
+        return [
+            # The gradients of weight and bias are sums over the batch.
+            ([placement, placement, sums, sums], [*[placement] * 3, *whole, *[None] * len(rest)])
+            for placement, sums in ((Replicate(), Replicate()), (Shard(0), Partial()))
+        ]
+
     names = ("involution2d", "involution2d_input_grad", "involution2d_kernel_grad")
     register(2, [getattr(ops, name).default for name in names], bilinear)
     register(6, [ops.involution2d_fused.default], fused)
+    register(5, [ops.involution2d_fused_grad.default], fused_grad)

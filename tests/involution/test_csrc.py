@@ -14,9 +14,12 @@ CSRC = Path(__file__).parents[2] / "src/involution/csrc"
 SOURCES = {CSRC / "involution2d_cpu.cpp", CSRC / "cpu/kernels.cpp", Path(__file__).with_name("cuda_on_cpu.cpp")}
 # Headers that are compiled here, and templates to instantiate, because only this shows what their bodies lack.
 COMPILED = {
-    "checks.h": ["forward_geometry", "input_grad_geometry", "kernel_grad_geometry", "fused_geometry"],
+    "checks.h": [
+        "forward_geometry", "input_grad_geometry", "kernel_grad_geometry", "fused_geometry", "fused_grad_geometry",
+    ],
     "cpu/small_groups.h": ["forward_small_groups<float>"],
     "cpu/fused.h": ["forward_kernel<float>", "fused_kernel<float>"],
+    "cpu/fused_grad.h": ["fused_grad_kernel<float>"],
     "cpu/implementation.h": ["kKernels"],
     "cpu/input_grad.h": ["input_grad_kernel<float>"],
     "cpu/kernel_grad.h": ["kernel_grad_kernel<float>"],
@@ -30,7 +33,7 @@ COMPILED = {
     "cuda/tiled_kernel_grad.cuh": [
         f"tiled_{name}_kernel<float, 7, 1>" for name in ("forward", "input_grad", "kernel_grad", "fused")
     ],
-}
+}  # fmt: skip
 
 
 def first_include(path: Path) -> Path:

@@ -42,7 +42,16 @@ def test_times_every_implementation():
         "generation and forward": ["compiled kernel", profile.SEPARATE],
         "input gradient": ["compiled kernel", *plain],
         "kernel gradient": ["compiled kernel", *plain],
+        "generation, all gradients": ["compiled kernel", profile.SEPARATE_GRADIENTS],
     }
+
+
+def test_names_the_gradients_that_autograd_uses():
+    """With many hidden channels, those of the separate operators."""
+    _, rows = run("--backward", "--hidden_channels", "65")
+    used = {row["pass"]: row["implementation"] for row in rows if row["used"]}
+    assert used["generation, all gradients"] == profile.SEPARATE_GRADIENTS
+    assert used["generation and forward"] == "compiled kernel"
 
 
 def test_names_what_runs_without_a_compiler(tmp_path):

@@ -135,11 +135,10 @@ inline Geometry kernel_grad_geometry(const Sizes& grad_output, const Sizes& inpu
 
 // The geometry of an involution whose kernel is generated, `conv2d(features, weight, bias)`, and which is followed by
 // `scale`, `shift` and ReLU.
-inline Geometry fused_geometry(const Sizes& input, const Sizes& features, const Sizes& weight,
+inline Geometry fused_geometry(const char* op, const Sizes& input, const Sizes& features, const Sizes& weight,
                                const std::optional<Sizes>& bias, const std::optional<Sizes>& scale,
                                const std::optional<Sizes>& shift, const Sizes& kernel_size, const Sizes& stride,
                                const Sizes& padding, const Sizes& dilation) {
-  constexpr auto op = "involution2d_fused";
   check_dimensions(op, "features", features, 4, "(B, R, H', W')");
   check_parameter(op, "kernel_size", kernel_size, 1);
   const int64_t taps = kernel_size[0] * kernel_size[1];
@@ -156,6 +155,16 @@ inline Geometry fused_geometry(const Sizes& input, const Sizes& features, const 
     check_shape(op, "scale", *scale, {g.channels});
     check_shape(op, "shift", *shift, {g.channels});
   }
+  return g;
+}
+
+inline Geometry fused_grad_geometry(const Sizes& grad_output, const Sizes& input, const Sizes& features,
+                                    const Sizes& weight, const std::optional<Sizes>& bias, const Sizes& kernel_size,
+                                    const Sizes& stride, const Sizes& padding, const Sizes& dilation) {
+  constexpr auto op = "involution2d_fused_grad";
+  const Geometry g = fused_geometry(op, input, features, weight, bias, std::nullopt, std::nullopt, kernel_size, stride,
+                                    padding, dilation);
+  check_shape(op, "grad_output", grad_output, {g.batch, g.channels, g.out_h, g.out_w});
   return g;
 }
 

@@ -14,6 +14,7 @@
 
 #include <array>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 namespace {
@@ -132,16 +133,18 @@ Tensor involution2d(const Tensor& input, const Tensor& kernel, const Ints& strid
   return output;
 }
 
+std::optional<Sizes> sizes_of(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional<Sizes>(tensor->sizes()) : std::nullopt;
+}
+
 Tensor involution2d_fused(const Tensor& input, const Tensor& features, const Tensor& weight,
                           const std::optional<Tensor>& bias, const std::optional<Tensor>& scale,
                           const std::optional<Tensor>& shift, bool relu, const Ints& kernel_size, const Ints& stride,
                           const Ints& padding, const Ints& dilation) {
   constexpr auto op = "involution2d_fused";
-  const auto sizes = [](const std::optional<Tensor>& t) {
-    return t ? std::optional<Sizes>(t->sizes()) : std::nullopt;
-  };
-  const Geometry g = involution::fused_geometry(input.sizes(), features.sizes(), weight.sizes(), sizes(bias),
-                                                sizes(scale), sizes(shift), kernel_size, stride, padding, dilation);
+  const Geometry g =
+      involution::fused_geometry(op, input.sizes(), features.sizes(), weight.sizes(), sizes_of(bias), sizes_of(scale),
+                                 sizes_of(shift), kernel_size, stride, padding, dilation);
   const ScalarType dtype = input.scalar_type();
   const ScalarType accumulation = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   check_dtype(op, "features", features, dtype);
@@ -214,6 +217,44 @@ Tensor involution2d_kernel_grad(const Tensor& grad_output, const Tensor& input, 
   return grad_kernel;
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> involution2d_fused_grad(const Tensor& grad_output, const Tensor& input,
+                                                                   const Tensor& features, const Tensor& weight,
+                                                                   const std::optional<Tensor>& bias,
+                                                                   const Ints& kernel_size, const Ints& stride,
+                                                                   const Ints& padding, const Ints& dilation) {
+  constexpr auto op = "involution2d_fused_grad";
+  const Geometry g =
+      involution::fused_grad_geometry(grad_output.sizes(), input.sizes(), features.sizes(), weight.sizes(),
+                                      sizes_of(bias), kernel_size, stride, padding, dilation);
+  const ScalarType dtype = input.scalar_type();
+  check_dtype(op, "grad_output", grad_output, dtype);
+  check_dtype(op, "features", features, dtype);
+  check_dtype(op, "weight", weight, dtype);
+  if (bias) {
+    check_dtype(op, "bias", *bias, dtype);
+  }
+  const auto empty = [&](const Ints& sizes) {
+    return torch::stable::empty(sizes, dtype, std::nullopt, input.device());
+  };
+  const int64_t taps = g.groups * g.taps(), hidden = features.size(1);
+  Tensor grad_input = empty_image(grad_output, {g.batch, g.channels, g.height, g.width});
+  Tensor grad_features = empty_image(features, {g.batch, hidden, g.out_h, g.out_w});
+  Tensor grad_weight = empty({taps, hidden, 1, 1}), grad_bias = empty({taps});
+  if (grad_output.numel() == 0 || grad_input.numel() == 0) {
+    for (Tensor* grad : {&grad_input, &grad_features, &grad_weight, &grad_bias}) {
+      torch::stable::zero_(*grad);
+    }
+  } else {
+    const OptionalView bias_(op, bias);
+    const involution::Tensor features_ = read(op, features), weight_ = read(op, weight);
+    const involution::Tensor dx = write(op, grad_input), df = write(op, grad_features), dw = write(op, grad_weight),
+                             db = write(op, grad_bias);
+    involution::kernels()->involution2d_fused_grad(g, read(op, grad_output), read(op, input),
+                                                   {features_, weight_, bias_.get()}, {dx, df, dw, db}, parallel());
+  }
+  return {grad_input, grad_features, grad_weight, grad_bias};
+}
+
 const bool defined = involution::define_operators(C10_STRINGIZE(INVOLUTION_NAMESPACE));
 
 }  // namespace
@@ -226,4 +267,5 @@ INVOLUTION_EXPAND(STABLE_TORCH_LIBRARY_IMPL, INVOLUTION_NAMESPACE, CPU, m) {
   m.impl("involution2d_fused", TORCH_BOX(&involution2d_fused));
   m.impl("involution2d_input_grad", TORCH_BOX(&involution2d_input_grad));
   m.impl("involution2d_kernel_grad", TORCH_BOX(&involution2d_kernel_grad));
+  m.impl("involution2d_fused_grad", TORCH_BOX(&involution2d_fused_grad));
 }

@@ -16,6 +16,8 @@ constexpr const char* kSchemas[] = {
     "int[2] padding, int[2] dilation) -> Tensor",
     "involution2d_fused(Tensor input, Tensor features, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, "
     "bool relu, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation) -> Tensor",
+    "involution2d_fused_grad(Tensor grad_output, Tensor input, Tensor features, Tensor weight, Tensor? bias, "
+    "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation) -> (Tensor, Tensor, Tensor, Tensor)",
 };
 
 // Defines the operators in a process without Python. Loading the library calls this; it returns whether it did.

@@ -141,7 +141,8 @@ from kernels import get_local_kernel
 loaded = [involution, *(get_local_kernel(Path(folder)) for folder in sys.argv[1:])]
 names = {module.operators.name for module in loaded}
 assert len(names) == 3 and "involution" in names
-for name in ("involution2d", "involution2d_input_grad", "involution2d_kernel_grad", "involution2d_fused"):
+names = ("", "_input_grad", "_kernel_grad", "_fused", "_fused_grad")
+for name in (f"involution2d{suffix}" for suffix in names):
     schemas = {str(getattr(module.operators, name).default._schema).split("::")[1] for module in loaded}
     assert len(schemas) == 1, schemas
 input, kernel = torch.randn(2, 32, 9, 8), torch.randn(2, 2, 3, 3, 9, 8)

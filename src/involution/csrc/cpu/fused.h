@@ -6,34 +6,38 @@
 namespace involution {
 namespace {
 
-// Computes the 1x1 convolution for M taps of N * kLanes pixels, from features [hidden][kSlice] to [tap][kTapStride].
-template <int M, int N, typename acc_t>
-INVOLUTION_NOINLINE void generate_tile(const acc_t* weight, const acc_t* bias, const acc_t* features, int64_t hidden,
-                                       acc_t* out) {
+// Multiplies M rows of `weight`, [row][count], and `count` rows of N * kLanes pixels, [count][kFromStep]: a 1x1
+// convolution. The products are added to `bias`, or without one to `out`, and written to `out`, [row][kOutStep].
+template <int M, int N, int64_t kFromStep, int64_t kOutStep, typename acc_t>
+INVOLUTION_NOINLINE void multiply_pixels(const acc_t* weight, const acc_t* bias, const acc_t* from, int64_t count,
+                                         acc_t* out) {
   using V = Channels<acc_t>;
   V acc[M][N];
   INVOLUTION_UNROLL for (int m = 0; m < M; ++m) {
     INVOLUTION_UNROLL for (int n = 0; n < N; ++n) {
-      acc[m][n] = V{} + bias[m];
+      acc[m][n] = bias ? V{} + bias[m] : load<V>(out + m * kOutStep + n * kLanes);
     }
   }
-  for (int64_t r = 0; r < hidden; ++r) {
-    V feature[N];
+  for (int64_t k = 0; k < count; ++k) {
+    V pixels[N];
     INVOLUTION_UNROLL for (int n = 0; n < N; ++n) {
-      feature[n] = load<V>(features + r * kSlice + n * kLanes);
+      pixels[n] = load<V>(from + k * kFromStep + n * kLanes);
     }
     INVOLUTION_UNROLL for (int m = 0; m < M; ++m) {
       INVOLUTION_UNROLL for (int n = 0; n < N; ++n) {
-        add_product<acc_t>(acc[m][n], feature[n], weight[m * hidden + r]);
+        add_product<acc_t>(acc[m][n], pixels[n], weight[m * count + k]);
       }
     }
   }
   INVOLUTION_UNROLL for (int m = 0; m < M; ++m) {
     INVOLUTION_UNROLL for (int n = 0; n < N; ++n) {
-      store(out + m * kTapStride + n * kLanes, acc[m][n]);
+      store(out + m * kOutStep + n * kLanes, acc[m][n]);
     }
   }
 }
+
+// The rows of `multiply_pixels`: the accumulators of 6 rows and two vectors of pixels fit into registers.
+constexpr int kMostRows = 6;
 
 // The 1x1 convolution that generates the kernels.
 template <typename scalar_t, typename acc_t>
@@ -51,24 +55,21 @@ struct Generator {
   // paper are 4 tiles of 6 and 5 of 5.
   void operator()(int64_t group, const acc_t* features, int64_t pixels, acc_t* out) const {
     const acc_t *w = weight.get() + group * taps * hidden, *b = bias.get() + group * taps;
-    const int64_t tiles = ceil_div(taps, kMostTaps);
+    const int64_t tiles = ceil_div(taps, kMostRows);
     for (int64_t n = 0; n < tiles; ++n) {
       const int64_t tap = taps * n / tiles, end = taps * (n + 1) / tiles;
       // The weights of the next tile, while those of this one are used for all pixels.
       prefetch(w + end * hidden, (end - tap) * hidden);
       for (int64_t p = 0; p < pixels; p += kSlice) {
-        with_static_count<kMostTaps>(end - tap, [&](auto M) {
+        with_static_count<kMostRows>(end - tap, [&](auto M) {
           with_static_count<kSliceVectors>(ceil_div(pixels - p, kLanes), [&](auto N) {
-            generate_tile<decltype(M)::value, decltype(N)::value>(w + tap * hidden, b + tap, features + p * hidden,
-                                                                  hidden, out + tap * kTapStride + p);
+            multiply_pixels<decltype(M)::value, decltype(N)::value, kSlice, kTapStride>(
+                w + tap * hidden, b + tap, features + p * hidden, hidden, out + tap * kTapStride + p);
           });
         });
       }
     }
   }
-
- private:
-  static constexpr int kMostTaps = 6;  // The accumulators of 6 taps and two vectors of pixels fit into registers.
 };
 
 // The generated kernels of a block, [tap][kTapStride].

@@ -4,6 +4,7 @@
 #include "small_groups.h"
 #include "forward.h"
 #include "fused.h"
+#include "fused_grad.h"
 #include "input_grad.h"
 #include "kernel_grad.h"
 #include "planes.h"
@@ -59,7 +60,15 @@ void involution2d_kernel_grad(const Geometry& g, const Tensor& grad_output, cons
   });
 }
 
-constexpr Kernels kKernels{&involution2d, &involution2d_fused, &involution2d_input_grad, &involution2d_kernel_grad};
+void involution2d_fused_grad(const Geometry& g, const Tensor& grad_output, const Tensor& input,
+                             const Generation& generation, const FusedGradients& gradients, const Parallel& parallel) {
+  with_scalar_type(input.dtype, [&](auto* type) {
+    fused_grad_kernel<std::remove_pointer_t<decltype(type)>>(g, grad_output, input, generation, gradients, parallel);
+  });
+}
+
+constexpr Kernels kKernels{&involution2d, &involution2d_fused, &involution2d_input_grad, &involution2d_kernel_grad,
+                           &involution2d_fused_grad};
 
 }  // namespace
 }  // namespace involution

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "phases.h"
+#include "taps.h"
 
 namespace involution {
 namespace {
@@ -21,8 +22,8 @@ struct KernelGradPixels {
   int64_t channels, channel_step, grad_step, grad_row_step;
 };
 
-// Computes M taps of a kernel row for R output rows, [tap][kLanes]. `columns` are the offsets of the taps in `x`.
-template <int M, int R, typename acc_t>
+// Computes M taps of a kernel row for R output rows, [tap][kStep]. `columns` are the offsets of the taps in `x`.
+template <int M, int R, int64_t kStep, typename acc_t>
 INVOLUTION_NOINLINE void kernel_grad_tile(const KernelGradPixels<acc_t>& from, const int64_t* columns,
                                           acc_t* const* out) {
   using V = Channels<acc_t>;
@@ -47,21 +48,21 @@ INVOLUTION_NOINLINE void kernel_grad_tile(const KernelGradPixels<acc_t>& from, c
   }
   INVOLUTION_UNROLL for (int r = 0; r < R; ++r) {
     INVOLUTION_UNROLL for (int m = 0; m < M; ++m) {
-      store(out[r] + m * kLanes, acc[r][m]);
+      store(out[r] + m * kStep, acc[r][m]);
     }
   }
 }
 
 // Calls `kernel_grad_tile` with a number of taps from 1 to `kTapChunk`.
-template <int R, int M = kTapChunk, typename acc_t>
+template <int R, int64_t kStep, int M = kTapChunk, typename acc_t>
 inline void kernel_grad_tiles(int64_t taps, const KernelGradPixels<acc_t>& from, const int64_t* columns,
                               acc_t* const* out) {
   if constexpr (M > 1) {
     if (taps < M) {
-      return kernel_grad_tiles<R, M - 1>(taps, from, columns, out);
+      return kernel_grad_tiles<R, kStep, M - 1>(taps, from, columns, out);
     }
   }
-  kernel_grad_tile<M, R>(from, columns, out);
+  kernel_grad_tile<M, R, kStep>(from, columns, out);
 }
 
 // Writes the taps of up to `kLanes` neighboring pixels. They are given in order, a few at a time: `next`, ...,
@@ -70,12 +71,15 @@ template <typename scalar_t>
 class TapWriter {
  public:
   using acc_t = opmath_t<scalar_t>;
+  static constexpr int64_t kStep = kLanes;  // between the taps at the result of `next`
 
   // In both layouts of `empty_kernel`, the stride between all neighboring taps is the same.
   TapWriter(const Geometry& g, const Tensor& t)
-      : taps_(g.taps()), tap_stride_(t.strides[g.kernel_w > 1 ? 3 : 2]), pixel_stride_(t.strides[5]) {}
+      : kernel_(t), taps_(g.taps()), tap_stride_(t.strides[g.kernel_w > 1 ? 3 : 2]), pixel_stride_(t.strides[5]) {}
 
-  void start(scalar_t* to, int64_t pixels) {
+  void start(int64_t b, int64_t group, int64_t i, int64_t j, int64_t pixels) {
+    scalar_t* const to = static_cast<scalar_t*>(kernel_.data) + b * kernel_.strides[0] + group * kernel_.strides[1] +
+                         i * kernel_.strides[4] + j * kernel_.strides[5];
     to_ = to;
     pixels_ = pixels;
     tap_ = count_ = 0;
@@ -152,26 +156,26 @@ class TapWriter {
     }
   }
 
+  const Tensor& kernel_;
   const int64_t taps_, tap_stride_, pixel_stride_;
   scalar_t* to_ = nullptr;
   int64_t pixels_ = 0, tap_ = 0, count_ = 0;
   alignas(64) acc_t tile_[2 * kLanes * kLanes] = {};  // the taps before, and those to be written
 };
 
-// Computes the kernel gradient of one group, in strips of output rows.
-template <typename scalar_t>
+// Computes the kernel gradient of one group, in strips of output rows. A `Writer` takes the taps.
+template <typename scalar_t, typename Writer>
 class KernelGradStrip {
  public:
   using acc_t = opmath_t<scalar_t>;
 
+  // Two writers of the same kernel, because two output rows are computed together.
   KernelGradStrip(const Geometry& g, const PhaseRows& layout, int64_t packed_rows, const Tensor& grad_output,
-                  const Tensor& input, const Tensor& grad_kernel)
+                  const Tensor& input, const Writer& first, const Writer& second)
       : g_(g),
         layout_(layout),
         dy_(grad_output),
         x_(input),
-        dk_(static_cast<scalar_t*>(grad_kernel.data)),
-        dk_strides_(grad_kernel.strides),
         grad_step_(ceil_div(g.out_w, kLanes) * kLanes),
         grad_row_step_(g.group_channels() * grad_step_),
         parts_(ceil_div(g.kernel_w, kTapChunk)),
@@ -179,7 +183,7 @@ class KernelGradStrip {
         grad_(2 * grad_row_step_),
         columns_(g.kernel_w),
         part_begin_(parts_ + 1),
-        writers_{{g, grad_kernel}, {g, grad_kernel}} {
+        writers_{first, second} {
     zero(grad_.get(), 2 * grad_row_step_);
     for (int64_t v = 0; v < g.kernel_w; ++v) {
       columns_.get()[v] = layout.at(v * g.dilation_w);
@@ -189,23 +193,28 @@ class KernelGradStrip {
     }
   }
 
-  // Computes the output rows [first, last).
-  void operator()(int64_t b, int64_t group, int64_t first, int64_t last) {
-    const int64_t channel = group * g_.group_channels();
-    pack_strip(g_, layout_, packed_.get(), x_, b, channel, g_.group_channels(), first, last);
-    for (int64_t i = first, count; i < last; i += count) {
-      count = min(last - i, 2);
+  // Starts a strip of the output rows [first, last).
+  void start(int64_t b, int64_t group, int64_t first, int64_t last) {
+    b_ = b;
+    group_ = group;
+    first_ = first;
+    pack_strip(g_, layout_, packed_.get(), x_, b, group * g_.group_channels(), g_.group_channels(), first, last);
+  }
+
+  // Computes a block of the strip.
+  void compute(const Block& block) {
+    const int64_t channel = group_ * g_.group_channels(), end = block.j_begin + block.width;
+    for (int64_t i = block.i_begin, count; i < block.i_end; i += count) {
+      count = min(block.i_end - i, 2);
       for (int64_t r = 0; r < count; ++r) {
-        pack_channels(grad_.get() + r * grad_row_step_, grad_step_, dy_.row(b, channel, i + r), dy_.stride_c,
+        pack_channels(grad_.get() + r * grad_row_step_, grad_step_, dy_.row(b_, channel, i + r), dy_.stride_c,
                       dy_.stride_w, g_.out_w, g_.group_channels());
       }
-      const acc_t* window = packed_.get() + (i - first) * g_.stride_h * layout_.row_step;
-      for (int64_t p = 0; p < g_.out_w; p += kLanes) {
-        const int64_t j = max(min(p, g_.out_w - kLanes), 0);  // The last vector may overlap the one before.
+      const acc_t* window = packed_.get() + (i - first_) * g_.stride_h * layout_.row_step;
+      for (int64_t p = block.j_begin; p < end; p += kLanes) {
+        const int64_t j = max(min(p, end - kLanes), block.j_begin);  // The last vector may overlap the one before.
         for (int64_t r = 0; r < count; ++r) {
-          writers_[r].start(
-              dk_ + b * dk_strides_[0] + group * dk_strides_[1] + (i + r) * dk_strides_[4] + j * dk_strides_[5],
-              min(kLanes, g_.out_w));
+          writers_[r].start(b_, group_, i + r, j, min(kLanes, block.width));
         }
         compute_pixels(window + j, grad_.get() + j, count);
       }
@@ -229,9 +238,9 @@ class KernelGradStrip {
         acc_t* out[2] = {writers_[in_first ? 0 : 1].next(taps), nullptr};
         if (in_first && in_second) {
           out[1] = writers_[1].next(taps);
-          kernel_grad_tiles<2>(taps, from, columns_.get() + v, out);
+          kernel_grad_tiles<2, Writer::kStep>(taps, from, columns_.get() + v, out);
         } else {
-          kernel_grad_tiles<1>(taps, from, columns_.get() + v, out);
+          kernel_grad_tiles<1, Writer::kStep>(taps, from, columns_.get() + v, out);
         }
       }
     }
@@ -243,13 +252,12 @@ class KernelGradStrip {
   const Geometry& g_;
   const PhaseRows& layout_;
   const Image<const scalar_t> dy_, x_;
-  scalar_t* const dk_;
-  const int64_t* const dk_strides_;
   const int64_t grad_step_, grad_row_step_, parts_;
   Buffer<acc_t> packed_, grad_;
   // The offsets of the taps of a kernel row in packed rows, and its parts of up to `kTapChunk` taps.
   Buffer<int64_t> columns_, part_begin_;
-  TapWriter<scalar_t> writers_[2];  // for each output row
+  Writer writers_[2];                      // for each output row
+  int64_t b_ = 0, group_ = 0, first_ = 0;  // of the strip
 };
 
 template <typename scalar_t>
@@ -258,10 +266,14 @@ void kernel_grad_kernel(const Geometry& g, const Tensor& grad_output, const Tens
   const PhaseRows layout(g, g.group_channels(), g.stride_w);
   const Strips strips(g, layout.row_step * sizeof(opmath_t<scalar_t>), 1);
   parallel_for(parallel, g.batch * strips.count * g.groups, [&](int64_t begin, int64_t end) {
-    KernelGradStrip<scalar_t> compute(g, layout, strips.packed_rows(g), grad_output, input, grad_kernel);
+    const TapWriter<scalar_t> writer(g, grad_kernel);
+    KernelGradStrip<scalar_t, TapWriter<scalar_t>> strip(g, layout, strips.packed_rows(g), grad_output, input, writer,
+                                                         writer);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / g.groups / strips.count, first = task / g.groups % strips.count * strips.rows;
-      compute(b, task % g.groups, first, min(first + strips.rows, g.out_h));
+      const int64_t last = min(first + strips.rows, g.out_h);
+      strip.start(b, task % g.groups, first, last);
+      strip.compute({first, last, 0, g.out_w});
     }
   });
 }

@@ -38,6 +38,11 @@ struct Generation {
   const Tensor* bias;               // (G * Kh * Kw,), or null
 };
 
+// The gradients of an involution whose kernel is generated.
+struct FusedGradients {
+  const Tensor &input, &features, &weight, &bias;
+};
+
 // All tensors are of one dtype, except scale and shift, and have the sizes that `g` implies (checks.h), of which none
 // is zero. Results are written completely.
 struct Kernels {
@@ -49,6 +54,9 @@ struct Kernels {
                                   const Tensor& grad_input, const Parallel& parallel);
   void (*involution2d_kernel_grad)(const Geometry& g, const Tensor& grad_output, const Tensor& input,
                                    const Tensor& grad_kernel, const Parallel& parallel);
+  void (*involution2d_fused_grad)(const Geometry& g, const Tensor& grad_output, const Tensor& input,
+                                  const Generation& generation, const FusedGradients& gradients,
+                                  const Parallel& parallel);
 };
 
 // The fastest kernels that this processor runs, or null if it runs none of those that were compiled. Each library in a
