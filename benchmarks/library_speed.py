@@ -22,7 +22,7 @@ from measure import arguments, report
 from operator_speed import SHAPES, make_functions
 
 
-FUNCTIONS = ["forward", "contiguous", "fused", "input grad", "kernel grad"]
+FUNCTIONS = ["forward", "contiguous", "fused", "input grad", "kernel grad", "fused grad"]
 
 
 def measure(library: Path, threads: int, connection: Connection) -> None:

@@ -138,7 +138,8 @@ def involution2d_fused(
     The backward pass generates the kernel again from the features. The kernel is written to memory in forward mode,
     under the transforms of `torch.func`, in plain PyTorch, and where a separate convolution generates it: for R >= 64
     on CUDA, and for R >= 64 in bfloat16 on CPUs that have instructions for matrices of bfloat16. The backward pass
-    writes it, and its gradient, on CUDA, and on CPUs for R > 64 (not in float16) and for derivatives of higher order.
+    writes it, and its gradient, on CUDA, and on CPUs for R > 64 (in bfloat16 for R > 32, in float16 for no R) and for
+    derivatives of higher order.
 
     Args:
         input: (B, C, H, W), in any memory format, or (C, H, W).

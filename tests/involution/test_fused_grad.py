@@ -63,7 +63,7 @@ def test_matches_definition(threads):
     @example(WIDE_CASE, 16)
     @example(TALL_CASE, 8)
     @example(STRIDED_CASE, 20)
-    @settings(max_examples=100)
+    @settings(max_examples=80)
     def check(case, hidden_channels):
         check_gradients(OP, case, hidden_channels)
 
@@ -147,8 +147,8 @@ def test_backward_calls_it_where_it_is_faster_and_gives_the_same_gradients(funct
         count, without_input = gradients([tensors[0].detach(), *tensors[1:]])
         assert count == 0
         torch.testing.assert_close(without_input, grads[1:])
-    half = [torch.randn(shape, dtype=torch.float16, requires_grad=True) for shape in shapes]
-    assert gradients(half)[0] == 1  # Products of matrices of float16 are slow.
+    for dtype, calls in ((torch.bfloat16, 0), (torch.float16, 1)):  # Products of matrices of float16 are slow.
+        assert gradients([torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes])[0] == calls
 
 
 def test_training_stores_neither_the_kernel_nor_its_gradient():

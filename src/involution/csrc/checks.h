@@ -133,12 +133,10 @@ inline Geometry kernel_grad_geometry(const Sizes& grad_output, const Sizes& inpu
   return g;
 }
 
-// The geometry of an involution whose kernel is generated, `conv2d(features, weight, bias)`, and which is followed by
-// `scale`, `shift` and ReLU.
-inline Geometry fused_geometry(const char* op, const Sizes& input, const Sizes& features, const Sizes& weight,
-                               const std::optional<Sizes>& bias, const std::optional<Sizes>& scale,
-                               const std::optional<Sizes>& shift, const Sizes& kernel_size, const Sizes& stride,
-                               const Sizes& padding, const Sizes& dilation) {
+// The geometry of an involution whose kernel is generated, `conv2d(features, weight, bias)`.
+inline Geometry generated_geometry(const char* op, const Sizes& input, const Sizes& features, const Sizes& weight,
+                                   const std::optional<Sizes>& bias, const Sizes& kernel_size, const Sizes& stride,
+                                   const Sizes& padding, const Sizes& dilation) {
   check_dimensions(op, "features", features, 4, "(B, R, H', W')");
   check_parameter(op, "kernel_size", kernel_size, 1);
   const int64_t taps = kernel_size[0] * kernel_size[1];
@@ -150,6 +148,16 @@ inline Geometry fused_geometry(const char* op, const Sizes& input, const Sizes& 
   if (bias) {
     check_shape(op, "bias", *bias, {weight[0]});
   }
+  return g;
+}
+
+// The same, followed by `scale`, `shift` and ReLU.
+inline Geometry fused_geometry(const Sizes& input, const Sizes& features, const Sizes& weight,
+                               const std::optional<Sizes>& bias, const std::optional<Sizes>& scale,
+                               const std::optional<Sizes>& shift, const Sizes& kernel_size, const Sizes& stride,
+                               const Sizes& padding, const Sizes& dilation) {
+  constexpr auto op = "involution2d_fused";
+  const Geometry g = generated_geometry(op, input, features, weight, bias, kernel_size, stride, padding, dilation);
   check(scale.has_value() == shift.has_value(), op, ": one of scale and shift is None, expected both or neither");
   if (scale) {
     check_shape(op, "scale", *scale, {g.channels});
@@ -162,8 +170,7 @@ inline Geometry fused_grad_geometry(const Sizes& grad_output, const Sizes& input
                                     const Sizes& weight, const std::optional<Sizes>& bias, const Sizes& kernel_size,
                                     const Sizes& stride, const Sizes& padding, const Sizes& dilation) {
   constexpr auto op = "involution2d_fused_grad";
-  const Geometry g = fused_geometry(op, input, features, weight, bias, std::nullopt, std::nullopt, kernel_size, stride,
-                                    padding, dilation);
+  const Geometry g = generated_geometry(op, input, features, weight, bias, kernel_size, stride, padding, dilation);
   check_shape(op, "grad_output", grad_output, {g.batch, g.channels, g.out_h, g.out_w});
   return g;
 }

@@ -143,7 +143,7 @@ Tensor involution2d_fused(const Tensor& input, const Tensor& features, const Ten
                           const Ints& padding, const Ints& dilation) {
   constexpr auto op = "involution2d_fused";
   const Geometry g =
-      involution::fused_geometry(op, input.sizes(), features.sizes(), weight.sizes(), sizes_of(bias), sizes_of(scale),
+      involution::fused_geometry(input.sizes(), features.sizes(), weight.sizes(), sizes_of(bias), sizes_of(scale),
                                  sizes_of(shift), kernel_size, stride, padding, dilation);
   const ScalarType dtype = input.scalar_type();
   const ScalarType accumulation = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;

@@ -104,7 +104,7 @@ inline at::Tensor fused(const at::Tensor& input, const at::Tensor& features, con
   const auto sizes = [](const std::optional<at::Tensor>& t) {
     return t ? std::optional<Sizes>(t->sizes()) : std::nullopt;
   };
-  const Geometry g = fused_geometry(op, input.sizes(), features.sizes(), weight.sizes(), sizes(bias), sizes(scale),
+  const Geometry g = fused_geometry(input.sizes(), features.sizes(), weight.sizes(), sizes(bias), sizes(scale),
                                     sizes(shift), kernel_size, stride, padding, dilation);
   check_like(op, "features", features, "input", input);
   check_like(op, "weight", weight, "input", input);
