@@ -107,7 +107,7 @@ def exported_relative(cells: list[str]) -> list[str]:
 
 def library(cells: list[str]) -> list[str]:
     row = find(read("library"), dtype=cells[0], batch=cells[1], input="all seventeen")
-    columns = ("forward", "contiguous", "fused", "input grad", "kernel grad")
+    columns = ("forward", "contiguous", "fused", "input grad", "kernel grad", "fused grad")
     return [*cells[:2], *[f"{row[column]} x" for column in columns]]
 
 

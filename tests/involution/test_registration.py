@@ -75,7 +75,7 @@ import ast, ctypes
 from pathlib import Path
 text = Path(sys.argv[1]).read_text()
 schemas = ast.literal_eval("[" + text.split("kSchemas[] = {")[1].split("};")[0] + "]")
-assert len(schemas) == 4
+assert len(schemas) == 5
 torch_cpu = ctypes.CDLL("libtorch_cpu.so")
 library = ctypes.c_void_p()
 assert torch_cpu.aoti_torch_library_init_fragment(b"involution", b"file", 1, ctypes.byref(library)) == 0
