@@ -89,6 +89,14 @@ Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& sizes) {
   return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
 }
 
+// torch 2.11 does not declare `torch::stable::permute`.
+Tensor permuted(const Tensor& tensor, const Ints& dimensions) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 2> stack{from(tensor), from(dimensions)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::permute", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // An empty kernel in the layout of the result of a 1x1 convolution: in channels-last, the taps of a pixel are
 // adjacent.
 Tensor empty_kernel(const Tensor& like, const Geometry& g) {
@@ -96,8 +104,7 @@ Tensor empty_kernel(const Tensor& like, const Geometry& g) {
     return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device());
   };
   if (is_channels_last(like)) {
-    return torch::stable::permute(empty({g.batch, g.out_h, g.out_w, g.groups, g.kernel_h, g.kernel_w}),
-                                  std::array<int64_t, 6>{0, 3, 4, 5, 1, 2});
+    return permuted(empty({g.batch, g.out_h, g.out_w, g.groups, g.kernel_h, g.kernel_w}), {0, 3, 4, 5, 1, 2});
   }
   return empty({g.batch, g.groups, g.kernel_h, g.kernel_w, g.out_h, g.out_w});
 }
@@ -116,7 +123,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   const Ints ones{1, 1}, zeros{0, 0};
   std::array<StableIValue, 7> stack{from(input), from(weight), from(bias),      from(ones),
                                     from(zeros), from(ones),   from(int64_t(1))};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::conv2d", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::conv2d", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
